@@ -1,0 +1,1 @@
+"""The stages of a call, and the consumers of its events."""

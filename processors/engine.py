@@ -1,0 +1,170 @@
+"""What stages ask of models: requests and replies for each role, and the two protocols around them.
+
+An `Engine` is the model itself; it runs in a process of its own (`engine_host.py`), is warmed before that process says
+it is ready, and may be killed at any time. An `EngineClient` is what a stage's runner holds: it reaches an engine over
+its socket, or a remote service over HTTP.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol
+
+import msgspec
+
+
+class Transcribe(msgspec.Struct, frozen=True, tag=True):
+    """Speech to text. `pcm` is PCM16 little-endian mono at 16,000 Hz, at most 30 s."""
+
+    pcm: bytes
+    language: str = "en"
+    vocabulary: tuple[str, ...] = ()
+    partial: bool = False
+
+
+class HeardWord(msgspec.Struct, frozen=True):
+    """A word with its times in milliseconds from the start of `pcm`."""
+
+    word: str
+    start_ms: int
+    end_ms: int
+    confidence: float
+
+
+class Transcribed(msgspec.Struct, frozen=True, tag=True):
+    """What was heard; an empty text means no speech."""
+
+    text: str
+    words: tuple[HeardWord, ...]
+    confidence: float
+    language: str
+    model: str
+    compute_ms: float
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """Sentences to unit vectors."""
+
+    texts: tuple[str, ...]
+
+
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """float32 little-endian, `len(texts)` rows of `dimensions`, each of length 1."""
+
+    vectors: bytes
+    dimensions: int
+    model: str
+    compute_ms: float
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of a chat: role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """A chat to be continued by the language model, streamed."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int = 120
+    temperature: float = 0.2
+    stop: tuple[str, ...] = ()
+
+
+class Generated(msgspec.Struct, frozen=True, tag=True):
+    """A piece of the answer as it is made; counts and time come with the last."""
+
+    text: str
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    compute_ms: float = 0.0
+
+
+class Speak(msgspec.Struct, frozen=True, tag=True):
+    """A sentence to be spoken, streamed."""
+
+    text: str
+    voice: str = ""
+    speed: float = 1.0
+    language: str = "en"
+
+
+class Spoken(msgspec.Struct, frozen=True, tag=True):
+    """A piece of the speech as it is made: PCM16 little-endian mono at 16,000 Hz."""
+
+    pcm: bytes
+    model: str = ""
+    compute_ms: float = 0.0
+
+
+class CallTool(msgspec.Struct, frozen=True, tag=True):
+    """An HTTP call into another system. Sent again with the same `idempotency_key`, it has no second effect."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: bytes
+    idempotency_key: str
+
+
+class ToolReturned(msgspec.Struct, frozen=True, tag=True):
+    """What the other system answered; `status` is the HTTP status."""
+
+    status: int
+    body: bytes
+    compute_ms: float
+
+
+Request = Transcribe | Embed | Generate | Speak | CallTool
+Reply = Transcribed | Embedded | Generated | Spoken | ToolReturned
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What an engine can do; stages adapt to this and never branch on names."""
+
+    role: str
+    model: str
+    streaming: bool = False
+    languages: tuple[str, ...] = ("en",)
+    sample_rate_hz: int = 16000
+    concurrency: int = 1
+    licence: str = ""
+
+
+class EngineError(Exception):
+    """An engine could not answer; `reason` is timeout, crashed, refused or invalid, as in `stage.Failed`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class Engine(Protocol):
+    """A model. Calls come from one or more threads, `capabilities.concurrency` at a time."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; known once it is loaded."""
+        ...
+
+    def warm(self) -> None:
+        """Runs the model once, so that the first caller does not wait for lazy loading."""
+        ...
+
+    def answer(self, request: Request) -> Iterator[Reply]:
+        """Answers in pieces; closing the iterator cancels the rest. Raises EngineError for what it cannot do."""
+        ...
+
+
+class EngineClient(Protocol):
+    """How a runner reaches an engine."""
+
+    def ask(self, request: Request, deadline_s: float) -> AsyncIterator[Reply]:
+        """Streams the replies; raises EngineError. Closing the iterator cancels the work at the engine."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of the connection; open asks fail with `crashed`."""
+        ...

@@ -1,0 +1,1 @@
+"""The event contracts. Avro files in `avro/` are the source; everything else here is made from them."""

@@ -1,0 +1,331 @@
+"""Typed events, generated from `avro/*.avsc` by `python -m schemas.generate`; do not edit.
+
+Personal data (`pii` in the schema) never shows in a `repr`, so logs cannot print it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+from schemas.event import Event, Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioFrame(Event):
+    """A piece of the caller's audio, in order, without gaps in sample_index unless audio was lost on the way."""
+
+    NAME: ClassVar[str] = "audio_frame"
+    TOPIC: ClassVar[str] = "voice.audio.in"
+    CE_TYPE: ClassVar[str] = "trunkline.audio.in"
+    PII: ClassVar[frozenset[str]] = frozenset({"pcm"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+
+    pcm: bytes = field(repr=False)
+    sample_index: int
+    sample_rate_hz: int = 16000
+    captured_at: int
+
+
+class ControlKind(StrEnum):
+    """barge_in: the caller spoke over the agent; the turn's remaining speech is void. dtmf: a key was pressed. playout: how much of a turn the caller has heard. transfer, hang_up: end of the agent's part. erase: forget the call."""
+
+    UNKNOWN = "unknown"
+    BARGE_IN = "barge_in"
+    DTMF = "dtmf"
+    PLAYOUT = "playout"
+    TRANSFER = "transfer"
+    HANG_UP = "hang_up"
+    ERASE = "erase"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control(Event):
+    """What steers a call besides speech."""
+
+    NAME: ClassVar[str] = "control"
+    TOPIC: ClassVar[str] = "voice.control"
+    CE_TYPE: ClassVar[str] = "trunkline.control"
+    PII: ClassVar[frozenset[str]] = frozenset({"digit"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": ControlKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+
+    kind: ControlKind
+    digit: str = field(default="", repr=False)
+    heard_ms: int = 0
+    sentence: int = 0
+    target: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter(Event):
+    """A record that could not be processed, whole."""
+
+    NAME: ClassVar[str] = "dead_letter"
+    TOPIC: ClassVar[str] = "voice.deadletters"
+    CE_TYPE: ClassVar[str] = "trunkline.deadletter"
+    PII: ClassVar[frozenset[str]] = frozenset({"record_key", "record_value"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+
+    source_topic: str
+    source_partition: int
+    source_offset: int
+    stage: str
+    reason: str
+    detail: str = ""
+    record_key: bytes | None = field(default=None, repr=False)
+    record_value: bytes | None = field(default=None, repr=False)
+    record_headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class DeliveryKind(StrEnum):
+    """attempted: will be tried again. delivered: accepted. dead: given up."""
+
+    UNKNOWN = "unknown"
+    ATTEMPTED = "attempted"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery(Event):
+    """An attempt to tell another system of an event."""
+
+    NAME: ClassVar[str] = "delivery"
+    TOPIC: ClassVar[str] = "voice.deliveries"
+    CE_TYPE: ClassVar[str] = "trunkline.delivery"
+    PII: ClassVar[frozenset[str]] = frozenset()
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": DeliveryKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+
+    kind: DeliveryKind
+    endpoint_id: str
+    message_id: str
+    source_topic: str
+    source_partition: int
+    source_offset: int
+    attempt: int = 1
+    status_code: int = 0
+    duration_ms: float = 0.0
+    reason: str = ""
+
+
+class IntentKind(StrEnum):
+    """detected: the judgement on one transcript."""
+
+    UNKNOWN = "unknown"
+    DETECTED = "detected"
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative(Part):
+    """One of `alternatives`."""
+
+    intent: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entity(Part):
+    """One of `entities`."""
+
+    name: str
+    value: str = field(repr=False)
+    raw: str = field(repr=False)
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent(Event):
+    """What the caller wants."""
+
+    NAME: ClassVar[str] = "intent"
+    TOPIC: ClassVar[str] = "voice.intents"
+    CE_TYPE: ClassVar[str] = "trunkline.intent"
+    PII: ClassVar[frozenset[str]] = frozenset({"entities", "text"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": IntentKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {"alternatives": Alternative, "entities": Entity}
+
+    kind: IntentKind
+    intent: str
+    confidence: float
+    alternatives: tuple[Alternative, ...] = ()
+    entities: tuple[Entity, ...] = ()
+    sentiment: float = 0.0
+    text: str = field(default="", repr=False)
+    utterance: int = 0
+    revision: int = 0
+    committed: bool = True
+    speech_ended_at: int | None = None
+    model: str = ""
+    compute_ms: float = 0.0
+
+
+class ResponseKind(StrEnum):
+    """sentence: one sentence to be spoken. tool_called / tool_returned: around an effect in another system. completed: nothing more comes for this turn. cancelled: the rest was dropped, for a barge-in or because the caller went on."""
+
+    UNKNOWN = "unknown"
+    SENTENCE = "sentence"
+    TOOL_CALLED = "tool_called"
+    TOOL_RETURNED = "tool_returned"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response(Event):
+    """What the agent says and does."""
+
+    NAME: ClassVar[str] = "response"
+    TOPIC: ClassVar[str] = "voice.responses"
+    CE_TYPE: ClassVar[str] = "trunkline.response"
+    PII: ClassVar[frozenset[str]] = frozenset({"arguments", "result", "text"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": ResponseKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+
+    kind: ResponseKind
+    sentence: int = 0
+    text: str = field(default="", repr=False)
+    source: str = ""
+    intent: str = ""
+    revision: int = 0
+    committed: bool = True
+    tool: str = ""
+    tool_call_id: str = ""
+    arguments: str = field(default="", repr=False)
+    result: str = field(default="", repr=False)
+    outcome: str = ""
+    action: str = ""
+    action_target: str = ""
+    documents: tuple[str, ...] = ()
+    speech_ended_at: int | None = None
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    compute_ms: float = 0.0
+
+
+class SessionKind(StrEnum):
+    """What happened to the session."""
+
+    UNKNOWN = "unknown"
+    STARTED = "started"
+    UPDATED = "updated"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session(Event):
+    """The life of a call."""
+
+    NAME: ClassVar[str] = "session"
+    TOPIC: ClassVar[str] = "voice.sessions"
+    CE_TYPE: ClassVar[str] = "trunkline.session"
+    PII: ClassVar[frozenset[str]] = frozenset({"caller", "context"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": SessionKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+
+    kind: SessionKind
+    channel: str = ""
+    caller: str | None = field(default=None, repr=False)
+    language: str = "en"
+    context: Mapping[str, str] = field(default_factory=dict, repr=False)
+    reason: str = ""
+    duration_ms: int = 0
+
+
+class SpeechChunkKind(StrEnum):
+    """audio: PCM. end_of_turn: no more audio comes for the turn. text: no voice could be made, display the text instead."""
+
+    UNKNOWN = "unknown"
+    AUDIO = "audio"
+    END_OF_TURN = "end_of_turn"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechChunk(Event):
+    """A piece of the agent's speech."""
+
+    NAME: ClassVar[str] = "speech_chunk"
+    TOPIC: ClassVar[str] = "voice.audio.out"
+    CE_TYPE: ClassVar[str] = "trunkline.audio.out"
+    PII: ClassVar[frozenset[str]] = frozenset({"pcm", "text"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": SpeechChunkKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+
+    kind: SpeechChunkKind
+    pcm: bytes = field(default=b"", repr=False)
+    sample_rate_hz: int = 16000
+    sample_index: int = 0
+    sentence: int = 0
+    last_of_sentence: bool = False
+    text: str = field(default="", repr=False)
+    revision: int = 0
+    committed: bool = True
+    speech_ended_at: int | None = None
+    model: str = ""
+    compute_ms: float = 0.0
+
+
+class TranscriptKind(StrEnum):
+    """speech_started: the caller begins to speak. partial: the best reading so far; with pause_ms > 0 it is worth working on speculatively. speech_resumed: the caller went on, the last revision is void. final: the utterance is complete and commits its revision."""
+
+    UNKNOWN = "unknown"
+    SPEECH_STARTED = "speech_started"
+    PARTIAL = "partial"
+    SPEECH_RESUMED = "speech_resumed"
+    FINAL = "final"
+
+
+@dataclass(frozen=True, slots=True)
+class Word(Part):
+    """One of `words`."""
+
+    word: str = field(repr=False)
+    start_ms: int
+    end_ms: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript(Event):
+    """What the caller is heard to say."""
+
+    NAME: ClassVar[str] = "transcript"
+    TOPIC: ClassVar[str] = "voice.transcripts"
+    CE_TYPE: ClassVar[str] = "trunkline.transcript"
+    PII: ClassVar[frozenset[str]] = frozenset({"text", "words"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": TranscriptKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {"words": Word}
+
+    kind: TranscriptKind
+    utterance: int
+    revision: int = 0
+    text: str = field(default="", repr=False)
+    words: tuple[Word, ...] = ()
+    confidence: float = 0.0
+    language: str = "en"
+    pause_ms: int = 0
+    audio_start_ms: int = 0
+    audio_end_ms: int = 0
+    speech_ended_at: int | None = None
+    model: str = ""
+    compute_ms: float = 0.0
+
+
+EVENTS: tuple[type[Event], ...] = (
+    AudioFrame,
+    Control,
+    DeadLetter,
+    Delivery,
+    Intent,
+    Response,
+    Session,
+    SpeechChunk,
+    Transcript,
+)

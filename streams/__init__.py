@@ -1,0 +1,1 @@
+"""The log: topics, codec, producers and consumers, the broker, and the clock."""

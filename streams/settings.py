@@ -1,0 +1,95 @@
+"""One settings class for every process and both profiles, read from the environment (`TRUNKLINE_...`).
+
+The embedded platform hands its choices to its processes as the same variables that docker-compose and Helm set.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class KafkaSettings(BaseModel):
+    """The cluster; without bootstrap servers the embedded broker is started."""
+
+    bootstrap_servers: str = Field("", description="host:port,...; empty: the embedded broker")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: str = ""
+    sasl_username: str = ""
+    sasl_password: SecretStr = SecretStr("")
+    ssl_ca_location: str = ""
+    partitions: int = Field(8, ge=1, le=1000, description="of every conversation topic; fixed once calls have run")
+    replication_factor: int = Field(1, ge=1)
+    min_insync_replicas: int = Field(1, ge=1)
+    session_timeout_ms: int = Field(1500, ge=500, description="silence after which a worker's partitions move on")
+
+
+class ClickHouseSettings(BaseModel):
+    """The analytics store; without a host the embedded chdb keeps it below the data directory."""
+
+    host: str = ""
+    port: int = 8123
+    username: str = "default"
+    password: SecretStr = SecretStr("")
+    secure: bool = False
+    database: str = "trunkline"
+    http_port: int = Field(0, description="loopback port on which the embedded ClickHouse answers queries; 0: any")
+    batch_rows_max: int = Field(5000, ge=1)
+    batch_wait_ms: int = Field(250, ge=1, description="how long rows may wait for company")
+
+
+class ApiSettings(BaseModel):
+    """The gateway."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    key: SecretStr | None = Field(None, description="demanded of every client when host is not loopback")
+    sessions_max: int = Field(100, ge=1, description="concurrent calls of one gateway; more are refused")
+
+
+class EngineSettings(BaseModel):
+    """Which engine each stage asks; names are those of infra/models.yaml and of each stage's engine.py."""
+
+    stt: str = "faster-whisper"
+    embeddings: str = "minilm"
+    llm: str = "llama-cpp"
+    llm_base_url: str = Field("", description="OpenAI-compatible endpoint, for llm=openai")
+    llm_model: str = ""
+    llm_key: SecretStr = SecretStr("")
+    tts: str = "hibari"
+    device: str = Field("cpu", description="cpu or cuda")
+    threads: int = Field(2, ge=1, description="threads of a model on the CPU")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; `TRUNKLINE_KAFKA__PARTITIONS=16` sets `kafka.partitions`."""
+
+    model_config = SettingsConfigDict(env_prefix="TRUNKLINE_", env_nested_delimiter="__", extra="ignore")
+
+    data_dir: Path = Path.home() / ".trunkline"
+    tenant: str = "demo"
+    agents_dir: Path = REPOSITORY / "infra" / "agents"
+    models_file: Path = REPOSITORY / "infra" / "models.yaml"
+    schema_registry_url: str = Field("", description="a Confluent-compatible registry; empty: the gateway's own")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0: any")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    erp_url: str = Field("", description="base URL of the demo ERP, for the demo agent's tools")
+
+    kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings())
+    clickhouse: ClickHouseSettings = Field(default_factory=lambda: ClickHouseSettings())
+    api: ApiSettings = Field(default_factory=lambda: ApiSettings())
+    engines: EngineSettings = Field(default_factory=lambda: EngineSettings())
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """Where the running platform keeps its state files and sockets."""
+        return self.data_dir / "run"
+
+    @cached_property
+    def log_dir(self) -> Path:
+        """Where the embedded platform's processes log to, a file each."""
+        return self.data_dir / "logs"

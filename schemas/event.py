@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from functools import cache
 from typing import Any, ClassVar, Self
 
 
@@ -60,6 +59,11 @@ class Event:
         return self.CE_TYPE if kind is None else f"{self.CE_TYPE}.{kind}"
 
 
-@cache
-def _field_names(cls: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(cls))
+_FIELD_NAMES: dict[type[Event] | type[Part], tuple[str, ...]] = {}
+
+
+def _field_names(cls: type[Event] | type[Part]) -> tuple[str, ...]:
+    names = _FIELD_NAMES.get(cls)
+    if names is None:
+        names = _FIELD_NAMES[cls] = tuple(field.name for field in fields(cls))
+    return names

@@ -29,7 +29,9 @@ class AudioFrame(Event):
 
 
 class ControlKind(StrEnum):
-    """barge_in: the caller spoke over the agent; the turn's remaining speech is void. dtmf: a key was pressed. playout: how much of a turn the caller has heard. transfer, hang_up: end of the agent's part. erase: forget the call."""
+    """barge_in: the caller spoke over the agent; the turn's remaining speech is void. dtmf: a key was pressed. playout:
+    how much of a turn the caller has heard. transfer, hang_up: end of the agent's part. erase: forget the call.
+    """
 
     UNKNOWN = "unknown"
     BARGE_IN = "barge_in"
@@ -66,7 +68,7 @@ class DeadLetter(Event):
     NAME: ClassVar[str] = "dead_letter"
     TOPIC: ClassVar[str] = "voice.deadletters"
     CE_TYPE: ClassVar[str] = "trunkline.deadletter"
-    PII: ClassVar[frozenset[str]] = frozenset({"record_key", "record_value"})
+    PII: ClassVar[frozenset[str]] = frozenset({"record_headers", "record_key", "record_value"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
 
@@ -78,7 +80,7 @@ class DeadLetter(Event):
     detail: str = ""
     record_key: bytes | None = field(default=None, repr=False)
     record_value: bytes | None = field(default=None, repr=False)
-    record_headers: Mapping[str, bytes] = field(default_factory=dict)
+    record_headers: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 class DeliveryKind(StrEnum):
@@ -166,7 +168,9 @@ class Intent(Event):
 
 
 class ResponseKind(StrEnum):
-    """sentence: one sentence to be spoken. tool_called / tool_returned: around an effect in another system. completed: nothing more comes for this turn. cancelled: the rest was dropped, for a barge-in or because the caller went on."""
+    """sentence: one sentence to be spoken. tool_called / tool_returned: around an effect in another system. completed:
+    nothing more comes for this turn. cancelled: the rest was dropped, for a barge-in or because the caller went on.
+    """
 
     UNKNOWN = "unknown"
     SENTENCE = "sentence"
@@ -239,7 +243,9 @@ class Session(Event):
 
 
 class SpeechChunkKind(StrEnum):
-    """audio: PCM. end_of_turn: no more audio comes for the turn. text: no voice could be made, display the text instead."""
+    """audio: PCM. end_of_turn: no more audio comes for the turn. text: no voice could be made, display the text
+    instead.
+    """
 
     UNKNOWN = "unknown"
     AUDIO = "audio"
@@ -273,7 +279,10 @@ class SpeechChunk(Event):
 
 
 class TranscriptKind(StrEnum):
-    """speech_started: the caller begins to speak. partial: the best reading so far; with pause_ms > 0 it is worth working on speculatively. speech_resumed: the caller went on, the last revision is void. final: the utterance is complete and commits its revision."""
+    """speech_started: the caller begins to speak. partial: the best reading so far; with pause_ms > 0 it is worth
+    working on speculatively. speech_resumed: the caller went on, the last revision is void. final: the utterance is
+    complete and commits its revision.
+    """
 
     UNKNOWN = "unknown"
     SPEECH_STARTED = "speech_started"

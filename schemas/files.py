@@ -3,12 +3,13 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 AVRO = HERE / "avro"
 PUBLISHED = HERE / "published"
 EXAMPLES = HERE / "examples"
+INDEX = PUBLISHED / "index.json"
 
 Schema = dict[str, Any]
 
@@ -41,3 +42,32 @@ def examples(name: str) -> list[dict[str, Any]]:
     """Example events of that schema as JSON records; bytes are hex strings."""
     loaded: list[dict[str, Any]] = json.loads((EXAMPLES / f"{name}.json").read_text())
     return loaded
+
+
+class Published(NamedTuple):
+    """A frozen version of a schema; records carry its `id` (see streams/codec.py)."""
+
+    id: int
+    name: str
+    version: int
+    subject: str
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return PUBLISHED / f"{self.name}.v{self.version}.avsc"
+
+
+@cache
+def published() -> tuple[Published, ...]:
+    """Every published version, by id; later versions of a name come later."""
+    if not INDEX.exists():
+        return ()
+    return tuple(Published(**entry) for entry in json.loads(INDEX.read_text())["schemas"])
+
+
+@cache
+def load_published(entry: Published) -> Schema:
+    """The published schema, as JSON; treat it as read-only."""
+    schema: Schema = json.loads(entry.path.read_text())
+    return schema

@@ -6,12 +6,14 @@ python -m schemas.generate [--check]
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from schemas import files
 
 TARGET = files.HERE / "events.py"
+LINE_LENGTH = 120
 SCALARS = {
     "string": "str",
     "int": "int",
@@ -82,9 +84,18 @@ def _field(entry: dict[str, Any]) -> str:
     return f"{annotation} = field({', '.join(keywords)})"
 
 
+def _docstring(text: str) -> str:
+    """The text as a class's docstring, wrapped where it does not fit on one line."""
+    line = f'    """{text}"""'
+    if len(line) <= LINE_LENGTH:
+        return line
+    wrapped = textwrap.fill(f'"""{text}', LINE_LENGTH, initial_indent="    ", subsequent_indent="    ")
+    return f'{wrapped}\n    """'
+
+
 def _enum(schema: dict[str, Any], doc: str) -> str:
     symbols = "\n".join(f'    {symbol.upper()} = "{symbol}"' for symbol in schema["symbols"])
-    return f'class {schema["name"]}(StrEnum):\n    """{doc}"""\n\n{symbols}\n'
+    return f"class {schema['name']}(StrEnum):\n{_docstring(doc)}\n\n{symbols}\n"
 
 
 def _record(schema: dict[str, Any], base: str, body: list[str], doc: str) -> str:
@@ -92,7 +103,7 @@ def _record(schema: dict[str, Any], base: str, body: list[str], doc: str) -> str
     lines = "\n".join(body)
     return (
         f"@dataclass(frozen=True, slots=True{keyword_only})\n"
-        f'class {schema["name"]}({base}):\n    """{doc}"""\n\n{lines}\n'
+        f"class {schema['name']}({base}):\n{_docstring(doc)}\n\n{lines}\n"
     )
 
 

@@ -26,6 +26,11 @@ class KafkaSettings(BaseModel):
     replication_factor: int = Field(1, ge=1)
     min_insync_replicas: int = Field(1, ge=1)
     session_timeout_ms: int = Field(1500, ge=500, description="silence after which a worker's partitions move on")
+    java_home: Path | None = Field(None, description="Java 17+ of the embedded broker; empty: found on the machine")
+    heap_mb: int = Field(512, ge=128, description="heap of the embedded broker")
+    distribution_dir: Path | None = Field(None, description="an unpacked Apache Kafka 4 to run instead of fetched jars")
+    jars_dir: Path = Field(Path.home() / ".cache" / "trunkline" / "kafka", description="where fetched jars are kept")
+    maven_url: str = Field("https://repo.maven.apache.org/maven2", description="Maven repository, or a mirror of it")
 
 
 class ClickHouseSettings(BaseModel):

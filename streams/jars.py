@@ -1,0 +1,166 @@
+"""The jars of the embedded broker: fetched from Maven Central through jgo, each against a committed sha256.
+
+`python -m streams.jars` writes infra/kafka/jars.lock anew, after a change of `ENDPOINT`.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import jgo
+import requests
+from jgo.maven import MavenContext
+
+from streams.settings import REPOSITORY, Settings
+
+KAFKA_VERSION = "4.1.2"
+# The no-op binding: Kafka itself logs through log4j2 here, and its libraries that use SLF4J have nothing to add.
+ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-nop:1.7.36"
+LOCK_FILE = REPOSITORY / "infra" / "kafka" / "jars.lock"
+
+_DOWNLOADS_AT_ONCE = 6
+_TIMEOUT_S = 60
+
+Progress = Callable[[str], None]
+"""Called with one line for people, at each step that takes its time."""
+
+
+class JarError(RuntimeError):
+    """Kafka's jars cannot be had, or are not what the lock says."""
+
+
+@dataclass(frozen=True)
+class Jar:
+    """One line of the lock."""
+
+    group: str
+    artifact: str
+    version: str
+    sha256: str
+
+    @property
+    def coordinate(self) -> str:
+        """As Maven writes it."""
+        return f"{self.group}:{self.artifact}:{self.version}"
+
+    @property
+    def file_name(self) -> str:
+        """As it lies in the cache and in Kafka's own distribution."""
+        return f"{self.artifact}-{self.version}.jar"
+
+
+def read_lock(lock_file: Path = LOCK_FILE) -> list[Jar]:
+    """The locked jars, in the order of the class path."""
+    jars: list[Jar] = []
+    for number, line in enumerate(lock_file.read_text().splitlines(), 1):
+        if not line or line.startswith("#"):
+            continue
+        words = line.split()
+        parts = words[-1].split(":")
+        if len(words) != 2 or len(words[0]) != 64 or len(parts) != 3:
+            raise JarError(f"{lock_file}:{number}: expected '<sha256> <group>:<artifact>:<version>', got {line!r}")
+        jars.append(Jar(*parts, sha256=words[0]))
+    return jars
+
+
+def class_path(settings: Settings, on_progress: Progress = lambda line: None) -> list[Path]:
+    """The verified jars to run Kafka with: an unpacked distribution where one is configured, else the locked ones.
+
+    Missing jars are fetched (43 MB the first time). Raises JarError: nothing reached, or a jar with another content.
+    """
+    if settings.kafka.distribution_dir is not None:
+        return _of_distribution(settings.kafka.distribution_dir)
+    jars = read_lock()
+    store = settings.kafka.jars_dir
+    missing = [jar for jar in jars if not (store / jar.file_name).exists()]
+    for jar in jars:
+        if jar not in missing:
+            _verify(jar, store / jar.file_name, f"Delete {store / jar.file_name} to have it fetched again")
+    if missing:
+        on_progress(f"fetching Apache Kafka {KAFKA_VERSION}: {len(missing)} jars into {store}")
+        _fetch(settings, missing, store, on_progress)
+    return [store / jar.file_name for jar in jars]
+
+
+def _of_distribution(distribution: Path) -> list[Path]:
+    jars = sorted((distribution / "libs").glob("*.jar"))
+    if not any(jar.name.startswith("kafka_2.13-4.") for jar in jars):
+        raise JarError(
+            f"TRUNKLINE_KAFKA__DISTRIBUTION_DIR={distribution} is not an unpacked Apache Kafka 4 distribution: "
+            f"expected libs/kafka_2.13-4.*.jar in it"
+        )
+    return jars
+
+
+def _fetch(settings: Settings, missing: Sequence[Jar], store: Path, on_progress: Progress) -> None:
+    """Fetches into a directory beside the store and moves what was verified: the store never holds half a jar."""
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=store) as staging:
+        context = MavenContext(
+            repo_cache=Path(staging), remote_repos={"maven": settings.kafka.maven_url.rstrip("/")}, timeout=_TIMEOUT_S
+        )
+
+        def fetch(jar: Jar) -> None:
+            local = _in_local_repository(jar)
+            if local is not None:
+                path = Path(staging) / jar.file_name
+                shutil.copyfile(local, path)
+            else:
+                path = context.project(jar.group, jar.artifact).at_version(jar.version).artifact().resolve()
+            _verify(jar, path, f"It came from {settings.kafka.maven_url}, which is not to be trusted for it")
+            os.replace(path, store / jar.file_name)
+
+        with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+            try:
+                for done, _ in enumerate(pool.map(fetch, missing), 1):
+                    if done % 10 == 0 or done == len(missing):
+                        on_progress(f"fetching Apache Kafka {KAFKA_VERSION}: {done} of {len(missing)} jars")
+            except (requests.RequestException, RuntimeError, OSError) as error:
+                pool.shutdown(cancel_futures=True)
+                if isinstance(error, JarError):
+                    raise
+                raise JarError(
+                    f"cannot fetch Apache Kafka from {settings.kafka.maven_url}: {error}. Without access to it, set "
+                    "TRUNKLINE_KAFKA__MAVEN_URL to a mirror, or TRUNKLINE_KAFKA__DISTRIBUTION_DIR to an unpacked "
+                    "Apache Kafka distribution"
+                ) from error
+
+
+def _in_local_repository(jar: Jar) -> Path | None:
+    """The same jar in this user's Maven repository, if any: only with the locked content."""
+    context = MavenContext()
+    path = context.project(jar.group, jar.artifact).at_version(jar.version).artifact().cached_path
+    return path if path is not None and path.exists() and _sha256(path) == jar.sha256 else None
+
+
+def _verify(jar: Jar, path: Path, hint: str) -> None:
+    actual = _sha256(path)
+    if actual != jar.sha256:
+        raise JarError(
+            f"{path.name} ({jar.coordinate}) was altered: its sha256 is {actual}, the lock has {jar.sha256}. {hint}"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_lock(lock_file: Path = LOCK_FILE) -> None:
+    """Resolves `ENDPOINT` and writes what it needs, with sha256 sums of what is fetched now."""
+    artifacts = {str(artifact): artifact for artifact in jgo.resolve(ENDPOINT)}
+    lines = [
+        f"{_sha256(artifact.resolve())} {artifact.groupId}:{artifact.artifactId}:{artifact.version}"
+        for _, artifact in sorted(artifacts.items())
+        if artifact.packaging == "jar" and not artifact.classifier
+    ]
+    lock_file.write_text(f"# {ENDPOINT}; written by `python -m streams.jars`\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    write_lock()

@@ -5,7 +5,7 @@ it is ready, and may be killed at any time. An `EngineClient` is what a stage's 
 its socket, or a remote service over HTTP.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Protocol
 
 import msgspec
@@ -161,8 +161,8 @@ class Engine(Protocol):
 class EngineClient(Protocol):
     """How a runner reaches an engine."""
 
-    def ask(self, request: Request, deadline_s: float) -> AsyncIterator[Reply]:
-        """Streams the replies; raises EngineError. Closing the iterator cancels the work at the engine."""
+    def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
+        """Streams the replies; raises EngineError. Closing the generator cancels the work at the engine."""
         ...
 
     async def close(self) -> None:

@@ -1,0 +1,16 @@
+"""Prometheus metrics of a stage worker. Labels are stages, roles and reasons: never words, callers or sessions."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+sessions = Gauge("trunkline_stage_sessions", "Sessions in memory.", ["stage"])
+open_units = Gauge("trunkline_stage_open", "Asks and unacknowledged events.", ["stage"])
+dropped = Counter("trunkline_stage_dropped", "Records not used, by rule.", ["stage", "reason"])
+emitted = Counter("trunkline_stage_emitted", "Events published.", ["stage", "type"])
+refused = Counter("trunkline_stage_dead_letters", "Records sent to the dead letters.", ["stage", "reason"])
+engine_errors = Counter("trunkline_stage_engine_errors", "Asks that failed.", ["stage", "role", "reason"])
+ask_seconds = Histogram(
+    "trunkline_stage_ask_seconds",
+    "Time from an ask to its end.",
+    ["stage", "role"],
+    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 10),
+)

@@ -1,0 +1,447 @@
+"""Performs what cores decide, in order, and says when a record is done. Knows the log and engines, not Faust.
+
+A record is done when its outcomes are: its events acknowledged by the broker, its asks ended, its holds released, and
+its effect on the session's state kept in a snapshot. Only then may its offset be committed, so a crash at any moment
+repeats work and never skips it. What the repeated work already put into the log is read back (`Restored.recorded`) and
+adopted, so that repeating is harmless.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+
+from processors import metrics
+from processors.engine import CallTool, Embed, EngineClient, EngineError, Transcribe
+from processors.pipeline import Stage
+from processors.session import Live, Seen, Unit, read_snapshot
+from processors.stage import (
+    Answered,
+    Ask,
+    Cancel,
+    Core,
+    Drop,
+    Emit,
+    End,
+    Failed,
+    Happening,
+    Hold,
+    Outcome,
+    Position,
+    Received,
+    Refuse,
+    Release,
+    Wake,
+    Woken,
+)
+from schemas.event import Event
+from schemas.events import AudioFrame
+from streams.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+StateT = TypeVar("StateT")
+
+ENDED_MAX = 10_000
+LOADED = "loaded"
+
+
+class Log(Protocol):
+    """The part of the log that a runner writes to; futures resolve when the broker has acknowledged, in order."""
+
+    def publish(self, event: Event) -> Awaitable[Any]:
+        """Appends an event to its topic, at the partition of its session."""
+        ...
+
+    def publish_state(self, stage: str, session_id: str, snapshot: bytes | None) -> Awaitable[Any]:
+        """Replaces the session's snapshot; None deletes it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as it lies in the log, with its event decoded; the raw parts are for the dead letters."""
+
+    position: Position
+    event: Event
+    key: bytes | None
+    value: bytes
+    headers: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a new owner of a partition knows of it before the first record arrives."""
+
+    snapshots: Mapping[str, bytes] = field(default_factory=dict)
+    recorded: Iterable[Event] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one runner; what happens at each is in ARCHITECTURE.md's table."""
+
+    open_units_max: int = 2000
+    snapshot_interval_s: float = 1.0
+
+
+class Runner(Generic[StateT]):
+    """Runs one stage for the sessions of its partitions, on one event loop.
+
+    `on_done` is called with the position of each record that is done, in no particular order. `on_bug` is called with
+    an exception that is nobody's bad input; the process should stop, since going on could lose records.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        core: Core[StateT],
+        engines: Mapping[str, EngineClient],
+        log_: Log,
+        clock: Clock,
+        *,
+        on_done: Callable[[Position], None],
+        on_refused: Callable[[Record, Refuse], Awaitable[Any]],
+        on_bug: Callable[[BaseException], None],
+        limits: Limits = Limits(),
+    ) -> None:
+        self._stage = stage
+        self._core = core
+        self._engines = engines
+        self._log = log_
+        self._clock = clock
+        self._on_done = on_done
+        self._on_refused = on_refused
+        self._on_bug = on_bug
+        self._limits = limits
+        self._live: dict[str, Live[StateT]] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._restored: dict[int, dict[str, tuple[list[Event], set[str]]]] = {}
+        self._open = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    @property
+    def sessions(self) -> int:
+        """Sessions in memory."""
+        return len(self._live)
+
+    @property
+    def open(self) -> int:
+        """Asks and unacknowledged events, over all sessions."""
+        return self._open
+
+    async def room(self) -> None:
+        """Waits while too much is open: the caller reads no further record before this returns."""
+        await self._room.wait()
+
+    # ---- partitions
+
+    def restore(self, partition: int, restored: Restored) -> None:
+        """Takes over a partition; to be called before its first record is delivered."""
+        recorded: dict[str, tuple[list[Event], set[str]]] = {}
+        for event in restored.recorded:
+            events, ids = recorded.setdefault(event.session_id, ([], set()))
+            if event.event_id not in ids:
+                events.append(event)
+                ids.add(event.event_id)
+        self._restored[partition] = recorded
+        for session_id, data in restored.snapshots.items():
+            self._load(session_id, partition, data)
+
+    def _load(self, session_id: str, partition: int, data: bytes) -> None:
+        snapshot = read_snapshot(data)
+        live = Live(session_id, partition, self._core.load(session_id, snapshot.state), snapshot.seq)
+        live.seen = Seen(snapshot.seen)
+        live.saved, live.saved_seq = snapshot.state, snapshot.seq
+        live.applied = dict(snapshot.applied)
+        self._adopt_recorded(live)
+        self._live[session_id] = live
+        self._step(live, Woken(LOADED), None)
+
+    def _adopt_recorded(self, live: Live[StateT]) -> None:
+        events, ids = self._restored.get(live.partition, {}).pop(live.session_id, ([], set()))
+        live.recorded_ids = ids
+        for event in events:
+            live.seq = max(live.seq, event.seq)
+            if event.causation_id is not None:
+                live.recorded.setdefault(event.causation_id, []).append(event)
+
+    def forget(self, partition: int) -> None:
+        """Gives a partition up: what is open for it is cancelled and none of it will be called done."""
+        self._restored.pop(partition, None)
+        for live in [live for live in self._live.values() if live.partition == partition]:
+            live.close()
+            del self._live[live.session_id]
+        metrics.sessions.labels(self._stage.name).set(len(self._live))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits, no longer than that, until nothing is open."""
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while (self._open or any(live.saving for live in self._live.values())) and (
+            self._clock.monotonic_s() < deadline_s
+        ):
+            await self._clock.sleep(0.01)
+
+    # ---- records
+
+    def deliver(self, record: Record) -> None:
+        """Applies a record. Records of a session come in offset order for each topic."""
+        event, position = record.event, record.position
+        live = self._live.get(event.session_id)
+        if event.session_id in self._ended or (live is not None and live.ended):
+            self._drop(record, "session_ended")
+            return
+        if live is None:
+            live = self._begin(event.session_id, position.partition)
+        if position.offset <= live.applied.get(position.topic, -1):
+            self._drop(record, "applied")
+            return
+        live.applied[position.topic] = position.offset
+        if not isinstance(event, AudioFrame) and not live.seen.add(event.event_id):
+            self._drop(record, "repeated")
+            return
+        unit = Unit(position, event.event_id)
+        recorded = tuple(live.recorded.pop(event.event_id, ()))
+        self._step(live, Received(event, position, recorded), unit, record)
+        self._check(live, unit)
+
+    def _begin(self, session_id: str, partition: int) -> Live[StateT]:
+        live = Live(session_id, partition, self._core.start(session_id))
+        self._live[session_id] = live
+        self._adopt_recorded(live)
+        metrics.sessions.labels(self._stage.name).set(len(self._live))
+        return live
+
+    def _drop(self, record: Record, reason: str) -> None:
+        metrics.dropped.labels(self._stage.name, reason).inc()
+        self._on_done(record.position)
+
+    def _step(self, live: Live[StateT], happening: Happening, unit: Unit | None, record: Record | None = None) -> None:
+        """One step of the core. A bug in it ends the process: the record is not done, so nothing is lost."""
+        try:
+            step = self._core.apply(live.state, happening, self._clock.now_us())
+        except Exception as bug:
+            log.exception("core_failed", stage=self._stage.name, session_id=live.session_id)
+            self._on_bug(bug)
+            return
+        live.state = step.state
+        for outcome in step.outcomes:
+            self._perform(live, outcome, unit, record)
+
+    def _perform(self, live: Live[StateT], outcome: Outcome, unit: Unit | None, record: Record | None) -> None:
+        match outcome:
+            case Emit(event):
+                self._emit(live, event, unit)
+            case Ask():
+                self._ask(live, outcome, unit)
+            case Cancel(ask_id):
+                self._cancel(live, ask_id)
+            case Wake(name, at_us):
+                self._wake(live, name, at_us)
+            case Hold():
+                assert unit is not None, "only a record can be held"
+                unit.held = True
+                live.held.setdefault(unit.position.topic, deque()).append(unit)
+            case Release(topic, before):
+                self._release(live, topic, before)
+            case Refuse():
+                assert record is not None, "only a record can be refused"
+                self._watch(live, unit, self._on_refused(record, outcome))
+            case Drop(reason):
+                metrics.dropped.labels(self._stage.name, reason).inc()
+            case End():
+                live.ended = True
+                for timer in live.timers.values():
+                    timer.cancel()
+                for ask_id in list(live.asks):
+                    self._cancel(live, ask_id)
+
+    # ---- outcomes
+
+    def _emit(self, live: Live[StateT], event: Event, unit: Unit | None) -> None:
+        if event.event_id in live.recorded_ids:
+            return
+        live.seq += 1
+        metrics.emitted.labels(self._stage.name, event.ce_type).inc()
+        self._watch(live, unit, self._log.publish(replace(event, seq=live.seq)))
+
+    def _ask(self, live: Live[StateT], ask: Ask, unit: Unit | None) -> None:
+        task = asyncio.get_running_loop().create_task(
+            self._converse(live, ask, unit), name=f"{self._stage.name}:{ask.role}"
+        )
+        live.asks[ask.ask_id] = task
+        self._opened(live, unit)
+
+        def finished(done: asyncio.Task[None]) -> None:
+            if live.asks.get(ask.ask_id) is done:
+                del live.asks[ask.ask_id]
+            self._closed(live, unit)
+            if not done.cancelled() and (bug := done.exception()) is not None:
+                self._on_bug(bug)
+
+        task.add_done_callback(finished)
+
+    async def _converse(self, live: Live[StateT], ask: Ask, unit: Unit | None) -> None:
+        started_s = self._clock.monotonic_s()
+        try:
+            async with aclosing(self._engines[ask.role].ask(ask.request, ask.deadline_s)) as replies:
+                async for reply in replies:
+                    last = isinstance(ask.request, Transcribe | Embed | CallTool)
+                    self._step(live, Answered(ask.ask_id, reply, last), unit)
+                    if last or live.asks.get(ask.ask_id) is not asyncio.current_task():
+                        return
+            self._step(live, Answered(ask.ask_id, None, last=True), unit)
+        except EngineError as error:
+            metrics.engine_errors.labels(self._stage.name, ask.role, error.reason).inc()
+            log.warning("ask_failed", role=ask.role, reason=error.reason, session_id=live.session_id)
+            self._step(live, Failed(ask.ask_id, error.reason, error.detail), unit)
+        finally:
+            metrics.ask_seconds.labels(self._stage.name, ask.role).observe(self._clock.monotonic_s() - started_s)
+
+    def _cancel(self, live: Live[StateT], ask_id: str) -> None:
+        task = live.asks.pop(ask_id, None)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    def _wake(self, live: Live[StateT], name: str, at_us: int | None) -> None:
+        previous = live.timers.pop(name, None)
+        if previous is not None:
+            previous.cancel()
+        if at_us is None:
+            return
+
+        def ring() -> None:
+            live.timers.pop(name, None)
+            if not live.gone and not live.ended:
+                self._step(live, Woken(name), None)
+                self._settle(live)
+
+        delay_s = max(0.0, (at_us - self._clock.now_us()) / 1e6)
+        live.timers[name] = asyncio.get_running_loop().call_later(delay_s, ring)
+
+    def _release(self, live: Live[StateT], topic: str, before: int) -> None:
+        units = live.held.get(topic)
+        while units and units[0].position.offset < before:
+            unit = units.popleft()
+            unit.held = False
+            self._check(live, unit)
+
+    # ---- when is a record done?
+
+    def _watch(self, live: Live[StateT], unit: Unit | None, sent: Awaitable[Any]) -> None:
+        future = asyncio.ensure_future(sent)
+        self._opened(live, unit)
+        self._tasks.add(future)
+
+        def acknowledged(done: asyncio.Future[Any]) -> None:
+            self._tasks.discard(done)
+            if done.cancelled():
+                return
+            if (error := done.exception()) is not None:
+                self._on_bug(error)
+                return
+            self._closed(live, unit)
+
+        future.add_done_callback(acknowledged)
+
+    def _opened(self, live: Live[StateT], unit: Unit | None) -> None:
+        live.open += 1
+        self._open += 1
+        if unit is not None:
+            unit.open += 1
+        if self._open >= self._limits.open_units_max:
+            self._room.clear()
+        metrics.open_units.labels(self._stage.name).set(self._open)
+
+    def _closed(self, live: Live[StateT], unit: Unit | None) -> None:
+        live.open -= 1
+        self._open -= 1
+        if self._open < self._limits.open_units_max:
+            self._room.set()
+        metrics.open_units.labels(self._stage.name).set(self._open)
+        if unit is None:
+            self._settle(live)
+        else:
+            unit.open -= 1
+            self._check(live, unit)
+
+    def _check(self, live: Live[StateT], unit: Unit) -> None:
+        if unit.open == 0 and not unit.held and not unit.settled:
+            unit.settled = True
+            live.settled.append(unit)
+        self._settle(live)
+
+    def _settle(self, live: Live[StateT]) -> None:
+        """Calls settled records done once the session's state, which holds their effect, is safe in a snapshot."""
+        if live.gone or live.open or live.saving:
+            return
+        if live.ended:
+            self._finish(live)
+            return
+        state = self._core.save(live.state)
+        if state == live.saved and live.seq == live.saved_seq:
+            self._done(live.settled)
+            live.settled = []
+            return
+        wait_s = live.saved_at_s + self._limits.snapshot_interval_s - self._clock.monotonic_s()
+        live.saving = True
+        asyncio.get_running_loop().call_later(max(0.0, wait_s), self._save, live)
+
+    def _save(self, live: Live[StateT]) -> None:
+        live.saving = False
+        if live.gone or live.open:
+            return
+        if live.ended:
+            self._finish(live)
+            return
+        state = self._core.save(live.state)
+        covered, live.settled = live.settled, []
+        live.saved, live.saved_seq, live.saved_at_s, live.saving = state, live.seq, self._clock.monotonic_s(), True
+
+        def saved() -> None:
+            live.saving = False
+            self._done(covered)
+            self._settle(live)
+
+        self._then(self._log.publish_state(self._stage.name, live.session_id, live.snapshot(state)), live, saved)
+
+    def _finish(self, live: Live[StateT]) -> None:
+        """The session is over and all of it is done: its snapshot goes, then its records are done."""
+        live.saving = True
+
+        def deleted() -> None:
+            live.close()
+            self._live.pop(live.session_id, None)
+            self._ended[live.session_id] = None
+            if len(self._ended) > ENDED_MAX:
+                self._ended.popitem(last=False)
+            held = [unit for units in live.held.values() for unit in units]
+            self._done([*live.settled, *held])
+            metrics.sessions.labels(self._stage.name).set(len(self._live))
+
+        self._then(self._log.publish_state(self._stage.name, live.session_id, None), live, deleted)
+
+    def _then(self, sent: Awaitable[Any], live: Live[StateT], action: Callable[[], None]) -> None:
+        future = asyncio.ensure_future(sent)
+        self._tasks.add(future)
+
+        def acknowledged(done: asyncio.Future[Any]) -> None:
+            self._tasks.discard(done)
+            if done.cancelled() or live.gone:
+                return
+            if (error := done.exception()) is not None:
+                self._on_bug(error)
+                return
+            action()
+
+        future.add_done_callback(acknowledged)
+
+    def _done(self, units: list[Unit]) -> None:
+        for unit in units:
+            self._on_done(unit.position)

@@ -1,0 +1,416 @@
+"""Agents: what answers a call, each a YAML file with its knowledge documents beside it.
+
+`infra/agents/shop.yaml` is the agent `shop`. Everything is checked and every template compiled when it is loaded, so
+that a mistake shows when the platform starts and not in the middle of a call.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from processors.templates import ExpressionText, Template, TemplateText
+from streams.yamlfile import ConfigError, Problem, load_yaml, problem_at
+
+NONE_INTENT = "none"
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
+OutcomeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=30)]
+Variants = Annotated[tuple[TemplateText, ...], Field(min_length=1)]
+
+# What every template may use, besides the entities of its intent.
+SHARED_VARIABLES = frozenset({"agent", "caller", "context"})
+# What a tool's URL, headers and body may use, besides entities and the shared variables.
+TOOL_VARIABLES = frozenset({"erp_url", "secrets"})
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Voice(_Part):
+    """How the agent sounds, whichever engine speaks; an unknown name gives the engine's default voice."""
+
+    name: str = ""
+    speed: float = Field(1.0, ge=0.5, le=2.0)
+
+
+class Pauses(_Part):
+    """Silences that decide whose turn it is."""
+
+    hesitation_ms: int = Field(100, ge=20, le=5000, description="work on a reply may begin")
+    turn_ms: int = Field(300, ge=20, le=5000, description="the turn ends when the caller sounds done")
+    completion_ms: int = Field(800, ge=20, le=10000, description="the turn ends in any case")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Pauses":
+        if not self.hesitation_ms <= self.turn_ms <= self.completion_ms:
+            raise ValueError("expected hesitation_ms <= turn_ms <= completion_ms")
+        return self
+
+
+class Limits(_Part):
+    """What one answer may cost."""
+
+    sentences_max: int = Field(3, ge=1, le=10, description="sentences of a freely generated answer")
+    tokens_max: int = Field(120, ge=16, le=2000, description="tokens of a freely generated answer")
+    turn_s_max: float = Field(12.0, gt=0, le=120, description="seconds that an answer may take in all")
+    history_turns: int = Field(12, ge=1, le=50, description="turns that the language model is told")
+    knowledge_score_min: float = Field(0.45, ge=0, le=1, description="similarity from which a passage answers")
+    confidence_min: float = Field(0.3, ge=0, le=1, description="below it an intent counts as none")
+
+
+class EntityType(_Part):
+    """A kind of value that callers say.
+
+    order_number and digits are spoken digits in one; pattern (a regular expression for the normalised value) narrows
+    them. choice maps each canonical value to other ways of saying it. text is the whole utterance, when asked for.
+    """
+
+    name: Name
+    kind: Literal["order_number", "digits", "date", "amount", "choice", "text"]
+    pattern: str = ""
+    values: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    keep: bool = Field(True, description="whether a later intent may use the value without asking again")
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"expected a regular expression; {error}") from error
+        return value
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _synonyms(cls, value: Any) -> Any:
+        return {name: [] for name in value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _choices(self) -> "EntityType":
+        if (self.kind == "choice") != bool(self.values):
+            raise ValueError("expected values for kind choice, and for no other kind")
+        return self
+
+
+class Slot(_Part):
+    """A value that an intent needs, and the question that gets it."""
+
+    entity: str
+    question: TemplateText
+
+
+class OutcomeRule(_Part):
+    """Gives a tool's answer its outcome; the first rule whose conditions all hold is taken."""
+
+    outcome: OutcomeName
+    status: int | None = Field(None, ge=100, le=599)
+    when: ExpressionText | None = None
+
+    @model_validator(mode="after")
+    def _conditioned(self) -> "OutcomeRule":
+        if self.status is None and self.when is None:
+            raise ValueError("expected status, when, or both")
+        return self
+
+
+class Tool(_Part):
+    """An HTTP call into another system. Every call carries an `Idempotency-Key`, the same on every retry."""
+
+    name: Name
+    description: str = ""
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    url: TemplateText
+    headers: Mapping[str, TemplateText] = Field(default_factory=dict)
+    body: Mapping[str, TemplateText] = Field(default_factory=dict, description="fields of the JSON body")
+    timeout_s: float = Field(3.0, gt=0, le=60)
+    effect: Literal["read", "write"] = "read"
+    outcomes: tuple[OutcomeRule, ...] = ()
+
+    @model_validator(mode="after")
+    def _safe(self) -> "Tool":
+        if self.method == "GET" and (self.body or self.effect == "write"):
+            raise ValueError("expected a GET tool to have no body and effect read")
+        return self
+
+
+class IntentSpec(_Part):
+    """Something a caller may want, and how it is answered."""
+
+    name: Name
+    description: str = ""
+    examples: tuple[str, ...] = Field(min_length=1)
+    required: tuple[Slot, ...] = ()
+    optional: tuple[str, ...] = ()
+    tool: str | None = None
+    templates: Mapping[OutcomeName, Variants] = Field(default_factory=dict, description="texts by outcome")
+    documents: tuple[str, ...] = Field((), description="knowledge documents that answer it")
+    escalate: bool = False
+    end_call: bool = False
+
+    @field_validator("templates", mode="before")
+    @classmethod
+    def _variants(cls, value: Any) -> Any:
+        return {name: _listed(texts) for name, texts in value.items()} if isinstance(value, Mapping) else value
+
+    @property
+    def entity_names(self) -> tuple[str, ...]:
+        """All entities that it can use, the required ones first."""
+        return (*(slot.entity for slot in self.required), *self.optional)
+
+
+class Escalation(_Part):
+    """Handing the call to a person."""
+
+    target: str = Field("", description="where the gateway transfers the call to")
+    phrases: tuple[str, ...] = Field((), description="words that always lead to a person")
+
+
+class Texts(_Part):
+    """What is said when nothing better is known; several variants take turns."""
+
+    clarification: Variants = (Template("Sorry, I did not catch that. Could you say it again, please?"),)
+    unknown: Variants = (Template("I am afraid I do not know that. Is there anything else I can help you with?"),)
+    apology: Variants = (Template("I am sorry, something went wrong on our side. Please try again in a moment."),)
+    goodbye: Variants = (Template("Thank you for calling. Goodbye!"),)
+    escalation: Variants = (Template("Of course. I am putting you through to a colleague. One moment, please."),)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _variants(cls, value: Any) -> Any:
+        return _listed(value)
+
+
+class Passage(_Part):
+    """A paragraph of a document; `heading` says what it is about."""
+
+    heading: str
+    text: str
+
+
+class Document(_Part):
+    """A Markdown file of the agent's knowledge; `name` is its path beside the YAML file without the suffix."""
+
+    name: str
+    title: str
+    passages: tuple[Passage, ...]
+
+
+class AgentFile(_Part):
+    """An agent as people write it."""
+
+    name: str = Field(min_length=1, max_length=80)
+    description: str = ""
+    languages: tuple[str, ...] = Field(("en",), min_length=1)
+    voice: Voice = Voice()
+    greeting: Variants
+    persona: str = Field(min_length=1)
+    rules: tuple[str, ...] = ()
+    entities: tuple[EntityType, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    intents: tuple[IntentSpec, ...] = Field(min_length=1)
+    knowledge: tuple[str, ...] = Field((), description="Markdown files or patterns, relative to the YAML file")
+    vocabulary: tuple[str, ...] = Field((), description="words that recognition shall expect")
+    pauses: Pauses = Pauses()
+    limits: Limits = Limits()
+    escalation: Escalation = Escalation()
+    texts: Texts = Texts()
+
+    @field_validator("greeting", mode="before")
+    @classmethod
+    def _variants(cls, value: Any) -> Any:
+        return _listed(value)
+
+
+class Agent(AgentFile):
+    """An agent ready for use. `id` is its file's name, and `agent_id` in every event."""
+
+    id: str
+    documents: tuple[Document, ...] = ()
+
+    def intent(self, name: str) -> IntentSpec | None:
+        """The intent of that name."""
+        return next((intent for intent in self.intents if intent.name == name), None)
+
+    def tool(self, name: str) -> Tool:
+        """The tool of that name; raises KeyError, which a loaded agent's own references never do."""
+        return {tool.name: tool for tool in self.tools}[name]
+
+    def entity(self, name: str) -> EntityType | None:
+        """The entity type of that name."""
+        return next((entity for entity in self.entities if entity.name == name), None)
+
+
+def load_agents(directory: Path) -> Mapping[str, Agent]:
+    """Every agent of the directory by id, in order of name; raises ConfigError with all problems of all files."""
+    files = sorted((*directory.glob("*.yaml"), *directory.glob("*.yml")))
+    if not files:
+        raise ConfigError([Problem(directory, 1, "", "holds no agent; expected a .yaml file for each agent")])
+    agents: dict[str, Agent] = {}
+    problems: list[Problem] = []
+    for path in files:
+        try:
+            agent = load_agent(path)
+            if agent.id in agents:
+                raise ConfigError([Problem(path, 1, "", f"expected one file for the agent {agent.id}, found two")])
+            agents[agent.id] = agent
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return MappingProxyType(agents)
+
+
+def load_agent(path: Path) -> Agent:
+    """The agent in that file with its documents; raises ConfigError, which names file, line, field and expectation."""
+    written = load_yaml(path, AgentFile)
+    documents, missing = _documents(path, written)
+    found = [*_cross_checks(written, {document.name for document in documents}), *missing]
+    if found:
+        problems = [problem_at(path, location, expected) for location, expected in found]
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line))
+    values = {name: getattr(written, name) for name in AgentFile.model_fields}
+    return Agent.model_construct(**values, id=path.stem, documents=documents)
+
+
+Location = tuple[int | str, ...]
+Found = tuple[Location, str]
+
+
+def _cross_checks(agent: AgentFile, documents: set[str]) -> Iterator[Found]:
+    """Mistakes that lie between fields: each place and what is expected there."""
+    for field in ("entities", "tools", "intents"):
+        seen: set[str] = set()
+        for index, part in enumerate(getattr(agent, field)):
+            if part.name in seen:
+                yield (field, index, "name"), f"expected a name of its own, {part.name!r} is used above"
+            seen.add(part.name)
+    entities = {entity.name for entity in agent.entities}
+    tools = {tool.name: tool for tool in agent.tools}
+    for index, intent in enumerate(agent.intents):
+        for location, expected in _intent_checks(intent, entities, tools, documents):
+            yield ("intents", index, *location), expected
+        if intent.escalate and not agent.escalation.target:
+            yield ("intents", index, "escalate"), "expected escalation.target, where the call is transferred to"
+    for index, tool in enumerate(agent.tools):
+        yield from _tool_checks(index, tool, entities)
+    for index, text in enumerate(agent.greeting):
+        yield from _unknown(("greeting", index), text.variables, SHARED_VARIABLES)
+    for name in type(agent.texts).model_fields:
+        for index, text in enumerate(getattr(agent.texts, name)):
+            yield from _unknown(("texts", name, index), text.variables, SHARED_VARIABLES)
+
+
+def _intent_checks(
+    intent: IntentSpec, entities: set[str], tools: Mapping[str, Tool], documents: set[str]
+) -> Iterator[Found]:
+    if intent.name == NONE_INTENT:
+        yield ("name",), f"expected another name, {NONE_INTENT!r} stands for no intent of the agent"
+    places: list[tuple[Location, str]] = [
+        (("required", index, "entity"), slot.entity) for index, slot in enumerate(intent.required)
+    ]
+    places += [(("optional", index), name) for index, name in enumerate(intent.optional)]
+    for location, name in places:
+        if name not in entities:
+            yield location, _expected_one_of("an entity", name, entities)
+    if intent.tool is not None and intent.tool not in tools:
+        yield ("tool",), _expected_one_of("a tool", intent.tool, tools)
+    for index, name in enumerate(intent.documents):
+        if name not in documents:
+            yield ("documents", index), _expected_one_of("a knowledge document", name, documents)
+    known = SHARED_VARIABLES | set(intent.entity_names)
+    for index, slot in enumerate(intent.required):
+        yield from _unknown(("required", index, "question"), slot.question.variables, known)
+    yield from _template_checks(intent, known)
+    if intent.tool is not None and intent.tool in tools:
+        needs = tools[intent.tool]
+        used = frozenset().union(
+            *(text.variables for text in (needs.url, *needs.headers.values(), *needs.body.values()))
+        )
+        for name in sorted((used & entities) - set(intent.entity_names)):
+            yield ("tool",), f"uses the entity {name!r}; expected it under required or optional"
+
+
+def _template_checks(intent: IntentSpec, known: AbstractSet[str]) -> Iterator[Found]:
+    answered = intent.escalate or intent.end_call or bool(intent.documents)
+    if "ok" not in intent.templates and (intent.tool is not None or not answered):
+        yield ("templates",), "expected a text for the outcome ok"
+    if intent.tool is None:
+        for outcome in sorted(set(intent.templates) - {"ok"}):
+            yield ("templates", outcome), "expected only ok where there is no tool"
+    for outcome, texts in intent.templates.items():
+        allowed = known | {"result", "outcome"} if intent.tool is not None else known
+        for index, text in enumerate(texts):
+            yield from _unknown(("templates", outcome, index), text.variables, allowed)
+
+
+def _tool_checks(index: int, tool: Tool, entities: set[str]) -> Iterator[Found]:
+    known = SHARED_VARIABLES | TOOL_VARIABLES | entities
+    yield from _unknown(("tools", index, "url"), tool.url.variables, known)
+    for field in ("headers", "body"):
+        for name, text in getattr(tool, field).items():
+            yield from _unknown(("tools", index, field, name), text.variables, known)
+    for rule, outcome in enumerate(tool.outcomes):
+        if outcome.when is not None:
+            place = ("tools", index, "outcomes", rule, "when")
+            yield from _unknown(place, outcome.when.variables, entities | {"result", "status"})
+
+
+def _unknown(location: Location, used: frozenset[str], known: AbstractSet[str]) -> Iterator[Found]:
+    for name in sorted(used - known):
+        yield location, f"uses the unknown variable {name!r}; expected one of {', '.join(sorted(known))}"
+
+
+def _expected_one_of(what: str, name: str, known: Any) -> str:
+    names = ", ".join(sorted(known)) or "none is defined"
+    return f"expected {what} of this agent ({names}), found {name!r}"
+
+
+def _documents(path: Path, agent: AgentFile) -> tuple[tuple[Document, ...], list[Found]]:
+    documents: dict[str, Document] = {}
+    missing: list[Found] = []
+    root = path.parent.resolve()
+    for index, pattern in enumerate(agent.knowledge):
+        files = [] if Path(pattern).is_absolute() else [f for f in sorted(root.glob(pattern)) if f.is_file()]
+        if not files:
+            missing.append((("knowledge", index), f"expected a Markdown file below {path.parent}, found none"))
+        for file in files:
+            name = file.relative_to(root).with_suffix("").as_posix() if file.is_relative_to(root) else ""
+            text = file.read_text(encoding="utf-8", errors="replace")
+            passages = tuple(split_passages(text))
+            if not name or not passages:
+                missing.append(
+                    (("knowledge", index), f"expected paragraphs of text below {path.parent} in {file.name}")
+                )
+                continue
+            heading = re.search(r"^#\s+(.+?)\s*#*$", text, flags=re.MULTILINE)
+            title = heading[1] if heading else file.stem.replace("_", " ").capitalize()
+            documents[name] = Document(name=name, title=title, passages=passages)
+    return tuple(documents.values()), missing
+
+
+def split_passages(markdown: str) -> Iterator[Passage]:
+    """The paragraphs and list items of a document with the headings above them; comments and front matter are left out.
+
+    Blank lines part passages, so a list belongs to the line right above it.
+    """
+    markdown = re.sub(r"\A---\n.*?\n---\n", "", markdown, flags=re.DOTALL)
+    markdown = re.sub(r"<!--.*?-->", "", markdown, flags=re.DOTALL)
+    headings: list[str] = []
+    for block in re.split(r"\n\s*\n", markdown.strip()):
+        lines = block.strip().splitlines()
+        while lines and (match := re.match(r"(#{1,6})\s+(.*?)\s*#*$", lines[0])):
+            headings = [*headings[: len(match[1]) - 1], match[2]]
+            lines = lines[1:]
+        text = " ".join(re.sub(r"^\s*([-*+]|\d+[.)])\s+", "", line).strip() for line in lines).strip()
+        if text:
+            yield Passage(heading=headings[-1] if headings else "", text=text)

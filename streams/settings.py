@@ -25,6 +25,10 @@ class KafkaSettings(BaseModel):
     partitions: int = Field(8, ge=1, le=1000, description="of every conversation topic; fixed once calls have run")
     replication_factor: int = Field(1, ge=1)
     min_insync_replicas: int = Field(1, ge=1)
+    retention_days: dict[str, int] = Field(
+        default_factory=dict,
+        description='days by topic, where the catalogue\'s defaults do not suit: {"voice.audio.in": 7}',
+    )
     session_timeout_ms: int = Field(1500, ge=500, description="silence after which a worker's partitions move on")
     java_home: Path | None = Field(None, description="Java 17+ of the embedded broker; empty: found on the machine")
     heap_mb: int = Field(512, ge=128, description="heap of the embedded broker")

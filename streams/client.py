@@ -1,0 +1,63 @@
+"""What every Kafka client here shares: its connection, the two places in the log, and the one error."""
+
+from typing import NamedTuple
+
+from confluent_kafka import TopicPartition
+
+from streams.settings import Settings
+
+# Without Nagle's algorithm a small record leaves at once instead of waiting for the previous one's acknowledgement.
+_COMMON: dict[str, str | int | float | bool] = {
+    "socket.nagle.disable": True,
+    "log_level": 3,
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 1000,
+}
+
+
+class LogError(Exception):
+    """The log could not be written or read; the message says where and why."""
+
+
+class Position(NamedTuple):
+    """Where a record lies in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Partition(NamedTuple):
+    """One partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+def client_config(settings: Settings, name: str) -> dict[str, str | int | float | bool]:
+    """librdkafka's configuration for the cluster of the settings; `name` appears in the broker's logs and quotas.
+
+    Raises LogError when the settings name no bootstrap servers (an embedded broker hands its address on as a setting).
+    """
+    kafka = settings.kafka
+    if not kafka.bootstrap_servers:
+        raise LogError("kafka.bootstrap_servers is empty: TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS=host:port is expected")
+    config = _COMMON | {
+        "bootstrap.servers": kafka.bootstrap_servers,
+        "client.id": name,
+        "security.protocol": kafka.security_protocol,
+    }
+    if kafka.security_protocol.startswith("SASL"):
+        config |= {
+            "sasl.mechanism": kafka.sasl_mechanism or "SCRAM-SHA-512",
+            "sasl.username": kafka.sasl_username,
+            "sasl.password": kafka.sasl_password.get_secret_value(),
+        }
+    if kafka.ssl_ca_location:
+        config["ssl.ca.location"] = kafka.ssl_ca_location
+    return config
+
+
+def topic_partition(partition: Partition, offset: int) -> TopicPartition:
+    """The pair as confluent-kafka takes it."""
+    return TopicPartition(partition.topic, partition.partition, offset)

@@ -1,0 +1,97 @@
+"""The catalogue: every topic of the platform, made from the schemas, plus one compacted topic of snapshots per stage.
+
+Audio is kept for a month, so that last month's calls can be replayed through a new model; words for a little over a
+year; dead letters for a quarter, time enough to be looked at. `kafka.retention_days` in the settings overrides any.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from schemas.event import Event
+from schemas.events import EVENTS
+from streams.settings import Settings
+
+STAGES = ("stt", "intent", "llm", "tts")
+CONVERSATION = (
+    "voice.sessions",
+    "voice.audio.in",
+    "voice.transcripts",
+    "voice.intents",
+    "voice.responses",
+    "voice.audio.out",
+    "voice.control",
+)
+
+_DAY_MS = 24 * 60 * 60 * 1000
+_MIB = 1024 * 1024
+_RETENTION_DAYS = {"voice.audio.in": 32, "voice.audio.out": 32, "voice.deadletters": 92, "voice.deliveries": 92}
+_TEXT_RETENTION_DAYS = 400
+# A dead letter holds a whole record of another topic and its envelope.
+_RECORD_BYTES_MAX = {"voice.audio.in": _MIB // 4, "voice.deadletters": 2 * _MIB}
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic; `event` is None where values are not events but a stage's snapshots.
+
+    All topics are keyed by session id and have `kafka.partitions` partitions, so that a session lives in the same
+    partition number of each. `retention_ms` is the default, -1 for ever; `config` says what applies.
+    """
+
+    name: str
+    event: type[Event] | None
+    retention_ms: int
+    cleanup: Literal["delete", "compact"] = "delete"
+    conversation: bool = True
+    record_bytes_max: int = _MIB
+
+    def partitions(self, settings: Settings) -> int:
+        """How many partitions it has."""
+        return settings.kafka.partitions
+
+    def config(self, settings: Settings) -> dict[str, str]:
+        """The topic's configuration, as Kafka's AdminClient takes it."""
+        days = settings.kafka.retention_days.get(self.name)
+        config = {
+            "cleanup.policy": self.cleanup,
+            "retention.ms": str(self.retention_ms if days is None else days * _DAY_MS),
+            "max.message.bytes": str(self.record_bytes_max),
+            "min.insync.replicas": str(settings.kafka.min_insync_replicas),
+        }
+        if self.cleanup == "compact":
+            # Snapshots are rewritten all the time: clean early, so that a takeover reads little.
+            config |= {"segment.ms": str(60 * 60 * 1000), "min.cleanable.dirty.ratio": "0.1"}
+        return config
+
+
+def state_topic(stage: str) -> str:
+    """The compacted topic that holds the stage's snapshots."""
+    return f"voice.state.{stage}"
+
+
+def consumer_group(stage: str) -> str:
+    """The consumer group of the stage's workers."""
+    return f"trunkline.{stage}"
+
+
+def _catalogue() -> Mapping[str, Topic]:
+    topics = [
+        Topic(
+            name=event.TOPIC,
+            event=event,
+            retention_ms=_RETENTION_DAYS.get(event.TOPIC, _TEXT_RETENTION_DAYS) * _DAY_MS,
+            conversation=event.TOPIC in CONVERSATION,
+            record_bytes_max=_RECORD_BYTES_MAX.get(event.TOPIC, _MIB),
+        )
+        for event in EVENTS
+    ]
+    topics += [
+        Topic(name=state_topic(stage), event=None, retention_ms=-1, cleanup="compact", conversation=False)
+        for stage in STAGES
+    ]
+    return MappingProxyType({topic.name: topic for topic in topics})
+
+
+TOPICS: Mapping[str, Topic] = _catalogue()

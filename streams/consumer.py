@@ -1,0 +1,393 @@
+"""Reading the log without a consumer group's rebalances: the reader says which partitions it reads, from where.
+
+Every call of a confluent consumer happens in one thread (a thread inside poll blocks the calls of others); what the
+reader asks of it goes through a queue of commands.
+"""
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar, cast
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+
+from streams.client import LogError, Partition, client_config
+from streams.keys import partition_of
+from streams.settings import Settings
+from streams.topics import CONVERSATION
+
+BEGINNING = OFFSET_BEGINNING
+END = OFFSET_END
+
+# The thread wakes at once for a record, and this often for commands.
+_POLL_S = 0.05
+_BATCH_RECORDS = 500
+_QUERY_S = 10.0
+# Records are stamped by the machines that write them.
+_CLOCK_SKEW_MS = 5000
+
+ResultT = TypeVar("ResultT")
+
+
+class Record(NamedTuple):
+    """A record as it lies in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    timestamp_ms: int
+
+
+class LogReader:
+    """Reads chosen partitions, in offset order within each; for one event loop.
+
+    At most `buffer_records_max` records wait in memory (and a few MiB in librdkafka); beyond, fetching pauses.
+    With a `group`, offsets can be committed under its name, without joining it. With `note_ends`, `ended` holds the
+    partitions of which everything written so far has been read.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        group: str | None = None,
+        buffer_records_max: int = 2000,
+        note_ends: bool = False,
+    ) -> None:
+        self._consumer = Consumer(
+            client_config(settings, name)
+            | {
+                "group.id": group or f"{name}.reader",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 5,
+                "fetch.queue.backoff.ms": 2,
+                "queued.max.messages.kbytes": 8192,
+                "enable.partition.eof": note_ends,
+            }
+        )
+        self._loop = asyncio.get_running_loop()
+        self._buffer: deque[Record] = deque()
+        self._buffer_records_max = buffer_records_max
+        self._arrived = asyncio.Event()
+        self._error: LogError | None = None
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._assigned: set[Partition] = set()
+        self.ended: set[Partition] = set()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=f"{name}-reader", daemon=True)
+        self._thread.start()
+
+    async def add(self, starts: Mapping[Partition, int]) -> None:
+        """Also reads these partitions, from the given offsets; BEGINNING and END are resolved now.
+
+        A partition that is already read moves to the offset. Raises LogError where one does not exist.
+        """
+        await self._call(lambda: self._add(dict(starts)))
+
+    async def remove(self, partitions: Iterable[Partition]) -> None:
+        """Stops reading these; records of theirs that were not yet iterated over are dropped."""
+        gone = set(partitions)
+        await self._call(lambda: self._remove(gone))
+        self._buffer = deque(record for record in self._buffer if (record.topic, record.partition) not in gone)
+
+    async def partitions(self, topic: str) -> tuple[Partition, ...]:
+        """The topic's partitions; raises LogError where it does not exist."""
+        return await self._call(lambda: self._partitions(topic))
+
+    async def begin_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The first offset that is still kept."""
+        wanted = tuple(partitions)
+        return await self._call(lambda: {partition: self._watermarks(partition)[0] for partition in wanted})
+
+    async def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The offset that the next record will have."""
+        wanted = tuple(partitions)
+        return await self._call(lambda: {partition: self._watermarks(partition)[1] for partition in wanted})
+
+    async def offsets_at(self, partitions: Iterable[Partition], timestamp_ms: int) -> dict[Partition, int]:
+        """The offset of the first record stamped at or after that time; the end offset where there is none."""
+        wanted = tuple(partitions)
+        return await self._call(lambda: self._offsets_at(wanted, timestamp_ms))
+
+    async def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Commits, for the group, the offsets of the next records to read."""
+        pairs = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+        await self._call(lambda: self._consumer.commit(offsets=pairs, asynchronous=False))
+
+    async def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None]:
+        """What the group has committed, None where nothing."""
+        pairs = [TopicPartition(*partition) for partition in partitions]
+        found = await self._call(lambda: self._consumer.committed(pairs, timeout=_QUERY_S))
+        return {Partition(pair.topic, pair.partition): pair.offset if pair.offset >= 0 else None for pair in found}
+
+    def __aiter__(self) -> AsyncIterator[Record]:
+        """Records as they come, without end; raises LogError when reading is impossible. One iteration at a time."""
+        return self._records()
+
+    async def _records(self) -> AsyncIterator[Record]:
+        while True:
+            while self._buffer:
+                yield self._buffer.popleft()
+            await self.more()
+
+    async def batches(self) -> AsyncIterator[list[Record]]:
+        """As iteration, but everything that waits at once, never an empty list."""
+        while True:
+            if batch := self.take():
+                yield batch
+            else:
+                await self.more()
+
+    def take(self) -> list[Record]:
+        """Everything that waits, perhaps nothing."""
+        batch = list(self._buffer)
+        self._buffer.clear()
+        return batch
+
+    async def more(self) -> None:
+        """Returns when there may be more to take, or a partition has ended; raises as iteration does."""
+        if self._buffer:
+            return
+        if self._error is not None:
+            raise self._error
+        if self._closing:
+            raise LogError("the reader is closed")
+        self._arrived.clear()
+        await self._arrived.wait()
+
+    async def close(self) -> None:
+        """Stops the thread and leaves the cluster."""
+        if self._closing:
+            return
+        self._closing = True
+        self._commands.put(lambda: None)
+        await asyncio.to_thread(self._thread.join)
+        self._arrived.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _call(self, work: Callable[[], ResultT]) -> Awaitable[ResultT]:
+        """Runs the work in the thread; a KafkaException comes back as LogError."""
+        future: asyncio.Future[ResultT] = self._loop.create_future()
+        if self._closing:
+            raise LogError("the reader is closed")
+
+        def settle(result: ResultT | None, error: Exception | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        def command() -> None:
+            try:
+                outcome: tuple[ResultT | None, Exception | None] = (work(), None)
+            except KafkaException as error:
+                outcome = (None, LogError(error.args[0].str()))
+            except Exception as error:
+                outcome = (None, error)
+            self._to_loop(settle, *outcome)
+
+        self._commands.put(command)
+        return future
+
+    # In the thread.
+
+    def _run(self) -> None:
+        while not self._closing:
+            full = len(self._buffer) >= self._buffer_records_max
+            self._serve_commands(wait=full or not self._assigned)
+            if not full and self._assigned:
+                self._read()
+        while not self._commands.empty():
+            self._commands.get_nowait()()
+        self._consumer.close()
+
+    def _serve_commands(self, wait: bool) -> None:
+        """Runs the commands that wait; with `wait`, sleeps until there is one or it is time to look again."""
+        try:
+            command = (
+                self._commands.get(timeout=_POLL_S if self._assigned else None) if wait else self._commands.get_nowait()
+            )
+            while True:
+                command()
+                command = self._commands.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _read(self) -> None:
+        first = self._consumer.poll(_POLL_S)
+        if first is None:
+            return
+        messages = [first, *self._consumer.consume(_BATCH_RECORDS, 0)]
+        records = []
+        ended = set()
+        for message in messages:
+            error = message.error()
+            if error is None:
+                records.append(_record(message))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                ended.add(Partition(message.topic() or "", _number(message.partition())))
+            else:
+                self._failed(error, message)
+        self._to_loop(self._deliver, records, ended)
+
+    def _failed(self, error: KafkaError, message: Message) -> None:
+        """A partition's error; librdkafka retries those that can pass."""
+        if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
+            return
+        self._to_loop(self._stop, LogError(f"{message.topic()}-{message.partition()}: not read: {error.str()}"))
+
+    def _add(self, starts: dict[Partition, int]) -> None:
+        pairs = []
+        for partition, start in starts.items():
+            low, high = self._watermarks(partition)
+            # librdkafka takes half a second to resolve a logical offset by itself.
+            offset = {BEGINNING: low, END: high}.get(start, start)
+            pairs.append(TopicPartition(*partition, offset))
+        again = [pair for pair in pairs if (pair.topic, pair.partition) in self._assigned]
+        if again:
+            self._consumer.incremental_unassign(again)
+        self._consumer.incremental_assign(pairs)
+        self._assigned.update(starts)
+        # An assignment pauses all fetches until something wakes the broker's thread: a query does.
+        for partition in starts:
+            self._watermarks(partition)
+
+    def _remove(self, partitions: set[Partition]) -> None:
+        gone = partitions & self._assigned
+        if gone:
+            self._consumer.incremental_unassign([TopicPartition(*partition) for partition in gone])
+        self._assigned -= gone
+
+    def _watermarks(self, partition: Partition) -> tuple[int, int]:
+        low, high = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=_QUERY_S)
+        return low, high
+
+    def _partitions(self, topic: str) -> tuple[Partition, ...]:
+        metadata = self._consumer.list_topics(topic, timeout=_QUERY_S).topics[topic]
+        if metadata.error is not None:
+            raise LogError(f"{topic}: {metadata.error.str()}")
+        return tuple(Partition(topic, number) for number in sorted(metadata.partitions))
+
+    def _offsets_at(self, partitions: Sequence[Partition], timestamp_ms: int) -> dict[Partition, int]:
+        asked = [TopicPartition(*partition, timestamp_ms) for partition in partitions]
+        found = self._consumer.offsets_for_times(asked, timeout=_QUERY_S)
+        offsets = {Partition(pair.topic, pair.partition): pair.offset for pair in found}
+        return {
+            partition: offset if offset >= 0 else self._watermarks(partition)[1]
+            for partition, offset in offsets.items()
+        }
+
+    def _to_loop(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    # In the event loop.
+
+    def _deliver(self, records: list[Record], ended: set[Partition]) -> None:
+        self._buffer.extend(records)
+        self.ended |= ended
+        self._arrived.set()
+
+    def _stop(self, error: LogError) -> None:
+        self._error = error
+        self._arrived.set()
+
+
+def _record(message: Message) -> Record:
+    headers = cast(Sequence[tuple[str, bytes | None]], message.headers() or ())
+    return Record(
+        message.topic() or "",
+        _number(message.partition()),
+        _number(message.offset()),
+        message.key(),
+        message.value(),
+        tuple(headers),
+        message.timestamp()[1],
+    )
+
+
+def _number(value: int | None) -> int:
+    return -1 if value is None else value
+
+
+async def read_range(
+    settings: Settings, ranges: Mapping[Partition, tuple[int, int]], name: str = "trunkline.range"
+) -> AsyncIterator[Record]:
+    """Records from the first offset up to, not including, the second, of each partition; BEGINNING and END work."""
+    async with LogReader(settings, name, note_ends=True) as reader:
+        starts, ends = await _resolved(reader, ranges)
+        left = {partition for partition in ranges if starts[partition] < ends[partition]}
+        if left:
+            await reader.add({partition: starts[partition] for partition in left})
+        while left:
+            for record in reader.take():
+                partition = Partition(record.topic, record.partition)
+                if record.offset < ends[partition]:
+                    yield record
+                if record.offset >= ends[partition] - 1:
+                    left.discard(partition)
+            # The last offsets of a compacted partition may hold no record.
+            left -= reader.ended
+            if left:
+                await reader.more()
+
+
+async def session_records(
+    settings: Settings, session_id: str, topics: Sequence[str] = CONVERSATION, name: str = "trunkline.session"
+) -> list[Record]:
+    """Every record of the session that is on those topics now, by time, then topic and offset; empty when unknown.
+
+    Reads the session's one partition of each topic from the time of its first record on voice.sessions, or from the
+    beginning where retention has taken that.
+    """
+    key = session_id.encode()
+    number = partition_of(session_id, settings.kafka.partitions)
+    sessions = Partition("voice.sessions", number)
+    found = [record async for record in read_range(settings, {sessions: (BEGINNING, END)}, name) if record.key == key]
+    others = [Partition(topic, number) for topic in topics if topic != sessions.topic]
+    if others:
+        starts = dict.fromkeys(others, BEGINNING)
+        if found:
+            async with LogReader(settings, name) as reader:
+                starts = await reader.offsets_at(others, found[0].timestamp_ms - _CLOCK_SKEW_MS)
+        ranges = {partition: (start, END) for partition, start in starts.items()}
+        records = [record async for record in read_range(settings, ranges, name) if record.key == key]
+        found = [*(found if sessions.topic in topics else ()), *records]
+    return sorted(found, key=lambda record: (record.timestamp_ms, record.topic, record.offset))
+
+
+async def _resolved(
+    reader: LogReader, ranges: Mapping[Partition, tuple[int, int]]
+) -> tuple[dict[Partition, int], dict[Partition, int]]:
+    """The ranges' starts and ends within what the log holds, so that a reader does not wait for what is gone."""
+    first, last = await reader.begin_offsets(ranges), await reader.end_offsets(ranges)
+    starts, ends = {}, {}
+    for partition, (start, end) in ranges.items():
+        starts[partition] = last[partition] if start == END else max(start, first[partition])
+        ends[partition] = last[partition] if end == END else min(end, last[partition])
+    return starts, ends

@@ -1,0 +1,279 @@
+"""What the embedded platform consists of: its processes, what each needs, its ports and its environment."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from api.errors import OperatorError
+from api.supervisor import Process, Step
+from processors.pipeline import PIPELINE, STAGES, Stage
+from streams import ready
+from streams.settings import Settings
+
+Say = Callable[[str], None]
+
+_ENGINE_OF = {"stt": "stt", "embeddings": "intent", "llm": "llm", "tts": "tts"}
+_REMEMBERED = ("kafka", "erp", "clickhouse")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Settings with every address filled in, and which of the services behind them are ours to start."""
+
+    settings: Settings
+    own_broker: bool
+    own_erp: bool
+
+
+def embedded(layout: Layout, say: Say) -> list[Process | Step]:
+    """The parts of `trunkline up`; `say` gets progress lines of slow preparations."""
+    settings = layout.settings
+    parts: list[Process | Step] = []
+    if layout.own_broker:
+        parts.append(_broker(settings, say))
+    parts.append(_topics(settings, {"broker"} if layout.own_broker else set()))
+    parts += [_engine(settings, role) for role in _hosted_roles(settings)]
+    parts += [_stage(settings, stage) for stage in PIPELINE]
+    parts.append(_python(settings, "clickhouse", "processors.clickhouse.sink", needs={"topics"}))
+    if layout.own_erp:
+        parts.append(_erp(settings))
+    parts.append(_python(settings, "api", "api.server", needs={"topics"}))
+    return parts
+
+
+def worker(settings: Settings, stage: str) -> list[Process | Step]:
+    """The parts of one stage's container: its engines and its worker, on a cluster that is there already."""
+    row = STAGES[stage]
+    roles = [role for role in _hosted_roles(settings) if role in row.roles]
+    return [_topics(settings, set()), *(_engine(settings, role, stage) for role in roles), _stage(settings, row)]
+
+
+def lay_out(settings: Settings) -> Layout:
+    """Fills in every address; a free port once chosen is kept for the data directory, which the caller must hold.
+
+    Raises OperatorError when the API's port is in use.
+    """
+    data_dir = settings.data_dir.absolute()
+    ports = _ports(data_dir / "ports.json")
+    _require_free(settings.api.host, settings.api.port)
+    changes = {
+        "data_dir": data_dir,
+        "agents_dir": settings.agents_dir.absolute(),
+        "models_file": settings.models_file.absolute(),
+        "api": settings.api.model_copy(update={"port": settings.api.port or _free_port()}),
+        "erp_url": settings.erp_url or f"http://127.0.0.1:{ports['erp']}",
+        "kafka": settings.kafka.model_copy(
+            update={"bootstrap_servers": settings.kafka.bootstrap_servers or f"127.0.0.1:{ports['kafka']}"}
+        ),
+        "clickhouse": settings.clickhouse.model_copy(
+            update={"http_port": settings.clickhouse.http_port or ports["clickhouse"]}
+        ),
+    }
+    filled = settings.model_copy(update=changes)
+    for cached in ("run_dir", "log_dir"):  # a copy takes these along, made for the path as it was given
+        filled.__dict__.pop(cached, None)
+    return Layout(filled, own_broker=not settings.kafka.bootstrap_servers, own_erp=not settings.erp_url)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What the processes of the platform, and commands that reach it, must find in their environment.
+
+    Holds addresses and paths only; secrets reach the processes by inheritance.
+    """
+    return {
+        "TRUNKLINE_DATA_DIR": str(settings.data_dir),
+        "TRUNKLINE_AGENTS_DIR": str(settings.agents_dir),
+        "TRUNKLINE_MODELS_FILE": str(settings.models_file),
+        "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        "TRUNKLINE_CLICKHOUSE__HTTP_PORT": str(settings.clickhouse.http_port),
+        "TRUNKLINE_API__HOST": settings.api.host,
+        "TRUNKLINE_API__PORT": str(settings.api.port),
+        "TRUNKLINE_ERP_URL": settings.erp_url,
+    }
+
+
+def api_url(settings: Settings) -> str:
+    """The API's base, as clients on this machine reach it."""
+    host = "127.0.0.1" if settings.api.host in ("0.0.0.0", "::", "") else settings.api.host
+    return f"http://{host}:{settings.api.port}"
+
+
+def _hosted_roles(settings: Settings) -> list[str]:
+    """The engines that run in processes of ours; a remote language model does not."""
+    remote = {"llm"} if settings.engines.llm != "llama-cpp" else set()
+    return [role for role in _ENGINE_OF if role not in remote]
+
+
+def _broker(settings: Settings, say: Say) -> Process:
+    from streams import broker, jars, java
+
+    port = int(settings.kafka.bootstrap_servers.rpartition(":")[2])
+
+    def command() -> Sequence[str]:
+        try:
+            return broker.prepare(settings, port, say).arguments
+        except (broker.BrokerError, java.JavaNotFoundError, jars.JarError) as error:
+            raise OperatorError(f"the broker cannot be started: {error}") from error
+
+    async def is_ready(pid: int) -> bool:
+        try:
+            await broker.wait_ready(settings.kafka.bootstrap_servers, timeout_s=0.2)
+        except broker.BrokerError:
+            return False
+        return True
+
+    return Process(name="broker", component="broker", command=command, is_ready=is_ready, stop_within_s=10.0)
+
+
+def _topics(settings: Settings, needs: set[str]) -> Step:
+    async def provision() -> None:
+        from streams.provision import ProvisionError, provision
+
+        try:
+            await asyncio.to_thread(provision, settings)
+        except ProvisionError as error:
+            raise OperatorError(f"the topics cannot be provisioned: {error}") from error
+
+    return Step("topics", provision, frozenset(needs))
+
+
+def _engine(settings: Settings, role: str, stage: str | None = None) -> Process:
+    return _python(
+        settings,
+        f"engine-{role}",
+        "processors.engine_host",
+        role,
+        component=stage or _ENGINE_OF[role],
+        stop_within_s=3.0,
+    )
+
+
+def _stage(settings: Settings, stage: Stage) -> Process:
+    hosted = _hosted_roles(settings)
+    engines = {f"engine-{role}" for role in stage.roles if role in hosted}
+    return _python(settings, stage.name, "processors.worker", stage.name, needs={"topics", *engines})
+
+
+def _erp(settings: Settings) -> Process:
+    port = settings.erp_url.rpartition(":")[2]
+    data = settings.data_dir / "erp.json"
+
+    async def is_ready(pid: int) -> bool:
+        return await _answers_ok("127.0.0.1", int(port), "/healthz")
+
+    command = (sys.executable, "-m", "infra.erp", "--port", port, "--data", str(data))
+    return Process(
+        name="erp",
+        component="erp",
+        command=lambda: command,
+        is_ready=is_ready,
+        environment=_child_environment(settings),
+    )
+
+
+def _python(
+    settings: Settings,
+    name: str,
+    module: str,
+    *arguments: str,
+    component: str = "",
+    needs: set[str] | None = None,
+    stop_within_s: float = 8.0,
+) -> Process:
+    command = (sys.executable, "-m", module, *arguments)
+    return Process(
+        name=name,
+        component=component or name,
+        command=lambda: command,
+        is_ready=_announced(settings, name),
+        needs=frozenset(needs or ()),
+        environment=_child_environment(settings),
+        stop_within_s=stop_within_s,
+    )
+
+
+def _child_environment(settings: Settings) -> Mapping[str, str]:
+    # Every process of the machine chooses its own metrics port and says which in its ready file.
+    return {**environment(settings), "TRUNKLINE_METRICS_PORT": "0", "PYTHONUNBUFFERED": "1"}
+
+
+def _announced(settings: Settings, name: str) -> Callable[[int], Awaitable[bool]]:
+    async def is_ready(pid: int) -> bool:
+        facts = ready.read(settings, name)
+        return facts is not None and facts.get("pid") == pid
+
+    return is_ready
+
+
+async def _answers_ok(host: str, port: int, path: str) -> bool:
+    """Whether an HTTP server there answers the path with 200, within a second."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(1.0):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    return False
+
+
+def _remembered(path: Path) -> dict[str, int]:
+    try:
+        ports = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {name: ports[name] for name in _REMEMBERED if isinstance(ports.get(name), int)}
+
+
+def _ports(path: Path) -> dict[str, int]:
+    """The data directory's ports, each still free or chosen anew."""
+    ports = _remembered(path)
+    for name in _REMEMBERED:
+        if name not in ports or not _is_free("127.0.0.1", ports[name]):
+            ports[name] = _free_port()
+    ready.write_json(path, ports)
+    return ports
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _require_free(host: str, port: int) -> None:
+    if port == 0 or _is_free(host, port):
+        return
+    raise OperatorError(
+        f"port {port} on {host} is in use{_user_of(port)}; stop what uses it, or choose another with --port "
+        "(0 takes any free one)"
+    )
+
+
+def _user_of(port: int) -> str:
+    """` by NAME (pid N)` where the system tells."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and connection.pid and address and address.port == port:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""

@@ -58,20 +58,30 @@ class ApiSettings(BaseModel):
     port: int = Field(8080, ge=0, le=65535)
     key: SecretStr | None = Field(None, description="demanded of every client when host is not loopback")
     sessions_max: int = Field(100, ge=1, description="concurrent calls of one gateway; more are refused")
+    frame_ms: int = Field(40, ge=20, le=100, description="length of the audio frames that the gateway writes")
+    barge_in_ms: int = Field(250, ge=0, le=5000, description="speech over the agent that stops it, words or not")
+    session_idle_s: float = Field(120.0, gt=0, description="silence from both sides after which a call is ended")
+    session_max_s: float = Field(3600.0, gt=0, description="longest call")
+    public_url: str = Field("", description="the gateway's address as the telephone company reaches it, https://...")
+    twilio_auth_token: SecretStr | None = Field(None, description="Twilio's requests must be signed with it")
 
 
 class EngineSettings(BaseModel):
     """Which engine each stage asks; names are those of infra/models.yaml and of each stage's engine.py."""
 
     stt: str = "faster-whisper"
+    stt_model: str = Field("", description="a name of models.yaml; empty: the first one listed for the engine")
     embeddings: str = "minilm"
+    embeddings_model: str = Field("", description="as stt_model")
     llm: str = "llama-cpp"
     llm_base_url: str = Field("", description="OpenAI-compatible endpoint, for llm=openai")
-    llm_model: str = ""
+    llm_model: str = Field("", description="as stt_model; for llm=openai the name that the endpoint knows")
     llm_key: SecretStr = SecretStr("")
     tts: str = "hibari"
+    tts_model: str = Field("", description="as stt_model")
     device: str = Field("cpu", description="cpu or cuda")
     threads: int = Field(2, ge=1, description="threads of a model on the CPU")
+    queue_depth_max: int = Field(32, ge=1, description="asks waiting at one engine; more are refused")
 
 
 class Settings(BaseSettings):
@@ -80,6 +90,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TRUNKLINE_", env_nested_delimiter="__", extra="ignore")
 
     data_dir: Path = Path.home() / ".trunkline"
+    cache_dir: Path = Field(
+        Path.home() / ".cache" / "trunkline", description="assembled and verified models, shared by all data directories"
+    )
     tenant: str = "demo"
     agents_dir: Path = REPOSITORY / "infra" / "agents"
     models_file: Path = REPOSITORY / "infra" / "models.yaml"

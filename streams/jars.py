@@ -1,6 +1,6 @@
 """The jars of the embedded broker: fetched from Maven Central through jgo, each against a committed sha256.
 
-`python -m streams.jars` writes infra/kafka/jars.lock anew, after a change of `ENDPOINT`.
+`python -m streams.jars` writes infra/kafka/jars.lock anew, after a change of version.
 """
 
 import hashlib
@@ -19,8 +19,10 @@ from jgo.maven import MavenContext
 from streams.settings import REPOSITORY, Settings
 
 KAFKA_VERSION = "4.1.2"
-# The no-op binding: Kafka itself logs through log4j2 here, and its libraries that use SLF4J have nothing to add.
-ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-nop:1.7.36"
+ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
+# Kafka logs through SLF4J; this binding to log4j2 is that of its own distribution. Locked beside the endpoint and not
+# in it, since its parent would then decide the versions of Kafka's own modules.
+BINDING = ("org.apache.logging.log4j", "log4j-slf4j-impl", "2.25.3")
 LOCK_FILE = REPOSITORY / "infra" / "kafka" / "jars.lock"
 
 _DOWNLOADS_AT_ONCE = 6
@@ -64,7 +66,7 @@ def read_lock(lock_file: Path = LOCK_FILE) -> list[Jar]:
         parts = words[-1].split(":")
         if len(words) != 2 or len(words[0]) != 64 or len(parts) != 3:
             raise JarError(f"{lock_file}:{number}: expected '<sha256> <group>:<artifact>:<version>', got {line!r}")
-        jars.append(Jar(*parts, sha256=words[0]))
+        jars.append(Jar(parts[0], parts[1], parts[2], words[0]))
     return jars
 
 
@@ -152,14 +154,18 @@ def _sha256(path: Path) -> str:
 
 
 def write_lock(lock_file: Path = LOCK_FILE) -> None:
-    """Resolves `ENDPOINT` and writes what it needs, with sha256 sums of what is fetched now."""
-    artifacts = {str(artifact): artifact for artifact in jgo.resolve(ENDPOINT)}
+    """Writes what `ENDPOINT` and `BINDING` need, with sha256 sums of what is fetched now."""
+    group, name, version = BINDING
+    binding = MavenContext().project(group, name).at_version(version).artifact()
+    artifacts = {str(artifact): artifact for artifact in [*jgo.resolve(ENDPOINT), binding]}
     lines = [
         f"{_sha256(artifact.resolve())} {artifact.groupId}:{artifact.artifactId}:{artifact.version}"
         for _, artifact in sorted(artifacts.items())
         if artifact.packaging == "jar" and not artifact.classifier
     ]
-    lock_file.write_text(f"# {ENDPOINT}; written by `python -m streams.jars`\n" + "\n".join(lines) + "\n")
+    lock_file.write_text(
+        f"# {ENDPOINT} and {':'.join(BINDING)}; written by `python -m streams.jars`\n" + "\n".join(lines) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,203 @@
+"""The embedded broker: Apache Kafka itself in KRaft mode, one process, kept below the data directory.
+
+`python -m streams.broker [--data-dir DIR] [--port PORT]` runs it in the foreground.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import fcntl
+import os
+import socket
+import string
+import struct
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from streams import jars, java
+from streams.clock import Clock, SystemClock
+from streams.jars import JarError, Progress
+from streams.java import Java, JavaNotFoundError
+from streams.settings import REPOSITORY, Settings
+
+TEMPLATES = REPOSITORY / "infra" / "kafka"
+
+_MESSAGE_BYTES_MAX = 2 * 1024 * 1024
+_FORMAT_TIMEOUT_S = 120
+
+
+class BrokerError(RuntimeError):
+    """The embedded broker cannot be started or does not answer; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class BrokerCommand:
+    """How to start the broker; `arguments` is for exec or subprocess, `environment` is complete."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    bootstrap_servers: str
+    directory: Path
+    log_file: Path
+
+
+def prepare(settings: Settings, port: int = 0, on_progress: Progress = lambda line: None) -> BrokerCommand:
+    """Makes everything ready for one start of the broker on 127.0.0.1:`port` (0: a free one) and returns its command.
+
+    Finds Java, fetches Kafka if it is not there (`on_progress` gets a line now and then), formats the storage the
+    first time, and writes this start's configuration. Call it again for each restart. Blocks; raises BrokerError when
+    the port or the data directory is in use, JavaNotFoundError, JarError.
+    """
+    directory = settings.data_dir.absolute() / "kafka"
+    storage = directory / "storage"
+    storage.mkdir(parents=True, exist_ok=True)
+    settings.log_dir.mkdir(parents=True, exist_ok=True)
+    if (owner := owner_of(settings)) is not None:
+        raise BrokerError(
+            f"the data directory {settings.data_dir} is in use by another broker (process {owner}). "
+            "Stop that one first, or use another data directory"
+        )
+    if port:
+        _require_free(port)
+    port, controller_port = _ports(port)
+    runtime = java.find_java(settings)
+    classes = os.pathsep.join(str(jar) for jar in jars.class_path(settings, on_progress))
+    properties = directory / "server.properties"
+    properties.write_text(_server_properties(settings, storage, port, controller_port))
+    log_file = settings.log_dir.absolute() / "broker.log"
+    base = (
+        str(runtime.path),
+        f"-Dlog4j2.configurationFile={TEMPLATES / 'log4j2.properties'}",
+        f"-Dtrunkline.log={log_file}",
+    )
+    if not (storage / "meta.properties").exists():
+        on_progress("formatting the log's storage")
+        _format(base, classes, properties)
+    return BrokerCommand(
+        arguments=(*base, *_jvm_flags(settings, runtime, directory), "-cp", classes, "kafka.Kafka", str(properties)),
+        environment=dict(os.environ),
+        bootstrap_servers=f"127.0.0.1:{port}",
+        directory=directory,
+        log_file=log_file,
+    )
+
+
+def owner_of(settings: Settings) -> int | None:
+    """The process id of the broker that runs on this data directory, or None: read from the lock that Kafka holds."""
+    lock_file = settings.data_dir.absolute() / "kafka" / "storage" / ".lock"
+    # struct flock of Linux: l_type, l_whence, l_start, l_len, l_pid. Kafka locks through POSIX record locks.
+    question = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        with lock_file.open("r+b") as file:
+            answer = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, question))
+    except FileNotFoundError:
+        return None
+    kind, pid = answer[0], answer[4]
+    return None if kind == fcntl.F_UNLCK else int(pid)
+
+
+async def wait_ready(
+    bootstrap_servers: str,
+    timeout_s: float = 60.0,
+    alive: Callable[[], bool] = lambda: True,
+    clock: Clock | None = None,
+) -> None:
+    """Returns once the cluster answers for its metadata with a broker in it.
+
+    `alive` says whether the process is still there: BrokerError at once when not, or after `timeout_s`.
+    """
+    clock = clock or SystemClock()
+    deadline = clock.monotonic_s() + timeout_s
+    host, _, port = bootstrap_servers.split(",")[0].rpartition(":")
+    while clock.monotonic_s() < deadline:
+        if not alive():
+            raise BrokerError(f"the broker for {bootstrap_servers} stopped while it was starting")
+        if await asyncio.to_thread(_answers, host, int(port), bootstrap_servers):
+            return
+        await clock.sleep(0.05)
+    raise BrokerError(f"no Kafka broker answered at {bootstrap_servers} within {timeout_s:.0f} s")
+
+
+def _answers(host: str, port: int, bootstrap_servers: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+        # Only a listening broker is asked through librdkafka, which would wait out its backoff otherwise.
+        try:
+            metadata = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0}).list_topics(timeout=2.0)
+        except KafkaException:
+            return False
+        return bool(metadata.brokers)
+    return False
+
+
+def _server_properties(settings: Settings, storage: Path, port: int, controller_port: int) -> str:
+    template = string.Template((TEMPLATES / "server.properties").read_text())
+    return template.substitute(
+        port=port,
+        controller_port=controller_port,
+        log_dirs=storage,
+        partitions=settings.kafka.partitions,
+        message_bytes_max=_MESSAGE_BYTES_MAX,
+    )
+
+
+def _jvm_flags(settings: Settings, runtime: Java, directory: Path) -> list[str]:
+    return [f"-Xmx{settings.kafka.heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"]
+
+
+def _format(base: tuple[str, ...], classes: str, properties: Path) -> None:
+    """Writes the storage's identity, once in the life of a data directory."""
+    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    command = [*base, "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", classes]
+    command += ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S)
+    if done.returncode != 0:
+        raise BrokerError(f"the log's storage could not be formatted: {(done.stderr or done.stdout).strip()[-4000:]}")
+
+
+def _ports(port: int) -> tuple[int, int]:
+    """The broker's port, a free one for 0, and a free one for the controller."""
+    with socket.socket() as first, socket.socket() as second:
+        # Both are held until both are known: one alone could be given out twice.
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        return port or int(first.getsockname()[1]), int(second.getsockname()[1])
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as listener:
+        # As Kafka binds: connections that are still closing do not count as use.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BrokerError(
+                f"the broker cannot listen on 127.0.0.1:{port}: {error.strerror}. "
+                "Stop what uses that port, or choose another"
+            ) from error
+
+
+def main() -> None:
+    """Runs the broker in the foreground: this process becomes Java."""
+    parser = argparse.ArgumentParser(prog="python -m streams.broker", description="Runs the embedded broker.")
+    parser.add_argument("--data-dir", type=Path, help="default: TRUNKLINE_DATA_DIR or ~/.trunkline")
+    parser.add_argument("--port", type=int, default=9092)
+    arguments = parser.parse_args()
+    settings = Settings() if arguments.data_dir is None else Settings(data_dir=arguments.data_dir)
+    try:
+        command = prepare(settings, arguments.port, lambda line: print(line, file=sys.stderr, flush=True))
+    except (BrokerError, JarError, JavaNotFoundError) as error:
+        sys.exit(f"trunkline: {error}")
+    print(f"Kafka on {command.bootstrap_servers}, log {command.log_file}", file=sys.stderr, flush=True)
+    os.execve(command.arguments[0], command.arguments, dict(command.environment))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Fixtures that tests of every kind may ask for by name."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.kafka import TestBroker, running_broker
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
+    """A real Kafka broker with the platform's topics, shared by all tests of the run: use session ids of your own."""
+    with running_broker(tmp_path_factory.mktemp("kafka"), provisioned=True) as broker:
+        yield broker
+
+
+@pytest.fixture
+def new_topic(kafka: TestBroker) -> Callable[..., str]:
+    """Creates a topic that no other test uses: `new_topic(partitions=2)` returns its name."""
+    return kafka.create_topic

@@ -7,6 +7,7 @@ reader asks of it goes through a queue of commands.
 import asyncio
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -33,9 +34,20 @@ END = OFFSET_END
 # The thread wakes at once for a record, and this often for commands.
 _POLL_S = 0.05
 _BATCH_RECORDS = 500
+# A broker answers a waiting fetch as soon as a record comes, so this delays none; it bounds how long a partition just
+# added waits for the fetch under way. At 5 ms an idle reader cost a tenth of a core, most of it the broker's.
+_FETCH_WAIT_MS = 100
 _QUERY_S = 10.0
 # Records are stamped by the machines that write them.
 _CLOCK_SKEW_MS = 5000
+
+_LEADERLESS = {
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError._TRANSPORT,
+}
 
 ResultT = TypeVar("ResultT")
 
@@ -68,14 +80,17 @@ class LogReader:
         buffer_records_max: int = 2000,
         note_ends: bool = False,
     ) -> None:
+        base = client_config(settings, name) | {"group.id": group or f"{name}.reader"}
+        # Queries go over a connection of their own: a broker answers one connection's requests in order, and a fetch
+        # that waits for records would make them wait too.
+        self._queries = Consumer(base | {"enable.auto.commit": False})
         self._consumer = Consumer(
-            client_config(settings, name)
+            base
             | {
-                "group.id": group or f"{name}.reader",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 5,
+                "fetch.wait.max.ms": _FETCH_WAIT_MS,
                 "fetch.queue.backoff.ms": 2,
                 "queued.max.messages.kbytes": 8192,
                 "enable.partition.eof": note_ends,
@@ -113,12 +128,12 @@ class LogReader:
     async def begin_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The first offset that is still kept."""
         wanted = tuple(partitions)
-        return await self._call(lambda: {partition: self._watermarks(partition)[0] for partition in wanted})
+        return await self._call(lambda: self._offsets_at(wanted, BEGINNING))
 
     async def end_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The offset that the next record will have."""
         wanted = tuple(partitions)
-        return await self._call(lambda: {partition: self._watermarks(partition)[1] for partition in wanted})
+        return await self._call(lambda: self._offsets_at(wanted, END))
 
     async def offsets_at(self, partitions: Iterable[Partition], timestamp_ms: int) -> dict[Partition, int]:
         """The offset of the first record stamped at or after that time; the end offset where there is none."""
@@ -128,31 +143,31 @@ class LogReader:
     async def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Commits, for the group, the offsets of the next records to read."""
         pairs = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
-        await self._call(lambda: self._consumer.commit(offsets=pairs, asynchronous=False))
+        await self._call(lambda: self._queries.commit(offsets=pairs, asynchronous=False))
 
     async def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int | None]:
         """What the group has committed, None where nothing."""
         pairs = [TopicPartition(*partition) for partition in partitions]
-        found = await self._call(lambda: self._consumer.committed(pairs, timeout=_QUERY_S))
+        found = await self._call(lambda: self._queries.committed(pairs, timeout=_QUERY_S))
         return {Partition(pair.topic, pair.partition): pair.offset if pair.offset >= 0 else None for pair in found}
 
     def __aiter__(self) -> AsyncIterator[Record]:
-        """Records as they come, without end; raises LogError when reading is impossible. One iteration at a time."""
+        """Records as they come, until the reader is closed; raises LogError when reading is impossible.
+
+        One iteration at a time.
+        """
         return self._records()
 
     async def _records(self) -> AsyncIterator[Record]:
-        while True:
+        while self._buffer or await self.more():
             while self._buffer:
                 yield self._buffer.popleft()
-            await self.more()
 
     async def batches(self) -> AsyncIterator[list[Record]]:
         """As iteration, but everything that waits at once, never an empty list."""
-        while True:
+        while self._buffer or await self.more():
             if batch := self.take():
                 yield batch
-            else:
-                await self.more()
 
     def take(self) -> list[Record]:
         """Everything that waits, perhaps nothing."""
@@ -160,16 +175,17 @@ class LogReader:
         self._buffer.clear()
         return batch
 
-    async def more(self) -> None:
-        """Returns when there may be more to take, or a partition has ended; raises as iteration does."""
+    async def more(self) -> bool:
+        """Returns when there may be something to take or a partition has ended; False when the reader is closed."""
         if self._buffer:
-            return
+            return True
         if self._error is not None:
             raise self._error
         if self._closing:
-            raise LogError("the reader is closed")
+            return False
         self._arrived.clear()
         await self._arrived.wait()
+        return True
 
     async def close(self) -> None:
         """Stops the thread and leaves the cluster."""
@@ -225,6 +241,7 @@ class LogReader:
         while not self._commands.empty():
             self._commands.get_nowait()()
         self._consumer.close()
+        self._queries.close()
 
     def _serve_commands(self, wait: bool) -> None:
         """Runs the commands that wait; with `wait`, sleeps until there is one or it is time to look again."""
@@ -262,20 +279,18 @@ class LogReader:
         self._to_loop(self._stop, LogError(f"{message.topic()}-{message.partition()}: not read: {error.str()}"))
 
     def _add(self, starts: dict[Partition, int]) -> None:
-        pairs = []
-        for partition, start in starts.items():
-            low, high = self._watermarks(partition)
-            # librdkafka takes half a second to resolve a logical offset by itself.
-            offset = {BEGINNING: low, END: high}.get(start, start)
-            pairs.append(TopicPartition(*partition, offset))
+        # librdkafka takes half a second to resolve a logical offset by itself.
+        for logical in (BEGINNING, END):
+            starts |= self._offsets_at([partition for partition in starts if starts[partition] == logical], logical)
+        pairs = [TopicPartition(*partition, start) for partition, start in starts.items()]
+        if not self._assigned:
+            # Connects and learns the leaders now; an assignment alone would take up to a second over it.
+            self._consumer.list_topics(timeout=_QUERY_S)
         again = [pair for pair in pairs if (pair.topic, pair.partition) in self._assigned]
         if again:
             self._consumer.incremental_unassign(again)
         self._consumer.incremental_assign(pairs)
         self._assigned.update(starts)
-        # An assignment pauses all fetches until something wakes the broker's thread: a query does.
-        for partition in starts:
-            self._watermarks(partition)
 
     def _remove(self, partitions: set[Partition]) -> None:
         gone = partitions & self._assigned
@@ -283,24 +298,28 @@ class LogReader:
             self._consumer.incremental_unassign([TopicPartition(*partition) for partition in gone])
         self._assigned -= gone
 
-    def _watermarks(self, partition: Partition) -> tuple[int, int]:
-        low, high = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=_QUERY_S)
-        return low, high
-
     def _partitions(self, topic: str) -> tuple[Partition, ...]:
-        metadata = self._consumer.list_topics(topic, timeout=_QUERY_S).topics[topic]
+        metadata = self._queries.list_topics(topic, timeout=_QUERY_S).topics[topic]
         if metadata.error is not None:
             raise LogError(f"{topic}: {metadata.error.str()}")
         return tuple(Partition(topic, number) for number in sorted(metadata.partitions))
 
     def _offsets_at(self, partitions: Sequence[Partition], timestamp_ms: int) -> dict[Partition, int]:
-        asked = [TopicPartition(*partition, timestamp_ms) for partition in partitions]
-        found = self._consumer.offsets_for_times(asked, timeout=_QUERY_S)
-        offsets = {Partition(pair.topic, pair.partition): pair.offset for pair in found}
-        return {
-            partition: offset if offset >= 0 else self._watermarks(partition)[1]
-            for partition, offset in offsets.items()
-        }
+        """Waits for leaders: a topic just made, or a broker just lost, has none for a moment."""
+        found: dict[Partition, int] = {}
+        deadline = time.monotonic() + _QUERY_S
+        while left := [partition for partition in partitions if partition not in found]:
+            # BEGINNING and END are -2 and -1, which mean the same in Kafka's ListOffsets.
+            asked = [TopicPartition(*partition, timestamp_ms) for partition in left]
+            for pair in self._queries.offsets_for_times(asked, timeout=_QUERY_S):
+                if pair.error is None:
+                    found[Partition(pair.topic, pair.partition)] = pair.offset
+                elif pair.error.code() not in _LEADERLESS or time.monotonic() > deadline:
+                    raise LogError(f"{pair.topic}-{pair.partition}: {pair.error.str()}")
+            if len(found) < len(partitions):
+                time.sleep(_POLL_S)
+        beyond = [partition for partition, offset in found.items() if offset < 0]
+        return found | (self._offsets_at(beyond, END) if beyond else {})
 
     def _to_loop(self, callback: Callable[..., Any], *arguments: Any) -> None:
         if not self._loop.is_closed():

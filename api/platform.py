@@ -134,10 +134,10 @@ def _broker(settings: Settings, say: Say) -> Process:
 
 def _topics(settings: Settings, needs: set[str]) -> Step:
     async def provision() -> None:
-        from streams.provision import ProvisionError, provision
+        from streams.provision import ProvisionError, ensure_topics
 
         try:
-            await asyncio.to_thread(provision, settings)
+            await asyncio.to_thread(ensure_topics, settings)
         except ProvisionError as error:
             raise OperatorError(f"the topics cannot be provisioned: {error}") from error
 

@@ -14,8 +14,8 @@ from streams.clock import Clock
 _IDS = uuid.UUID("0d1ee7e5-5d0c-5a0b-8d5e-6465616c6574")
 
 
-class TooManyDeadLetters(RuntimeError):
-    """More bad input in a minute than the ceiling: the stage stops, so that a person looks before the topic is drained."""
+class DeadLetterCeilingError(RuntimeError):
+    """Too much bad input in a minute: the stage stops, so that a person looks before the topic is drained."""
 
 
 class DeadLetters:
@@ -43,7 +43,7 @@ class DeadLetters:
         detail: str = "",
         event: Event | None = None,
     ) -> Awaitable[Any]:
-        """Publishes the dead letter; the result resolves when the broker has it. Raises TooManyDeadLetters."""
+        """Publishes the dead letter; the result resolves when the broker has it. Raises DeadLetterCeilingError."""
         self._count(reason)
         session_id = event.session_id if event is not None else _session_id(key)
         letter = DeadLetter(
@@ -72,7 +72,7 @@ class DeadLetters:
         while self._latest_s and self._latest_s[0] < now_s - 60:
             self._latest_s.popleft()
         if len(self._latest_s) >= self._per_minute_max:
-            raise TooManyDeadLetters(f"{self._stage}: more than {self._per_minute_max} dead letters in a minute")
+            raise DeadLetterCeilingError(f"{self._stage}: more than {self._per_minute_max} dead letters in a minute")
         self._latest_s.append(now_s)
         metrics.refused.labels(self._stage, reason).inc()
 

@@ -182,8 +182,8 @@ def event_id(cause_id: str, name: str) -> str:
     return str(uuid.uuid5(_IDS, f"{cause_id}/{name}"))
 
 
-def caused(cause: Event, kind: type[Event], name: str, now_us: int, **fields: Any) -> Any:
-    """A new event of class `kind` brought about by `cause`: the envelope is filled in, `seq` is left to the runner.
+def caused(cause: Event, event_class: type[Event], name: str, now_us: int, /, **fields: Any) -> Any:
+    """A new event of class `event_class` brought about by `cause`: the envelope is filled in, `seq` is left to the runner.
 
     `name` distinguishes the effects of one cause (`final`, `sentence-2`) and makes the id deterministic.
     `turn` may be given among the fields; else it is the cause's.
@@ -198,4 +198,4 @@ def caused(cause: Event, kind: type[Event], name: str, now_us: int, **fields: An
         "occurred_at": now_us,
         "causation_id": cause.event_id,
     }
-    return kind(**{**envelope, **fields})
+    return event_class(**{**envelope, **fields})

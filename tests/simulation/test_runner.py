@@ -1,0 +1,223 @@
+"""The runner's promises under crashes at any moment, in simulated time: one seed, one history.
+
+A failing seed is printed by Hypothesis; put it into `@example` to keep it.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from processors.engine import Generate, Generated, Message, Reply, Request
+from processors.pipeline import STAGES
+from processors.stage import (
+    Answered,
+    Ask,
+    Emit,
+    End,
+    Failed,
+    Happening,
+    Hold,
+    Outcome,
+    Received,
+    Refuse,
+    Release,
+    Step,
+    caused,
+)
+from schemas.events import DeadLetter, Intent, IntentKind, Response, ResponseKind, Session, SessionKind
+from streams.keys import mint_session_id
+from tests.simulation.simulated import EPOCH_US, MemoryLog, ScriptedEngine, SimulatedClock, Worker, simulate
+
+LLM = STAGES["llm"]
+
+
+@dataclass(frozen=True)
+class TellerState:
+    turns: int = 0
+    held: tuple[int, ...] = ()
+    open: tuple[tuple[str, Intent, int], ...] = ()
+
+
+class Teller:
+    """A core that answers each intent with three streamed sentences and holds every second one a while."""
+
+    def start(self, session_id: str) -> TellerState:
+        return TellerState()
+
+    def apply(self, state: TellerState, happening: Happening, now_us: int) -> Step[TellerState]:
+        match happening:
+            case Received(Intent() as intent, position, recorded):
+                if intent.intent == "bad":
+                    return Step(state, (Refuse("invalid_field", "intent: bad"),))
+                turn = state.turns + 1
+                if any(event.kind is ResponseKind.COMPLETED for event in recorded):
+                    return Step(replace(state, turns=turn))
+                said = sum(event.kind is ResponseKind.SENTENCE for event in recorded)
+                ask_id = f"ask-{turn}"
+                outcomes: list[Outcome] = [
+                    Ask(ask_id, "llm", Generate((Message("user", f"{turn}"),)), 1.0),
+                ]
+                held = state.held
+                if turn % 2:
+                    outcomes.append(Hold())
+                    held = (*held, position.offset)
+                entry = (ask_id, intent, said)
+                return Step(replace(state, turns=turn, held=held, open=(*state.open, entry)), tuple(outcomes))
+            case Received(Session(kind=SessionKind.ENDED)):
+                return Step(state, (End(),))
+            case Answered(ask_id, None, _) | Failed(ask_id):
+                return self._complete(state, ask_id, now_us)
+            case Answered(ask_id, reply, _):
+                return self._say(state, ask_id, reply, now_us)
+            case _:
+                return Step(state)
+
+    def _say(self, state: TellerState, ask_id: str, reply: Generated, now_us: int) -> Step[TellerState]:
+        _, intent, _ = next(entry for entry in state.open if entry[0] == ask_id)
+        sentence = int(reply.text)
+        event = caused(intent, Response, f"sentence-{sentence}", now_us, kind=ResponseKind.SENTENCE, sentence=sentence)
+        return Step(state, (Emit(event),))
+
+    def _complete(self, state: TellerState, ask_id: str, now_us: int) -> Step[TellerState]:
+        _, intent, _ = next(entry for entry in state.open if entry[0] == ask_id)
+        remaining = tuple(entry for entry in state.open if entry[0] != ask_id)
+        event = caused(intent, Response, "completed", now_us, kind=ResponseKind.COMPLETED, sentence=3)
+        release: tuple[Outcome, ...] = ()
+        if not remaining and state.held:
+            release = (Release(Intent.TOPIC, state.held[-1] + 1),)
+            state = replace(state, held=())
+        return Step(replace(state, open=remaining), (Emit(event), *release))
+
+    def save(self, state: TellerState) -> bytes:
+        return msgspec.msgpack.encode(state.turns - len(state.held))
+
+    def load(self, session_id: str, data: bytes) -> TellerState:
+        return TellerState(turns=msgspec.msgpack.decode(data))
+
+
+def three_sentences(request: Request) -> list[Reply]:
+    return [Generated(str(index)) for index in range(3)]
+
+
+def an_intent(session_id: str, turn: int, **fields: Any) -> Intent:
+    return Intent(
+        event_id=f"{session_id}-{turn}",
+        session_id=session_id,
+        tenant_id="demo",
+        agent_id="shop",
+        turn=turn,
+        seq=turn,
+        occurred_at=EPOCH_US,
+        **{"kind": IntentKind.DETECTED, "intent": "order_status", "confidence": 1.0, **fields},
+    )
+
+
+def the_end(session_id: str) -> Session:
+    return Session(
+        event_id=f"{session_id}-end",
+        session_id=session_id,
+        tenant_id="demo",
+        agent_id="shop",
+        turn=0,
+        seq=99,
+        occurred_at=EPOCH_US,
+        kind=SessionKind.ENDED,
+    )
+
+
+async def history(seed: int, crashes: int, sessions: int, turns: int) -> tuple[MemoryLog, list[str], Worker]:
+    """Plays all intents while workers crash and are replaced; returns when everything is committed."""
+    log, clock = MemoryLog(seed), SimulatedClock()
+    ids = [mint_session_id(log.partitions, range(log.partitions)) for _ in range(sessions)]
+    engine = ScriptedEngine(log, three_sentences)
+
+    def new_worker() -> Worker:
+        worker = Worker(log, LLM, Teller(), {"llm": engine}, clock)
+        worker.start()
+        return worker
+
+    async def callers() -> None:
+        for turn in range(1, turns + 1):
+            for session_id in ids:
+                log.append(an_intent(session_id, turn))
+                await asyncio.sleep(log.random.uniform(0, 0.05))
+
+    calling = asyncio.get_running_loop().create_task(callers())
+    worker = new_worker()
+    for _ in range(crashes):
+        await asyncio.sleep(log.random.uniform(0, 0.4))
+        worker.crash()
+        await asyncio.sleep(log.random.uniform(0, 0.1))
+        worker = new_worker()
+    await calling
+    for _ in range(10_000):
+        await asyncio.sleep(0.01)
+        if worker.behind == 0:
+            break
+    return log, ids, worker
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), crashes=st.integers(0, 6))
+def test_no_record_is_lost_and_every_effect_is_there_once(seed: int, crashes: int) -> None:
+    log, ids, worker = simulate(history(seed, crashes, sessions=3, turns=4))
+    assert worker.behind == 0
+    assert worker.bugs == []
+    for session_id in ids:
+        said = log.truth(Response, session_id)
+        for turn in range(1, 5):
+            mine = [event for event in said if event.turn == turn]
+            assert [event.sentence for event in mine if event.kind is ResponseKind.SENTENCE] == [0, 1, 2]
+            assert sum(event.kind is ResponseKind.COMPLETED for event in mine) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), crashes=st.integers(0, 6))
+def test_sequence_numbers_grow_across_crashes(seed: int, crashes: int) -> None:
+    log, ids, _ = simulate(history(seed, crashes, sessions=2, turns=3))
+    for session_id in ids:
+        numbers = [event.seq for event in log.truth(Response, session_id)]
+        assert numbers == sorted(set(numbers))
+
+
+async def ended(seed: int) -> tuple[MemoryLog, Worker]:
+    log, clock = MemoryLog(seed), SimulatedClock()
+    session_id = mint_session_id(log.partitions, range(log.partitions))
+    worker = Worker(log, LLM, Teller(), {"llm": ScriptedEngine(log, three_sentences)}, clock)
+    worker.start()
+    log.append(an_intent(session_id, 1))
+    await asyncio.sleep(1)
+    log.append(the_end(session_id))
+    log.append(an_intent(session_id, 2))
+    await asyncio.sleep(1)
+    return log, worker
+
+
+def test_an_ended_session_leaves_nothing_behind() -> None:
+    log, worker = simulate(ended(7))
+    assert worker.runner.sessions == 0
+    assert all(not table for table in log.state.values())
+    assert worker.behind == 0
+
+
+async def refused() -> tuple[MemoryLog, Worker]:
+    log, clock = MemoryLog(3), SimulatedClock()
+    session_id = mint_session_id(log.partitions, range(log.partitions))
+    worker = Worker(log, LLM, Teller(), {"llm": ScriptedEngine(log, three_sentences)}, clock)
+    worker.start()
+    log.append(an_intent(session_id, 1, intent="bad"))
+    log.append(an_intent(session_id, 2))
+    await asyncio.sleep(2)
+    return log, worker
+
+
+def test_bad_input_becomes_a_dead_letter_and_the_next_record_is_answered() -> None:
+    log, worker = simulate(refused())
+    (letter,) = log.events(DeadLetter)
+    assert (letter.reason, letter.source_topic, letter.source_offset) == ("invalid_field", Intent.TOPIC, 0)
+    assert sum(event.kind is ResponseKind.COMPLETED for event in log.events(Response)) == 1
+    assert worker.behind == 0

@@ -9,7 +9,7 @@ readers behind). Beyond Avro: enum symbols are never removed, a `pii` mark stays
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from schemas import files
@@ -48,24 +48,14 @@ def unreadable(reader: Any, writer: Any, path: str = "") -> Iterator[str]:
         if not any(_matches(branch, writer, path) for branch in reader):
             yield f"{path}: {_kind(writer)} is not among {', '.join(map(_kind, reader))}"
         return
-    kinds = _kind(reader), _kind(writer)
-    if kinds[0] != kinds[1]:
-        if kinds[0] not in PROMOTIONS.get(kinds[1], ()):
-            yield f"{path}: {kinds[1]} cannot be read as {kinds[0]}"
-        return
-    match kinds[0]:
-        case "record":
-            yield from _record_unreadable(reader, writer, path)
-        case "enum":
-            yield from _enum_unreadable(reader, writer, path)
-        case "array":
-            yield from unreadable(reader["items"], writer["items"], f"{path}[]")
-        case "map":
-            yield from unreadable(reader["values"], writer["values"], f"{path}{{}}")
-        case "fixed" if reader["size"] != writer["size"] or reader["name"] != writer["name"]:
-            yield f"{path}: fixed of another name or size"
-        case _ if _logical(reader) != _logical(writer):
-            yield f"{path}: {_logical(writer)} cannot be read as {_logical(reader)}"
+    read, written = _kind(reader), _kind(writer)
+    if read != written:
+        if read not in PROMOTIONS.get(written, ()):
+            yield f"{path}: {written} cannot be read as {read}"
+    elif read in _INNER:
+        yield from _INNER[read](reader, writer, path)
+    elif _logical(reader) != _logical(writer):
+        yield f"{path}: {_logical(writer)} cannot be read as {_logical(reader)}"
 
 
 def _matches(reader: Any, writer: Any, path: str) -> bool:
@@ -91,6 +81,20 @@ def _enum_unreadable(reader: files.Schema, writer: files.Schema, path: str) -> I
     missing = [symbol for symbol in writer["symbols"] if symbol not in reader["symbols"]]
     if missing and "default" not in reader:
         yield f"{path}: an enum default is expected, since {', '.join(missing)} is not among the reader's symbols"
+
+
+def _fixed_unreadable(reader: files.Schema, writer: files.Schema, path: str) -> Iterator[str]:
+    if (reader["name"], reader["size"]) != (writer["name"], writer["size"]):
+        yield f"{path}: fixed of another name or size"
+
+
+_INNER: dict[str, Callable[[files.Schema, files.Schema, str], Iterator[str]]] = {
+    "record": _record_unreadable,
+    "enum": _enum_unreadable,
+    "fixed": _fixed_unreadable,
+    "array": lambda reader, writer, path: unreadable(reader["items"], writer["items"], f"{path}[]"),
+    "map": lambda reader, writer, path: unreadable(reader["values"], writer["values"], f"{path}{{}}"),
+}
 
 
 def _kind(avro: Any) -> str:

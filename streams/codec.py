@@ -19,6 +19,7 @@ from fastavro.validation import ValidationError, validate
 from schemas import files
 from schemas.event import Event
 from schemas.events import EVENTS
+from schemas.publish import pending
 from streams.topics import TOPICS
 
 CONTENT_TYPE = "application/vnd.confluent.avro"
@@ -51,6 +52,29 @@ class SchemaIds(Protocol):
     def schema(self, schema_id: int) -> files.Schema | None:
         """The schema with that id, None when there is none; raises RegistryError when that cannot be found out."""
         ...
+
+
+class RegistryError(RuntimeError):
+    """Schema ids cannot be found out: unpublished schemas, or a registry that does not answer."""
+
+
+class BuiltInIds:
+    """The ids that ship with the platform, in `schemas/published`."""
+
+    def __init__(self) -> None:
+        if pending():
+            raise RegistryError(f"unpublished schemas: {', '.join(pending())}; run python -m schemas.publish")
+        self._current = {entry.name: entry.id for entry in files.published()}
+        self._entries = {entry.id: entry for entry in files.published()}
+
+    def id_of(self, name: str) -> int:
+        """See `SchemaIds`."""
+        return self._current[name]
+
+    def schema(self, schema_id: int) -> files.Schema | None:
+        """See `SchemaIds`."""
+        entry = self._entries.get(schema_id)
+        return None if entry is None else files.load_published(entry)
 
 
 class Codec:
@@ -157,9 +181,7 @@ def parse_traceparent(value: str | bytes | None) -> TraceParent | None:
 
 @cache
 def default_codec() -> Codec:
-    """The codec of the ids that ship with the platform."""
-    from streams.registry import BuiltInIds
-
+    """The codec of the ids that ship with the platform; `registry.codec_for` also knows a registry's."""
     return Codec(BuiltInIds())
 
 

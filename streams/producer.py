@@ -11,7 +11,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.event import Event
 from streams.client import LogError, Position, client_config
-from streams.codec import Codec, default_codec, headers
+from streams.codec import Codec, headers
+from streams.registry import codec_for
 from streams.settings import Settings
 from streams.topics import TOPICS
 
@@ -36,7 +37,7 @@ class LogProducer:
         timeout_s: float = 30.0,
         queue_records_max: int = 20_000,
     ) -> None:
-        self._codec = codec or default_codec()
+        self._codec = codec or codec_for(settings)
         self._producer = Producer(
             client_config(settings, name)
             | {

@@ -1,0 +1,1 @@
+"""The conversation: what the agent says and does."""

@@ -1,0 +1,499 @@
+"""The conversation: the pure core of the llm stage.
+
+A turn is answered from the agent's tools and templates first, from its knowledge documents next, and by the language
+model last. It says its sentences as they become known and ends with exactly one `completed` or `cancelled`. Only one
+turn speaks at a time; a tool that changes something is never abandoned halfway, even when nobody listens any more.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, assert_never
+
+import msgspec
+import numpy as np
+
+from processors.agents import Agent, IntentSpec, Tool
+from processors.engine import Embed, Embedded, Generate, Generated, Message, ToolReturned
+from processors.llm import memory as remembering
+from processors.llm.decide import Call, Look, Plan, Say, decide, pick, shared_values, template_values
+from processors.llm.grounding import is_grounded
+from processors.llm.knowledge import Hit, KnowledgeIndex
+from processors.llm.memory import Exchange, Memory, Pending
+from processors.llm.requests import render_call, tool_outcome
+from processors.llm.sentences import split_sentences, take_sentences
+from processors.llm.turn import Made, ToolCall, Turn, cancelled, complete, opened, respond, speak
+from processors.stage import Answered, Ask, Cancel, Drop, End, Failed, Happening, Outcome, Received, Refuse, Step
+from processors.templates import RenderError
+from schemas.events import Control, ControlKind, Intent, Response, ResponseKind, Session, SessionKind
+
+EMBED_DEADLINE_S = 2.0
+HINTS_MAX = 2
+HINT_SCORE_MIN = 0.25
+HISTORY_FOR_MODEL = 6
+
+_ENDS = (".", "!", "?", "…", '"', "”", ")")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is remembered, and the turns that are open: the last one that is not void is speaking."""
+
+    session_id: str
+    memory: Memory = field(default_factory=Memory)
+    open: tuple[Turn, ...] = field(default=(), repr=False)
+
+    @property
+    def speaking(self) -> Turn | None:
+        """The turn that is being answered."""
+        return next((turn for turn in self.open if not turn.void), None)
+
+
+class Conversation:
+    """The core. `variables` are what tools' URLs and headers may use: `erp_url` and `secrets`."""
+
+    def __init__(
+        self, agents: Mapping[str, Agent], knowledge: Mapping[str, KnowledgeIndex], variables: Mapping[str, Any]
+    ) -> None:
+        self._agents = agents
+        self._knowledge = knowledge
+        self._variables = variables
+
+    def start(self, session_id: str) -> State:
+        """See `Core`."""
+        return State(session_id)
+
+    def save(self, state: State) -> bytes:
+        """See `Core`: open turns are not in it, since their records come again."""
+        return b"" if state.memory == Memory() else msgspec.msgpack.encode(state.memory)
+
+    def load(self, session_id: str, data: bytes) -> State:
+        """See `Core`."""
+        return State(session_id, msgspec.msgpack.decode(data, type=Memory) if data else Memory())
+
+    def apply(self, state: State, happening: Happening, now_us: int) -> Step[State]:
+        """See `Core`."""
+        match happening:
+            case Received(Session() as event):
+                return self._session(state, event, happening.recorded, now_us)
+            case Received(Intent() as event):
+                return self._intent(state, event, happening.recorded, now_us)
+            case Received(Control() as event):
+                return self._control(state, event, now_us)
+            case Answered(ask_id) | Failed(ask_id):
+                turn = next((turn for turn in state.open if turn.ask_id == ask_id), None)
+                if turn is None:
+                    return Step(state)
+                return self._ended_if_drained(self._advance(state, turn, happening, now_us))
+            case _:
+                return Step(state)
+
+    # ---- what comes in
+
+    def _session(self, state: State, event: Session, recorded: tuple[Any, ...], now_us: int) -> Step[State]:
+        agent = self._agents.get(event.agent_id)
+        if event.kind is SessionKind.ENDED:
+            return self._end(state, now_us)
+        if agent is None:
+            return Step(state, (Drop("unknown_agent"),))
+        state = replace(state, memory=remembering.introduce(state.memory, event.caller, event.context))
+        if event.kind is not SessionKind.STARTED:
+            return Step(state)
+        if state.memory.turn >= 0 and not recorded:
+            return Step(state, (Drop("late_greeting"),))
+        turn = opened(event, 0, recorded)
+        greeting = pick(agent.greeting, 0)
+        return self._say(state, agent, turn, Say(self._render(agent, state.memory, greeting), "greeting"), now_us)
+
+    def _intent(self, state: State, event: Intent, recorded: tuple[Any, ...], now_us: int) -> Step[State]:
+        agent = self._agents.get(event.agent_id)
+        if agent is None:
+            return Step(state, (Refuse("unknown_agent", f"no agent is called {event.agent_id!r}"),))
+        if not event.committed:
+            return Step(state, (Drop("speculative"),))
+        if event.turn <= max(0, state.memory.turn) or state.memory.ending:
+            return Step(state, (Drop("late_turn"),))
+        state, outcomes = self._silence(state, now_us)
+        state = replace(state, memory=msgspec.structs.replace(state.memory, turn=event.turn))
+        plan = self._plan(agent, state.memory, event, recorded)
+        turn = opened(event, event.turn, recorded, _intent_of(plan))
+        match plan:
+            case Say():
+                step = self._say(state, agent, turn, plan, now_us)
+            case Call():
+                step = self._call(state, agent, turn, plan, now_us)
+            case Look():
+                step = self._look(state, agent, replace(turn, look=plan), now_us)
+            case _:
+                assert_never(plan)
+        return Step(step.state, (*outcomes, *step.outcomes))
+
+    def _plan(self, agent: Agent, memory: Memory, event: Intent, recorded: tuple[Any, ...]) -> Plan:
+        """The plan; a tool that was already called for this record stays the plan whatever is known now."""
+        for known in recorded:
+            if isinstance(known, Response) and known.kind is ResponseKind.TOOL_CALLED:
+                spec = agent.intent(known.intent)
+                if spec is not None and spec.tool == known.tool:
+                    return Call(spec, json.loads(known.arguments))
+        try:
+            return decide(agent, memory, event)
+        except RenderError:
+            return Say(_plain(agent.texts.apology), "apology", event.intent, outcome="failed")
+
+    def _control(self, state: State, event: Control, now_us: int) -> Step[State]:
+        match event.kind:
+            case ControlKind.BARGE_IN:
+                return self._barge_in(state, event, now_us)
+            case ControlKind.HANG_UP | ControlKind.ERASE:
+                return self._end(state, now_us)
+            case ControlKind.TRANSFER:
+                silent, outcomes = self._silence(state, now_us)
+                return Step(silent, tuple(outcomes))
+            case _:
+                return Step(state)
+
+    def _barge_in(self, state: State, event: Control, now_us: int) -> Step[State]:
+        outcomes: list[Outcome] = []
+        if state.speaking is not None and state.speaking.number <= event.turn:
+            state, outcomes = self._silence(state, now_us)
+        heard = remembering.heard_until(state.memory, event.turn, event.sentence, event.heard_ms)
+        return Step(replace(state, memory=heard), tuple(outcomes))
+
+    def _end(self, state: State, now_us: int) -> Step[State]:
+        state, outcomes = self._silence(state, now_us)
+        state = replace(state, memory=msgspec.structs.replace(state.memory, ending=True))
+        return self._ended_if_drained(Step(state, tuple(outcomes)))
+
+    def _ended_if_drained(self, step: Step[State]) -> Step[State]:
+        if step.state.memory.ending and not step.state.open:
+            return Step(step.state, (*step.outcomes, End()))
+        return step
+
+    def _silence(self, state: State, now_us: int) -> tuple[State, list[Outcome]]:
+        """Stops the turn that is speaking. A tool with an effect is let finish, so that what it did is on record."""
+        turn = state.speaking
+        if turn is None:
+            return state, []
+        if turn.call is not None and self._acts(turn):
+            return _with(state, replace(turn, void=True)), []
+        outcomes: list[Outcome] = [Cancel(turn.ask_id)] if turn.ask_id else []
+        outcomes += cancelled(turn, now_us)
+        return self._closed(state, turn), outcomes
+
+    def _acts(self, turn: Turn) -> bool:
+        agent = self._agents[turn.cause.agent_id]
+        return turn.call is not None and agent.tool(turn.call.tool).effect == "write"
+
+    # ---- answers at hand
+
+    def _say(self, state: State, agent: Agent, turn: Turn, plan: Say, now_us: int) -> Step[State]:
+        turn, outcomes = self._speak_all(turn, split_sentences(plan.text), plan.source, now_us)
+        outcomes += complete(turn, plan.outcome, now_us, plan.action, plan.action_target)
+        memory = remembering.remember_values(state.memory, _kept(agent, plan.values), turn.number)
+        memory = msgspec.structs.replace(memory, turn=max(memory.turn, turn.number), pending=plan.pending)
+        return Step(self._closed(replace(state, memory=memory), turn), tuple(outcomes))
+
+    def _speak_all(
+        self, turn: Turn, texts: tuple[str, ...], source: str, now_us: int, documents: tuple[str, ...] = ()
+    ) -> tuple[Turn, list[Outcome]]:
+        """Says texts from the turn's beginning; a turn that has ended in the log says what it said there."""
+        recorded = turn.recorded_sentences()
+        if turn.terminal is not None:
+            texts = tuple(event.text for event in recorded)
+        elif recorded:
+            texts = tuple(event.text for event in recorded) + texts[len(recorded) :]
+        return speak(turn, texts, source, now_us, documents)
+
+    def _adopt(self, state: State, turn: Turn, now_us: int) -> Step[State]:
+        """Takes a turn over that has ended in the log."""
+        turn, outcomes = self._speak_all(turn, (), "", now_us)
+        return Step(self._closed(state, turn), tuple(outcomes))
+
+    def _closed(self, state: State, turn: Turn) -> State:
+        """The state without the turn, which goes into the history with what was said."""
+        agent = self._agents[turn.cause.agent_id]
+        exchange = Exchange(turn.number, turn.question, turn.sentences)
+        memory = remembering.remember_turn(state.memory, exchange, agent.limits.history_turns)
+        return State(state.session_id, memory, _without(state, turn))
+
+    def _render(self, agent: Agent, memory: Memory, template: Any) -> str:
+        try:
+            return str(template.render(shared_values(agent, memory)))
+        except RenderError:
+            return _plain((template,))
+
+    # ---- tools
+
+    def _call(self, state: State, agent: Agent, turn: Turn, plan: Call, now_us: int) -> Step[State]:
+        tool = agent.tool(plan.spec.tool or "")
+        values = {name: value for name, value in plan.values.items() if value}
+        recorded = turn.recorded_of(ResponseKind.TOOL_CALLED)
+        call_id = recorded.tool_call_id if recorded else tool_call_id(state.session_id, turn.number, tool.name, values)
+        turn = replace(turn, call=ToolCall(plan.spec, tool.name, values, call_id))
+        memory = remembering.remember_values(state.memory, _kept(agent, values), turn.number)
+        state = replace(state, memory=msgspec.structs.replace(memory, pending=None))
+        if turn.terminal is not None and turn.terminal.kind is ResponseKind.CANCELLED:
+            return self._adopt(state, turn, now_us)
+        returned = turn.recorded_of(ResponseKind.TOOL_RETURNED)
+        if returned is not None or turn.terminal is not None:
+            outcome, result = (returned.outcome, _json(returned.result)) if returned else ("failed", None)
+            return self._tool_answer(state, agent, turn, outcome, result, now_us)
+        try:
+            request = render_call(tool, call_id, template_values(agent, memory, plan.spec, values), self._variables)
+        except RenderError:
+            return self._tool_answer(state, agent, turn, "failed", None, now_us)
+        outcomes: list[Outcome] = []
+        if recorded is None:
+            outcomes.append(
+                respond(
+                    turn,
+                    "tool-called",
+                    ResponseKind.TOOL_CALLED,
+                    now_us,
+                    tool=tool.name,
+                    tool_call_id=call_id,
+                    arguments=json.dumps(values, sort_keys=True),
+                )
+            )
+        turn = replace(turn, ask_id=f"turn-{turn.number}-tool")
+        outcomes.append(Ask(turn.ask_id, "tools", request, tool.timeout_s))
+        return Step(_with(state, turn), tuple(outcomes))
+
+    def _tool_returned(self, state: State, turn: Turn, happening: Answered | Failed, now_us: int) -> Step[State]:
+        agent, call = self._agents[turn.cause.agent_id], turn.call
+        assert call is not None
+        tool: Tool = agent.tool(call.tool)
+        text, compute_ms = "", 0.0
+        if isinstance(happening, Failed):
+            outcome = "timeout" if happening.reason == "timeout" else "failed"
+        elif isinstance(happening.reply, ToolReturned):
+            text, compute_ms = happening.reply.body.decode("utf-8", "replace"), happening.reply.compute_ms
+            outcome = tool_outcome(tool, happening.reply.status, _json(text), call.values)
+        else:
+            outcome = "failed"
+        returned = respond(
+            turn,
+            "tool-returned",
+            ResponseKind.TOOL_RETURNED,
+            now_us,
+            tool=tool.name,
+            tool_call_id=call.id,
+            result=text if _json(text) is not None else "",
+            outcome=outcome,
+            compute_ms=compute_ms,
+        )
+        if turn.void:
+            return Step(self._closed(state, turn), (returned, *cancelled(turn, now_us)))
+        step = self._tool_answer(state, agent, replace(turn, ask_id=""), outcome, _json(text), now_us)
+        return Step(step.state, (returned, *step.outcomes))
+
+    def _tool_answer(
+        self, state: State, agent: Agent, turn: Turn, outcome: str, result: Any, now_us: int
+    ) -> Step[State]:
+        """Speaks the template for a tool's outcome."""
+        assert turn.call is not None
+        spec, values = turn.call.spec, turn.call.values
+        failed = outcome in ("failed", "timeout")
+        shared = template_values(agent, state.memory, spec, values, result=result or {}, outcome=outcome)
+        text, source = "", "template"
+        for name in dict.fromkeys((outcome, "failed")):
+            try:
+                text = pick(spec.templates[name], turn.number).render(shared)
+                break
+            except (KeyError, RenderError):
+                failed = True
+        if not text:
+            text, source = self._render(agent, state.memory, pick(agent.texts.apology, turn.number)), "apology"
+        turn, outcomes = self._speak_all(turn, split_sentences(text), source, now_us)
+        outcomes += complete(turn, "failed" if failed else "answered", now_us)
+        memory = _after_tool(agent, state.memory, spec, values, outcome)
+        return Step(self._closed(replace(state, memory=memory), turn), tuple(outcomes))
+
+    # ---- knowledge
+
+    def _look(self, state: State, agent: Agent, turn: Turn, now_us: int) -> Step[State]:
+        """Asks for the question's embedding, with which `_found` goes on."""
+        state = replace(state, memory=msgspec.structs.replace(state.memory, pending=None))
+        if turn.terminal is not None:
+            return self._adopt(state, turn, now_us)
+        turn = replace(turn, ask_id=f"turn-{turn.number}-embed")
+        return Step(_with(state, turn), (Ask(turn.ask_id, "embeddings", Embed((turn.question,)), EMBED_DEADLINE_S),))
+
+    def _found(self, state: State, turn: Turn, happening: Answered | Failed, now_us: int) -> Step[State]:
+        agent = self._agents[turn.cause.agent_id]
+        spec = turn.look.spec if turn.look else None
+        documents = spec.documents if spec else ()
+        index = self._knowledge[agent.id]
+        hits: list[Hit] = []
+        if isinstance(happening, Answered) and isinstance(happening.reply, Embedded):
+            hits = index.search(np.frombuffer(happening.reply.vectors, dtype="<f4"), documents)
+        elif (first := index.first(documents)) is not None:
+            hits = [first]
+        turn = replace(turn, ask_id="")
+        said = turn.recorded_sentences()
+        quoted = bool(hits) and (spec is not None or hits[0].score >= agent.limits.knowledge_score_min)
+        if said:
+            # Whatever was chosen before the crash is gone on with.
+            quoted = said[0].source == "knowledge"
+            hits = [hit for hit in hits if hit.document in said[0].documents] if quoted else hits
+        if not quoted:
+            return self._generate(state, agent, turn, hits, now_us)
+        texts = hits[0].quote() if hits else ()
+        turn, outcomes = self._speak_all(turn, texts, "knowledge", now_us, (hits[0].document,) if hits else ())
+        outcomes += complete(turn, "answered", now_us)
+        return Step(self._closed(state, turn), tuple(outcomes))
+
+    # ---- the language model
+
+    def _generate(self, state: State, agent: Agent, turn: Turn, hits: list[Hit], now_us: int) -> Step[State]:
+        """Asks the model, with the passages that come closest; what was already said is given for it to go on."""
+        facts = [hit.passage.text for hit in hits[:HINTS_MAX] if hit.score >= HINT_SCORE_MIN]
+        turn, outcomes = self._speak_all(turn, (), "model", now_us)
+        if turn.sources and turn.sources[-1] != "model":
+            # A clarification or an apology was on its way instead of the model's words.
+            return self._give_up(state, agent, turn, turn.sources[-1], now_us)
+        messages = _messages(agent, state.memory, turn, facts)
+        # Rules name what must not be invented, so they are no ground for it.
+        told = " ".join([agent.persona, *facts, *(message.content for message in messages[1:])])
+        turn = replace(turn, told=told, ask_id=f"turn-{turn.number}-model")
+        request = Generate(messages, max_tokens=agent.limits.tokens_max)
+        ask = Ask(turn.ask_id, "llm", request, agent.limits.turn_s_max)
+        return Step(_with(state, turn), (*outcomes, ask))
+
+    def _generated(self, state: State, turn: Turn, happening: Answered | Failed, now_us: int) -> Step[State]:
+        agent = self._agents[turn.cause.agent_id]
+        reply = happening.reply if isinstance(happening, Answered) else None
+        over = isinstance(happening, Failed) or happening.last
+        if isinstance(reply, Generated):
+            turn = replace(turn, made=_sum(turn.made, reply), buffer=turn.buffer + reply.text)
+        done = over and not isinstance(happening, Failed)
+        texts, rest = take_sentences(turn.buffer, complete=done)
+        if done and len(texts) > (0 if turn.sentences else 1) and not texts[-1].endswith(_ENDS):
+            # The model ran into its limit in the middle of a sentence.
+            texts = texts[:-1]
+        turn, outcomes, full = self._speak_grounded(agent, replace(turn, buffer=rest), texts, now_us)
+        if not full and not over:
+            return Step(_with(state, turn), tuple(outcomes))
+        if full and not over:
+            outcomes.append(Cancel(turn.ask_id))
+        turn = replace(turn, ask_id="")
+        if turn.sentences:
+            outcomes += complete(turn, "failed" if isinstance(happening, Failed) else "answered", now_us)
+            return Step(self._closed(state, turn), tuple(outcomes))
+        source = "apology" if isinstance(happening, Failed) else "clarification"
+        step = self._give_up(state, agent, turn, source, now_us)
+        return Step(step.state, (*outcomes, *step.outcomes))
+
+    def _speak_grounded(
+        self, agent: Agent, turn: Turn, texts: tuple[str, ...], now_us: int
+    ) -> tuple[Turn, list[Outcome], bool]:
+        """Says what is grounded; true when the answer shall end here, for its length or at an invented fact."""
+        outcomes: list[Outcome] = []
+        for text in texts:
+            if text in turn.sentences:
+                continue
+            if not is_grounded(text, turn.told):
+                return turn, outcomes, True
+            turn, spoken = speak(turn, (text,), "model", now_us)
+            outcomes += spoken
+            if len(turn.sentences) >= agent.limits.sentences_max:
+                return turn, outcomes, True
+        return turn, outcomes, False
+
+    def _give_up(self, state: State, agent: Agent, turn: Turn, source: str, now_us: int) -> Step[State]:
+        """Says that there is no answer, rather than an invented one."""
+        variants = agent.texts.apology if source == "apology" else agent.texts.unknown
+        text = self._render(agent, state.memory, pick(variants, turn.number))
+        turn = replace(turn, sentences=(), sources=())
+        turn, outcomes = self._speak_all(turn, split_sentences(text), source, now_us)
+        outcomes += complete(turn, "failed" if source == "apology" else "answered", now_us)
+        return Step(self._closed(state, turn), tuple(outcomes))
+
+    def _advance(self, state: State, turn: Turn, happening: Answered | Failed, now_us: int) -> Step[State]:
+        """Goes on with a turn whose ask was answered."""
+        if turn.call is not None:
+            return self._tool_returned(state, turn, happening, now_us)
+        if turn.ask_id.endswith("-embed"):
+            return self._found(state, turn, happening, now_us)
+        return self._generated(state, turn, happening, now_us)
+
+
+def tool_call_id(session_id: str, turn: int, tool: str, values: Mapping[str, str]) -> str:
+    """The idempotency key of a call: the same whenever the same turn leads to the same call."""
+    what = json.dumps([session_id, turn, tool, values], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:32]
+
+
+def _intent_of(plan: Plan) -> str:
+    if isinstance(plan, Say):
+        return plan.intent
+    return plan.spec.name if plan.spec is not None else ""
+
+
+def _kept(agent: Agent, values: Mapping[str, str]) -> dict[str, str]:
+    kept = {}
+    for name, value in values.items():
+        entity = agent.entity(name)
+        if entity is not None and entity.keep and value:
+            kept[name] = value
+    return kept
+
+
+def _after_tool(agent: Agent, memory: Memory, spec: IntentSpec, values: Mapping[str, str], outcome: str) -> Memory:
+    """After a lookup, another value alone ("and 2117?") asks for the same again; a value not found was a wrong one."""
+    required = tuple(slot.entity for slot in spec.required)
+    reads = spec.tool is not None and agent.tool(spec.tool).effect == "read"
+    pending = None
+    if outcome == "not_found":
+        memory = remembering.forget_values(memory, required)
+    if required and (reads or outcome == "not_found"):
+        others = {name: value for name, value in values.items() if name != required[-1]}
+        pending = Pending(spec.name, required[-1], others, optional=True)
+    return msgspec.structs.replace(memory, pending=pending)
+
+
+def _messages(agent: Agent, memory: Memory, turn: Turn, facts: list[str]) -> tuple[Message, ...]:
+    """The rules, the facts, the latest history, the question, and what was already said of the answer."""
+    system = [agent.persona, *agent.rules]
+    if facts:
+        system.append("What you know: " + " ".join(facts))
+    messages = [Message("system", "\n".join(system))]
+    for exchange in memory.history[-HISTORY_FOR_MODEL:]:
+        if exchange.caller:
+            messages.append(Message("user", exchange.caller))
+        if exchange.agent:
+            messages.append(Message("assistant", " ".join(exchange.agent)))
+    messages.append(Message("user", turn.question))
+    if turn.sentences:
+        messages.append(Message("assistant", " ".join(turn.sentences)))
+    return tuple(messages)
+
+
+def _sum(made: Made, piece: Generated) -> Made:
+    return Made(
+        piece.model or made.model,
+        made.tokens_in + piece.tokens_in,
+        made.tokens_out + piece.tokens_out,
+        made.compute_ms + piece.compute_ms,
+    )
+
+
+def _with(state: State, turn: Turn) -> State:
+    return replace(state, open=(*_without(state, turn), turn))
+
+
+def _without(state: State, turn: Turn) -> tuple[Turn, ...]:
+    return tuple(known for known in state.open if known.number != turn.number)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None
+
+
+def _plain(variants: tuple[Any, ...]) -> str:
+    """The text of a template that cannot be rendered, without its placeholders."""
+    return str(variants[0].source).split("{", 1)[0].strip() or "I am sorry, something went wrong."

@@ -1,0 +1,187 @@
+"""What to do about an utterance: a pure choice from the agent's rules, the call's memory and the detected intent."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from processors.agents import Agent, IntentSpec, Slot
+from processors.llm.memory import VALUE_CHARS_MAX, Memory, Pending
+from processors.templates import Template
+from schemas.events import Intent
+
+ASK_TRIES_MAX = 2
+# A value from an earlier turn may be acted upon only while the talk is still about it.
+WRITE_MEMORY_TURNS = 3
+OVERRIDE_CONFIDENCE = 0.6
+
+_FILLERS = frozenset(
+    (
+        "a an and number order it is its it's i my the that that's this please yes yeah yep sure okay ok um uh er oh "
+        "well so for about of would be want need to sorry no i'd i'm like looking have got s what how zero one two "
+        "three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+        "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double triple"
+    ).split(" ")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Speak a text that is at hand. `pending` is what the answer is expected to complete."""
+
+    text: str
+    source: str
+    intent: str = ""
+    outcome: str = "answered"
+    action: str = ""
+    action_target: str = ""
+    pending: Pending | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call the intent's tool with these values, and speak its template."""
+
+    spec: IntentSpec
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Look into the knowledge documents; only into the intent's own where it names some, else the model may answer."""
+
+    spec: IntentSpec | None
+
+
+Plan = Say | Call | Look
+
+
+def decide(agent: Agent, memory: Memory, event: Intent) -> Plan:
+    """The plan for a committed intent."""
+    shared = shared_values(agent, memory)
+    text = event.text.strip()
+    if not any(character.isalnum() for character in text):
+        clarification = pick(agent.texts.clarification, event.turn).render(shared)
+        return Say(clarification, "clarification", pending=memory.pending)
+    spec = agent.intent(event.intent) if event.confidence >= agent.limits.confidence_min else None
+    if agent.escalation.target and ((spec and spec.escalate) or _contains(text, agent.escalation.phrases)):
+        return _escalate(agent, spec, event.turn, shared)
+    said = {entity.name: entity.value[:VALUE_CHARS_MAX] for entity in event.entities if entity.value}
+    if memory.pending is not None:
+        plan = _continue(agent, memory, memory.pending, event, spec, said)
+        if plan is not None:
+            return plan
+    if spec is None:
+        return Look(None)
+    return _fulfil(agent, memory, spec, said, event.turn)
+
+
+def shared_values(agent: Agent, memory: Memory) -> dict[str, object]:
+    """What every template may use."""
+    return {"agent": agent.name, "caller": memory.caller, "context": memory.context}
+
+
+def pick(variants: tuple[Template, ...], turn: int) -> Template:
+    """A variant that differs from turn to turn and is the same whenever the turn is worked on again."""
+    return variants[turn % len(variants)]
+
+
+def _escalate(agent: Agent, spec: IntentSpec | None, turn: int, shared: Mapping[str, object]) -> Say:
+    named = next((intent for intent in agent.intents if intent.escalate), None)
+    spec = spec if spec is not None and spec.escalate else named
+    texts = spec.templates.get("ok", agent.texts.escalation) if spec else agent.texts.escalation
+    return Say(
+        pick(texts, turn).render({**shared, **dict.fromkeys(spec.entity_names if spec else (), "")}),
+        "escalation",
+        intent=spec.name if spec else "",
+        outcome="escalated",
+        action="transfer",
+        action_target=agent.escalation.target,
+    )
+
+
+def _continue(
+    agent: Agent, memory: Memory, pending: Pending, event: Intent, spec: IntentSpec | None, said: dict[str, str]
+) -> Plan | None:
+    """The plan where the utterance completes what was asked for, or fails to; None when it is about something else."""
+    waiting = agent.intent(pending.intent)
+    entity = agent.entity(pending.entity)
+    if waiting is None or entity is None:
+        return None
+    leaving = spec is not None and spec.name != waiting.name
+    if entity.kind == "text":
+        if leaving and spec is not None and (spec.end_call or spec.escalate):
+            return None
+        return _fulfil(agent, memory, waiting, {**pending.values, **said, entity.name: _whole(event)}, event.turn)
+    if entity.name in said:
+        elsewhere = pending.optional or event.confidence >= OVERRIDE_CONFIDENCE
+        if leaving and elsewhere and not _is_bare_answer(event):
+            return None
+        return _fulfil(agent, memory, waiting, {**pending.values, **said}, event.turn)
+    if spec is not None or pending.optional:
+        return None
+    if pending.tries >= ASK_TRIES_MAX:
+        return Say(pick(agent.texts.unknown, event.turn).render(shared_values(agent, memory)), "clarification")
+    slot = next(slot for slot in waiting.required if slot.entity == entity.name)
+    return _ask(agent, memory, waiting, slot, {**pending.values, **said}, pending.tries + 1)
+
+
+def _whole(event: Intent) -> str:
+    return event.text.strip()[:VALUE_CHARS_MAX]
+
+
+def _fulfil(agent: Agent, memory: Memory, spec: IntentSpec, said: Mapping[str, str], turn: int) -> Plan:
+    """Answers an intent, or asks for the first value that it lacks."""
+    values: dict[str, str] = {}
+    for name in spec.entity_names:
+        value = said.get(name) or _remembered(agent, memory, spec, name, turn)
+        if value is not None:
+            values[name] = value
+    for slot in spec.required:
+        if slot.entity not in values:
+            again = memory.pending is not None and memory.pending.intent == spec.name and not memory.pending.optional
+            tries = memory.pending.tries + 1 if again and memory.pending is not None else 0
+            return _ask(agent, memory, spec, slot, values, tries)
+    if spec.tool is not None:
+        return Call(spec, values)
+    if "ok" not in spec.templates and spec.documents:
+        return Look(spec)
+    texts = spec.templates.get("ok", agent.texts.goodbye if spec.end_call else agent.texts.unknown)
+    rendered = pick(texts, turn).render(template_values(agent, memory, spec, values))
+    outcome, action = ("ended", "hang_up") if spec.end_call else ("answered", "")
+    return Say(rendered, "template", spec.name, outcome, action, values=values)
+
+
+def template_values(
+    agent: Agent, memory: Memory, spec: IntentSpec, values: Mapping[str, str], **more: object
+) -> dict[str, object]:
+    """What the intent's templates may use; optional entities that were not said are empty."""
+    return {**shared_values(agent, memory), **dict.fromkeys(spec.entity_names, ""), **values, **more}
+
+
+def _remembered(agent: Agent, memory: Memory, spec: IntentSpec, name: str, turn: int) -> str | None:
+    entity, value = agent.entity(name), memory.known(name)
+    if entity is None or value is None or not entity.keep:
+        return None
+    acts = spec.tool is not None and agent.tool(spec.tool).effect == "write"
+    return None if acts and turn - value.turn > WRITE_MEMORY_TURNS else value.value
+
+
+def _ask(agent: Agent, memory: Memory, spec: IntentSpec, slot: Slot, values: Mapping[str, str], tries: int) -> Say:
+    text = slot.question.render(template_values(agent, memory, spec, values))
+    pending = Pending(spec.name, slot.entity, dict(values), tries)
+    return Say(text, "clarification", spec.name, pending=pending, values=values)
+
+
+def _contains(text: str, phrases: tuple[str, ...]) -> bool:
+    words = f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
+    return any(f" {' '.join(re.findall(r'[a-z0-9]+', phrase.lower()))} " in words for phrase in phrases)
+
+
+def _is_bare_answer(event: Intent) -> bool:
+    """Whether little more than values was said, as in answer to a question."""
+    rest = event.text
+    for entity in sorted(event.entities, key=lambda entity: -entity.start):
+        rest = f"{rest[: entity.start]} {rest[entity.end :]}"
+    words = [word for word in re.findall(r"[a-z']+", rest.lower()) if word not in _FILLERS]
+    return len(words) <= 1

@@ -1,0 +1,124 @@
+"""What the conversation remembers of a call: bounded, and small enough to be kept in a snapshot after every turn."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+HISTORY_BYTES_MAX = 5000
+EXCHANGE_CHARS_MAX = 400
+VALUE_CHARS_MAX = 400
+VALUES_MAX = 10
+CONTEXT_BYTES_MAX = 1000
+
+# About how fast the agent speaks: how much of a sentence was heard is estimated from it.
+SPOKEN_CHARS_PER_S = 15.0
+
+
+class Exchange(msgspec.Struct, frozen=True, array_like=True):
+    """A turn: what the caller said (empty for the greeting) and which of the agent's sentences were heard."""
+
+    turn: int
+    caller: str
+    agent: tuple[str, ...]
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True):
+    """An entity's value and the turn in which it was last said."""
+
+    name: str
+    value: str
+    turn: int
+
+
+class Pending(msgspec.Struct, frozen=True, array_like=True):
+    """An intent that waits for a value. When `optional` it is not asked for again: the caller may go on elsewhere."""
+
+    intent: str
+    entity: str
+    values: dict[str, str]
+    tries: int = 0
+    optional: bool = False
+
+
+class Memory(msgspec.Struct, frozen=True, array_like=True):
+    """Everything that outlives a turn. `turn` is the last one begun, -1 before the greeting."""
+
+    turn: int = -1
+    caller: str = ""
+    context: dict[str, str] = msgspec.field(default_factory=dict)
+    history: tuple[Exchange, ...] = ()
+    values: tuple[Value, ...] = ()
+    pending: Pending | None = None
+    ending: bool = False
+
+    def known(self, name: str) -> Value | None:
+        """The remembered value of that entity."""
+        return next((value for value in self.values if value.name == name), None)
+
+
+def introduce(memory: Memory, caller: str | None, context: Mapping[str, str]) -> Memory:
+    """Takes over who calls and what is known about it, as much as fits."""
+    kept: dict[str, str] = {}
+    size = 0
+    for name, text in context.items():
+        size += len(name.encode()) + len(text.encode())
+        if size <= CONTEXT_BYTES_MAX:
+            kept[name] = text
+    return msgspec.structs.replace(memory, caller=(caller or "")[:VALUE_CHARS_MAX], context=kept)
+
+
+def remember_turn(memory: Memory, exchange: Exchange, turns_max: int) -> Memory:
+    """Adds a turn to the history and lets go of the oldest ones beyond the bounds."""
+    clipped = Exchange(exchange.turn, _clip(exchange.caller), _clip_all(exchange.agent))
+    history = [*(known for known in memory.history if known.turn != exchange.turn), clipped]
+    history = sorted(history, key=lambda known: known.turn)[-turns_max:]
+    while len(history) > 1 and len(msgspec.msgpack.encode(history)) > HISTORY_BYTES_MAX:
+        del history[0]
+    return msgspec.structs.replace(memory, history=tuple(history))
+
+
+def remember_values(memory: Memory, values: Mapping[str, str], turn: int) -> Memory:
+    """Keeps values for later turns; the longest unused go first."""
+    new = [Value(name, text[:VALUE_CHARS_MAX], turn) for name, text in values.items()]
+    kept = [value for value in memory.values if value.name not in values]
+    return msgspec.structs.replace(memory, values=tuple((*kept, *new)[-VALUES_MAX:]))
+
+
+def forget_values(memory: Memory, names: tuple[str, ...]) -> Memory:
+    """Lets go of values that turned out wrong."""
+    return msgspec.structs.replace(memory, values=tuple(value for value in memory.values if value.name not in names))
+
+
+def heard_until(memory: Memory, turn: int, sentence: int, heard_ms: int) -> Memory:
+    """Cuts a turn's reply off in the history where the caller stopped hearing it, at a word's end."""
+    history = tuple(
+        Exchange(known.turn, known.caller, _heard(known.agent, sentence, heard_ms)) if known.turn == turn else known
+        for known in memory.history
+    )
+    return msgspec.structs.replace(memory, history=history)
+
+
+def _heard(sentences: tuple[str, ...], sentence: int, heard_ms: int) -> tuple[str, ...]:
+    whole = sentences[:sentence]
+    if sentence >= len(sentences):
+        return sentences
+    chars = int(heard_ms / 1000 * SPOKEN_CHARS_PER_S) - sum(len(text) + 1 for text in whole)
+    cut = sentences[sentence]
+    if chars >= len(cut):
+        return (*whole, cut)
+    part = cut[: max(0, chars)].rpartition(" ")[0]
+    return (*whole, f"{part} …") if part else whole
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= EXCHANGE_CHARS_MAX else text[: EXCHANGE_CHARS_MAX - 1] + "…"
+
+
+def _clip_all(sentences: tuple[str, ...]) -> tuple[str, ...]:
+    room, kept = EXCHANGE_CHARS_MAX, []
+    for sentence in sentences:
+        if room <= 0:
+            break
+        kept.append(_clip(sentence[:room]))
+        room -= len(sentence)
+    return tuple(kept)

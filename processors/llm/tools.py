@@ -1,0 +1,96 @@
+"""Tools: HTTP calls into other systems, as the engine client for the role `tools`."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+
+from processors.engine import CallTool, EngineError, Reply, Request, ToolReturned
+
+log = structlog.get_logger(__name__)
+
+ATTEMPTS_MAX = 4
+RESULT_BYTES_MAX = 65_536
+CONNECTIONS_MAX = 50
+
+# Answers of something between us and the system, or of a system that asks for a moment: worth another try.
+_PASSING = frozenset({425, 429, 502, 503, 504})
+_REPEATABLE = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
+
+
+class _PassingError(Exception):
+    def __init__(self, reply: ToolReturned) -> None:
+        super().__init__(f"status {reply.status}")
+        self.reply = reply
+
+
+class HttpTools:
+    """Calls tools over HTTP. A call is repeated only where a repeat has no second effect.
+
+    That is: methods that HTTP calls idempotent, and calls that carry an idempotency key.
+    """
+
+    def __init__(self, client: httpx.AsyncClient | None = None) -> None:
+        limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
+        # The deadline of each call is kept here, whatever a server does, so httpx needs none of its own.
+        self._client = client or httpx.AsyncClient(limits=limits, timeout=None, follow_redirects=False)
+
+    async def ask(self, request: Request, deadline_s: float) -> AsyncIterator[Reply]:
+        """Yields one ToolReturned, whatever its status; raises EngineError: timeout, crashed, invalid."""
+        if not isinstance(request, CallTool):
+            raise EngineError("refused", f"expected CallTool, got {type(request).__name__}")
+        try:
+            async with asyncio.timeout(deadline_s):
+                reply = await self._call(request)
+        except TimeoutError as error:
+            raise EngineError("timeout", f"no answer in {deadline_s:g} s") from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError) as error:
+            raise EngineError("invalid", f"the call cannot be made: {type(error).__name__}") from error
+        except httpx.HTTPError as error:
+            raise EngineError("crashed", type(error).__name__) from error
+        yield reply
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+    async def _call(self, request: CallTool) -> ToolReturned:
+        repeatable = request.method in _REPEATABLE or bool(request.idempotency_key)
+        attempts = AsyncRetrying(
+            stop=stop_after_attempt(ATTEMPTS_MAX if repeatable else 1),
+            wait=wait_exponential_jitter(initial=0.1, max=1.0, jitter=0.1),
+            retry=retry_if_exception(_may_pass),
+            reraise=True,
+        )
+        try:
+            async for attempt in attempts:
+                with attempt:
+                    return await self._once(request)
+        except _PassingError as last:
+            return last.reply
+        raise AssertionError("tenacity ends with a result or an exception")
+
+    async def _once(self, request: CallTool) -> ToolReturned:
+        started = time.perf_counter()
+        body = bytearray()
+        async with self._client.stream(
+            request.method, request.url, headers=request.headers, content=request.body or None
+        ) as response:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > RESULT_BYTES_MAX:
+                    raise EngineError("invalid", f"the answer is longer than {RESULT_BYTES_MAX} bytes")
+        reply = ToolReturned(response.status_code, bytes(body), (time.perf_counter() - started) * 1000)
+        if reply.status in _PASSING:
+            raise _PassingError(reply)
+        return reply
+
+
+def _may_pass(error: BaseException) -> bool:
+    never = (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+    return isinstance(error, _PassingError) or (
+        isinstance(error, httpx.TransportError) and not isinstance(error, never)
+    )

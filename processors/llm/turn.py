@@ -1,0 +1,158 @@
+"""A turn while it is being answered: its events, each with a deterministic id, and what is already in the log of it."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from processors.agents import IntentSpec
+from processors.llm.decide import Look
+from processors.stage import Emit, Outcome, caused
+from schemas.event import Event
+from schemas.events import Intent, Response, ResponseKind
+
+_TERMINAL = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call under way. `values` are its arguments; `id` is its idempotency key."""
+
+    spec: IntentSpec
+    tool: str
+    values: dict[str, str] = field(repr=False)
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the words cost so far."""
+
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    compute_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An open turn. `recorded` is what the log already holds of it; that is adopted and not said again.
+
+    `ask_id` is the one ask that is open, or empty. A `void` turn says nothing more: it only waits for its tool.
+    """
+
+    cause: Event
+    number: int
+    intent: str = ""
+    recorded: tuple[Response, ...] = field(default=(), repr=False)
+    sentences: tuple[str, ...] = field(default=(), repr=False)
+    sources: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+    made: Made = Made()
+    ask_id: str = ""
+    look: Look | None = None
+    call: ToolCall | None = None
+    buffer: str = field(default="", repr=False)
+    told: str = field(default="", repr=False)
+    void: bool = False
+
+    @property
+    def question(self) -> str:
+        """What the caller said; empty for the greeting."""
+        return self.cause.text.strip() if isinstance(self.cause, Intent) else ""
+
+    def recorded_of(self, *kinds: ResponseKind) -> Response | None:
+        """The first recorded event of those kinds."""
+        return next((event for event in self.recorded if event.kind in kinds), None)
+
+    @property
+    def terminal(self) -> Response | None:
+        """The recorded end of the turn."""
+        return self.recorded_of(*_TERMINAL)
+
+    def recorded_sentences(self) -> tuple[Response, ...]:
+        """The recorded sentences by index, up to the first gap."""
+        by_index = {event.sentence: event for event in self.recorded if event.kind is ResponseKind.SENTENCE}
+        found: list[Response] = []
+        while len(found) in by_index:
+            found.append(by_index[len(found)])
+        return tuple(found)
+
+
+def opened(cause: Event, number: int, recorded: tuple[Event, ...], intent: str = "") -> Turn:
+    """A new turn."""
+    return Turn(cause, number, intent, tuple(event for event in recorded if isinstance(event, Response)))
+
+
+def respond(turn: Turn, name: str, kind: ResponseKind, now_us: int, **fields: Any) -> Emit:
+    """The turn's event called `name`."""
+    if isinstance(turn.cause, Intent):
+        fields = {
+            "revision": turn.cause.revision,
+            "committed": turn.cause.committed,
+            "speech_ended_at": turn.cause.speech_ended_at,
+            **fields,
+        }
+    event = caused(turn.cause, Response, name, now_us, turn=turn.number, kind=kind, intent=turn.intent, **fields)
+    return Emit(event)
+
+
+def speak(
+    turn: Turn, texts: tuple[str, ...], source: str, now_us: int, documents: tuple[str, ...] = ()
+) -> tuple[Turn, list[Outcome]]:
+    """Says sentences; where the log already holds one of that index, that one was said, and is kept."""
+    outcomes: list[Outcome] = []
+    recorded = turn.recorded_sentences()
+    sentences, sources = list(turn.sentences), list(turn.sources)
+    for text in texts:
+        index = len(sentences)
+        if index < len(recorded):
+            sentences.append(recorded[index].text)
+            sources.append(recorded[index].source)
+            continue
+        sentences.append(text)
+        sources.append(source)
+        outcomes.append(
+            respond(
+                turn,
+                f"sentence-{index}",
+                ResponseKind.SENTENCE,
+                now_us,
+                sentence=index,
+                text=text,
+                source=source,
+                documents=documents,
+                model=turn.made.model if source == "model" else "",
+            )
+        )
+    known = tuple(dict.fromkeys((*turn.documents, *documents)))
+    return replace(turn, sentences=tuple(sentences), sources=tuple(sources), documents=known), outcomes
+
+
+def complete(turn: Turn, outcome: str, now_us: int, action: str = "", target: str = "") -> list[Outcome]:
+    """The turn's last event."""
+    if turn.terminal is not None:
+        return []
+    fields = {
+        "sentence": len(turn.sentences),
+        "text": " ".join(turn.sentences),
+        "source": turn.sources[-1] if turn.sources else "",
+        "outcome": outcome,
+        "action": action,
+        "action_target": target,
+        "documents": turn.documents,
+        "model": turn.made.model,
+        "tokens_in": turn.made.tokens_in,
+        "tokens_out": turn.made.tokens_out,
+        "compute_ms": turn.made.compute_ms,
+    }
+    return [respond(turn, "completed", ResponseKind.COMPLETED, now_us, **fields)]
+
+
+def cancelled(turn: Turn, now_us: int) -> list[Outcome]:
+    """The turn's last event where the rest of it was dropped. Caused by the same record as all of the turn.
+
+    So, when the record is worked on again after a crash, the cancellation is found with the rest, and adopted.
+    """
+    if turn.terminal is not None:
+        return []
+    text = " ".join(turn.sentences)
+    return [respond(turn, "cancelled", ResponseKind.CANCELLED, now_us, sentence=len(turn.sentences), text=text)]

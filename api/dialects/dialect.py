@@ -1,0 +1,149 @@
+"""What the call loop and a media dialect say to each other.
+
+A dialect is pure: it holds the state of its codec and counters, does no I/O, reads no clock and never raises on what
+the other side sends. The call loop (`api/calls.py`) is the same for all of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from schemas.event import Event
+from schemas.events import SpeechChunk
+
+Frame = str | bytes
+"""A WebSocket message: text or binary."""
+
+AUDIO_BYTES_MAX = 64_000
+"""The longest piece of audio taken in one message: 2 s."""
+
+
+# From the socket.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The caller is there; an empty agent is the gateway's only or first one."""
+
+    agent: str = ""
+    caller: str | None = field(default=None, repr=False)
+    context: Mapping[str, str] = field(default_factory=dict, repr=False)
+    call_id: str = ""
+    token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """A piece of the caller's speech: PCM16 little-endian mono at 16,000 Hz."""
+
+    pcm: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Dtmf:
+    """A key was pressed."""
+
+    digit: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Playout:
+    """The caller has heard this much of the turn's speech."""
+
+    turn: int
+    sentence: int
+    heard_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """The caller ends the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """What was sent cannot be used: the error to be told, while the call goes on."""
+
+    code: str
+    message: str
+    hint: str
+
+
+Command = Start | Audio | Dtmf | Playout | HangUp | Bad
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What the other side is told when its call has been taken."""
+
+    session_id: str
+    agent: str
+    resume_token: str = field(repr=False)
+
+
+class Dialect(Protocol):
+    """One kind of media socket; an instance serves one connection."""
+
+    channel: str
+    """The session's channel, such as websocket or twilio."""
+    text_rate_per_s: int
+    """Text messages a second that an honest peer stays below."""
+
+    def receive_text(self, text: str) -> Sequence[Command]:
+        """What a text message says."""
+        ...
+
+    def receive_bytes(self, data: bytes) -> Sequence[Command]:
+        """What a binary message says."""
+        ...
+
+    def started(self, started: Started) -> Sequence[Frame]:
+        """The call has been taken."""
+        ...
+
+    def event(self, event: Event) -> Sequence[Frame]:
+        """An event of the session other than audio."""
+        ...
+
+    def audio(self, chunk: SpeechChunk) -> Sequence[Frame]:
+        """A piece of the agent's speech, in order."""
+        ...
+
+    def clear(self, turn: int, heard_ms: int) -> Sequence[Frame]:
+        """The caller spoke over the turn: what is buffered is to be dropped."""
+        ...
+
+    def transfer(self, target: str) -> Sequence[Frame]:
+        """The caller is handed on; `ended` follows."""
+        ...
+
+    def error(self, code: str, message: str, hint: str) -> Sequence[Frame]:
+        """Something that the other side sent could not be used."""
+        ...
+
+    def ended(self, reason: str) -> Sequence[Frame]:
+        """The call is over; the socket closes next."""
+        ...
+
+
+def odd_length(size: int) -> Bad:
+    """The error for audio that cannot be 16-bit samples."""
+    return Bad("odd_length", f"The audio message has {size} bytes.", "Send PCM16: an even number of bytes.")
+
+
+def too_big(size: int, size_max: int) -> Bad:
+    """The error for a message beyond the limit."""
+    return Bad("message_too_big", f"The message has {size} bytes.", f"Send at most {size_max} bytes in one message.")
+
+
+def invalid_json() -> Bad:
+    """The error for text that is no JSON object."""
+    return Bad("invalid_json", "The text message is not a JSON object.", "Send one JSON object in each text message.")
+
+
+def whole_number(message: Mapping[str, Any], name: str, limit: int = 2**31 - 1) -> int | None:
+    """The field as an int from 0 to `limit`; None where it is missing or anything else."""
+    value = message.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+        return None
+    return value

@@ -1,0 +1,182 @@
+"""Trunkline's own dialect, `/v1/calls`: binary PCM16 at 16,000 Hz both ways, JSON text for all else.
+
+docs/calls.md describes every message.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from api.audio import BYTES_PER_MS, SAMPLE_RATE_HZ
+from api.dialects.dialect import (
+    AUDIO_BYTES_MAX,
+    Audio,
+    Bad,
+    Command,
+    Dtmf,
+    Frame,
+    HangUp,
+    Playout,
+    Start,
+    Started,
+    invalid_json,
+    odd_length,
+    too_big,
+    whole_number,
+)
+from schemas.event import Event
+from schemas.events import Control, Intent, SpeechChunk, SpeechChunkKind
+
+TEXT_BYTES_MAX = 16_384
+CONTEXT_ENTRIES_MAX = 64
+MESSAGE_TYPES = ("start", "playout", "dtmf", "hang_up")
+
+_ENVELOPE = frozenset({"session_id", "tenant_id", "agent_id", "kind", "pcm"})
+_DIGITS = frozenset("0123456789*#ABCD")
+
+
+class NativeDialect:
+    """See `Dialect`."""
+
+    channel = "websocket"
+    text_rate_per_s = 50
+
+    def receive_text(self, text: str) -> Sequence[Command]:
+        """See `Dialect`."""
+        if len(text) > TEXT_BYTES_MAX:
+            return (too_big(len(text), TEXT_BYTES_MAX),)
+        try:
+            message = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return (invalid_json(),)
+        if not isinstance(message, dict):
+            return (invalid_json(),)
+        match message.get("type"):
+            case "start":
+                return (_start(message),)
+            case "playout":
+                return (_playout(message),)
+            case "dtmf":
+                return (_dtmf(message),)
+            case "hang_up":
+                return (HangUp(),)
+        return (Bad("unknown_type", "The message's type is not known.", f"type is one of {', '.join(MESSAGE_TYPES)}."),)
+
+    def receive_bytes(self, data: bytes) -> Sequence[Command]:
+        """See `Dialect`."""
+        if len(data) % 2:
+            return (odd_length(len(data)),)
+        if len(data) > AUDIO_BYTES_MAX:
+            return (too_big(len(data), AUDIO_BYTES_MAX),)
+        return (Audio(data),) if data else ()
+
+    def started(self, started: Started) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return (
+            _text(
+                type="started",
+                session_id=started.session_id,
+                agent=started.agent,
+                sample_rate_hz=SAMPLE_RATE_HZ,
+                resume_token=started.resume_token,
+            ),
+        )
+
+    def event(self, event: Event) -> Sequence[Frame]:
+        """See `Dialect`."""
+        record = event.to_record()
+        message = {"type": _type_of(event), **{name: record[name] for name in record if name not in _ENVELOPE}}
+        return (msgspec.json.encode(message).decode(),)
+
+    def audio(self, chunk: SpeechChunk) -> Sequence[Frame]:
+        """See `Dialect`."""
+        message: dict[str, Any] = {
+            "type": "audio",
+            "turn": chunk.turn,
+            "sentence": chunk.sentence,
+            "sample_index": chunk.sample_index,
+            "duration_ms": round(len(chunk.pcm) / BYTES_PER_MS, 2),
+            "last_of_sentence": chunk.last_of_sentence,
+            "event_id": chunk.event_id,
+            "occurred_at": chunk.occurred_at,
+        }
+        if chunk.text:
+            message["text"] = chunk.text
+        return (msgspec.json.encode(message).decode(), chunk.pcm)
+
+    def clear(self, turn: int, heard_ms: int) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return (_text(type="clear", turn=turn, heard_ms=heard_ms),)
+
+    def transfer(self, target: str) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return (_text(type="transfer", target=target),)
+
+    def error(self, code: str, message: str, hint: str) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return (_text(type="error", code=code, message=message, hint=hint),)
+
+    def ended(self, reason: str) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return (_text(type="ended", reason=reason),)
+
+
+def _text(**message: Any) -> str:
+    return msgspec.json.encode(message).decode()
+
+
+def _type_of(event: Event) -> str:
+    if isinstance(event, Intent):
+        return "intent"
+    if isinstance(event, SpeechChunk) and event.kind is SpeechChunkKind.TEXT:
+        return "text"
+    if isinstance(event, Control):
+        return f"control_{event.kind}"
+    return str(getattr(event, "kind", event.NAME))
+
+
+def _start(message: Mapping[str, Any]) -> Command:
+    agent, caller = message.get("agent") or "", message.get("caller")
+    if not isinstance(agent, str):
+        return _invalid("agent", "the name of an agent; GET /v1/agents lists them")
+    if caller is not None and (not isinstance(caller, str) or len(caller) > 256):
+        return _invalid("caller", "a text of at most 256 characters, or nothing")
+    rate_hz = message.get("sample_rate_hz", SAMPLE_RATE_HZ)
+    if isinstance(rate_hz, bool) or rate_hz != SAMPLE_RATE_HZ:
+        return Bad(
+            "unsupported_sample_rate",
+            "The sample rate is not supported.",
+            f"Resample to {SAMPLE_RATE_HZ} Hz, PCM16 mono, and say sample_rate_hz: {SAMPLE_RATE_HZ}.",
+        )
+    context = message.get("context") or {}
+    if not isinstance(context, dict) or len(context) > CONTEXT_ENTRIES_MAX:
+        return _invalid("context", f"an object of at most {CONTEXT_ENTRIES_MAX} texts")
+    if not all(isinstance(value, str | int | float | bool) for value in context.values()):
+        return _invalid("context", "an object whose values are texts or numbers")
+    return Start(agent=agent, caller=caller, context={name: _context_text(value) for name, value in context.items()})
+
+
+def _context_text(value: str | int | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _playout(message: Mapping[str, Any]) -> Command:
+    values = []
+    for name, given in (("turn", message), ("sentence", {"sentence": 0, **message}), ("heard_ms", message)):
+        value = whole_number(given, name)
+        if value is None:
+            return _invalid(name, "a whole number from 0")
+        values.append(value)
+    return Playout(*values)
+
+
+def _dtmf(message: Mapping[str, Any]) -> Command:
+    digit = message.get("digit")
+    if not isinstance(digit, str) or digit.upper() not in _DIGITS:
+        return _invalid("digit", "one of 0-9, *, #, A-D")
+    return Dtmf(digit.upper())
+
+
+def _invalid(name: str, expected: str) -> Bad:
+    return Bad("invalid_field", f"The field {name} is not usable.", f"{name}: expected {expected}.")

@@ -1,0 +1,194 @@
+"""Twilio Media Streams, bidirectional: JSON text both ways, mu-law at 8,000 Hz in base64, 20 ms a message.
+
+Numbers travel as strings. Marks tell what the caller has heard; `clear` empties Twilio's buffer, after which the marks
+that were waiting come back at once and count for nothing.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from api.audio import BYTES_PER_MS, MULAW_SILENCE, Doubler, Halver, mulaw_to_pcm, pcm_to_mulaw
+from api.dialects.dialect import (
+    Audio,
+    Bad,
+    Command,
+    Dtmf,
+    Frame,
+    HangUp,
+    Playout,
+    Start,
+    Started,
+    invalid_json,
+    too_big,
+)
+from schemas.event import Event
+from schemas.events import SpeechChunk, SpeechChunkKind
+
+PAYLOAD_BYTES = 160
+TEXT_BYTES_MAX = 32_768
+PAYLOAD_BYTES_MAX = 16_000
+TOKEN_PARAMETER = "trunkline_token"
+_OWN_PARAMETERS = frozenset({"agent", "caller", TOKEN_PARAMETER})
+_DIGITS = frozenset("0123456789*#ABCD")
+
+
+class TwilioDialect:
+    """See `Dialect`."""
+
+    channel = "twilio"
+    text_rate_per_s = 200
+
+    def __init__(self) -> None:
+        self._stream_sid = ""
+        self._prefix = ""
+        self._wider = Doubler()
+        self._narrower = Halver()
+        self._rest = b""
+        self._heard_ms: dict[int, float] = {}
+        self._cleared: set[int] = set()
+
+    def receive_text(self, text: str) -> Sequence[Command]:
+        """See `Dialect`."""
+        if len(text) > TEXT_BYTES_MAX:
+            return (too_big(len(text), TEXT_BYTES_MAX),)
+        try:
+            message = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return (invalid_json(),)
+        if not isinstance(message, dict):
+            return (invalid_json(),)
+        match message.get("event"):
+            case "media":
+                return self._media(_part(message, "media"))
+            case "start":
+                return (self._start(message),)
+            case "mark":
+                return self._mark(_part(message, "mark").get("name"))
+            case "dtmf":
+                digit = _part(message, "dtmf").get("digit")
+                return (Dtmf(digit),) if isinstance(digit, str) and digit in _DIGITS else (_invalid("dtmf.digit"),)
+            case "stop":
+                return (HangUp(),)
+            case "connected":
+                return ()
+        return (
+            Bad(
+                "unknown_type",
+                "The message's event is not known.",
+                "event is one of connected, start, media, dtmf, mark, stop.",
+            ),
+        )
+
+    def receive_bytes(self, data: bytes) -> Sequence[Command]:
+        """See `Dialect`."""
+        return (Bad("unexpected_binary", "Media Streams carry text messages only.", "Send audio as media messages."),)
+
+    def started(self, started: Started) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return ()
+
+    def event(self, event: Event) -> Sequence[Frame]:
+        """See `Dialect`: a telephone shows nothing; at the end of a turn what is left of its audio is sent."""
+        if isinstance(event, SpeechChunk) and event.kind is SpeechChunkKind.END_OF_TURN:
+            return self._rest_of_sentence(event.turn)
+        return ()
+
+    def audio(self, chunk: SpeechChunk) -> Sequence[Frame]:
+        """See `Dialect`: messages of 20 ms, and a mark after each sentence."""
+        if chunk.turn not in self._heard_ms:
+            self._heard_ms = {chunk.turn: 0.0}
+        self._heard_ms[chunk.turn] += len(chunk.pcm) / BYTES_PER_MS
+        data = self._rest + pcm_to_mulaw(self._narrower.process(chunk.pcm))
+        whole = len(data) - len(data) % PAYLOAD_BYTES
+        self._rest = data[whole:]
+        frames: list[Frame] = [
+            self._payload(data[start : start + PAYLOAD_BYTES]) for start in range(0, whole, PAYLOAD_BYTES)
+        ]
+        if chunk.last_of_sentence:
+            frames += self._rest_of_sentence(chunk.turn)
+            name = f"{chunk.turn}/{chunk.sentence}/{round(self._heard_ms[chunk.turn])}"
+            frames.append(f'{{"event":"mark",{self._prefix},"mark":{{"name":"{name}"}}}}')
+        return frames
+
+    def clear(self, turn: int, heard_ms: int) -> Sequence[Frame]:
+        """See `Dialect`."""
+        self._cleared.add(turn)
+        self._rest = b""
+        self._narrower = Halver()
+        return (f'{{"event":"clear",{self._prefix}}}',)
+
+    def transfer(self, target: str) -> Sequence[Frame]:
+        """See `Dialect`: the call goes on with the TwiML that Twilio asks for when the stream has ended."""
+        return ()
+
+    def error(self, code: str, message: str, hint: str) -> Sequence[Frame]:
+        """See `Dialect`: Twilio takes no such message; the call loop logs and counts it."""
+        return ()
+
+    def ended(self, reason: str) -> Sequence[Frame]:
+        """See `Dialect`: closing the socket ends the stream."""
+        return ()
+
+    def _start(self, message: Mapping[str, Any]) -> Command:
+        start = _part(message, "start")
+        stream_sid, call_sid = start.get("streamSid") or message.get("streamSid"), start.get("callSid")
+        if not isinstance(stream_sid, str) or not stream_sid:
+            return _invalid("start.streamSid")
+        media = _part(start, "mediaFormat")
+        if media.get("encoding", "audio/x-mulaw") != "audio/x-mulaw" or str(media.get("sampleRate", "8000")) != "8000":
+            return Bad("unsupported_media", "The stream's format is not supported.", "Expected audio/x-mulaw at 8000.")
+        given = {name: str(value) for name, value in _part(start, "customParameters").items()}
+        self._stream_sid = stream_sid
+        self._prefix = f'"streamSid":{msgspec.json.encode(stream_sid).decode()}'
+        return Start(
+            agent=given.get("agent", ""),
+            caller=given.get("caller"),
+            context={name: value for name, value in given.items() if name not in _OWN_PARAMETERS},
+            call_id=call_sid if isinstance(call_sid, str) else "",
+            token=given.get(TOKEN_PARAMETER, ""),
+        )
+
+    def _media(self, media: Mapping[str, Any]) -> Sequence[Command]:
+        if media.get("track", "inbound") != "inbound":
+            return ()
+        payload = media.get("payload")
+        if not isinstance(payload, str):
+            return (_invalid("media.payload"),)
+        try:
+            data = base64.b64decode(payload, validate=True)
+        except (binascii.Error, ValueError):
+            return (_invalid("media.payload"),)
+        if len(data) > PAYLOAD_BYTES_MAX:
+            return (too_big(len(data), PAYLOAD_BYTES_MAX),)
+        return (Audio(self._wider.process(mulaw_to_pcm(data))),) if data else ()
+
+    def _mark(self, name: Any) -> Sequence[Command]:
+        """Marks that were not set here, or that a `clear` sent back, say nothing."""
+        parts = name.split("/") if isinstance(name, str) else []
+        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+            return ()
+        turn, sentence, heard_ms = map(int, parts)
+        return () if turn in self._cleared else (Playout(turn, sentence, heard_ms),)
+
+    def _rest_of_sentence(self, turn: int) -> list[Frame]:
+        """What does not fill a message, filled up with silence."""
+        if not self._rest:
+            return []
+        data, self._rest = self._rest.ljust(PAYLOAD_BYTES, MULAW_SILENCE), b""
+        return [self._payload(data)]
+
+    def _payload(self, data: bytes) -> str:
+        return f'{{"event":"media",{self._prefix},"media":{{"payload":"{base64.b64encode(data).decode()}"}}}}'
+
+
+def _part(message: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = message.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _invalid(name: str) -> Bad:
+    return Bad("invalid_field", f"The field {name} is not usable.", f"{name}: expected what Media Streams define.")

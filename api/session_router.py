@@ -1,0 +1,233 @@
+"""Between the log and the live calls: one reader and one producer for the whole gateway."""
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from api.metrics import Metrics
+from processors.agents import Agent
+from schemas.event import Event
+from streams.client import LogError, Partition
+from streams.clock import Clock, SystemClock
+from streams.codec import Codec, CodecError
+from streams.consumer import END, LogReader, Record
+from streams.keys import mint_session_id
+from streams.producer import LogProducer
+from streams.registry import codec_for
+from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+TOPICS = ("voice.transcripts", "voice.intents", "voice.responses", "voice.audio.out", "voice.control")
+RECENT_MAX = 500
+REPEATS_MAX = 4096
+READER_RETRY_S = 1.0
+
+
+@dataclass(slots=True)
+class Summary:
+    """What is known of a call without reading the log."""
+
+    session_id: str
+    agent: str
+    channel: str
+    started_at: int
+    call_id: str = field(default="", repr=False)
+    ended_at: int | None = None
+    reason: str = ""
+    duration_ms: int = 0
+    turn: int = 0
+    transfer_target: str = field(default="", repr=False)
+
+
+class LiveCall(Protocol):
+    """What the router needs of a call."""
+
+    summary: Summary
+
+    def deliver(self, event: Event) -> None:
+        """Takes an event of the session, in the order of the log, each once."""
+        ...
+
+    def end(self, reason: str, close_code: int = 1000) -> None:
+        """Ends the call; harmless when it has ended."""
+        ...
+
+    async def closed(self) -> None:
+        """Returns when its socket is closed."""
+        ...
+
+
+class Repeats:
+    """The newest event ids of a session, to drop what comes twice."""
+
+    def __init__(self) -> None:
+        self._order: deque[str] = deque()
+        self._seen: set[str] = set()
+
+    def add(self, event_id: str) -> bool:
+        """Remembers the id; False when it was known."""
+        if event_id in self._seen:
+            return False
+        self._seen.add(event_id)
+        self._order.append(event_id)
+        if len(self._order) > REPEATS_MAX:
+            self._seen.discard(self._order.popleft())
+        return True
+
+
+class SessionRouter:
+    """Gives the events of the log to the calls that live here, and the calls a way to write."""
+
+    def __init__(
+        self, settings: Settings, agents: Mapping[str, Agent], metrics: Metrics, clock: Clock | None = None
+    ) -> None:
+        self.settings = settings
+        self.agents = agents
+        self.metrics = metrics
+        self.clock = clock or SystemClock()
+        self.codec: Codec = codec_for(settings)
+        self.partitions = frozenset(settings.api.partitions or range(settings.kafka.partitions))
+        self.recent: deque[Summary] = deque(maxlen=RECENT_MAX)
+        self.closing = False
+        self._calls: dict[bytes, LiveCall] = {}
+        self._positions: dict[Partition, int] = {}
+        self._reading = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._producer: LogProducer | None = None
+
+    async def start(self) -> None:
+        """Opens the log and reads from its end; returns when calls can be taken. Raises LogError."""
+        self._producer = LogProducer(self.settings, "trunkline.api", self.codec)
+        reader = await self._open_reader()
+        self._task = asyncio.create_task(self._read_on(reader))
+
+    async def stop(self) -> None:
+        """Ends the calls with code 1012 and closes the log."""
+        await self.end_all("shutdown", 1012)
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self._producer is not None:
+            await self._producer.close()
+
+    @property
+    def producer(self) -> LogProducer:
+        """The gateway's one producer; the router has been started."""
+        assert self._producer is not None, "the router was not started"
+        return self._producer
+
+    @property
+    def reading(self) -> bool:
+        """Whether events arrive from the log."""
+        return self._reading.is_set()
+
+    @property
+    def full(self) -> bool:
+        """Whether no more calls are taken."""
+        return self.closing or len(self._calls) >= self.settings.api.sessions_max
+
+    @property
+    def live(self) -> list[Summary]:
+        """The calls going on, oldest first."""
+        return [call.summary for call in self._calls.values()]
+
+    def mint(self) -> str:
+        """A session id whose events this gateway reads."""
+        return mint_session_id(self.settings.kafka.partitions, self.partitions)
+
+    def resume_token(self) -> str:
+        """A secret with which the client of a call can prove to be the same."""
+        return secrets.token_urlsafe(24)
+
+    def add(self, call: LiveCall) -> None:
+        """From now on the call gets its events."""
+        self._calls[call.summary.session_id.encode()] = call
+        self.metrics.sessions.set(len(self._calls))
+        self.metrics.started.labels(call.summary.channel).inc()
+
+    def remove(self, call: LiveCall) -> None:
+        """The call has ended."""
+        if self._calls.pop(call.summary.session_id.encode(), None) is not None:
+            self.recent.append(call.summary)
+            self.metrics.sessions.set(len(self._calls))
+            self.metrics.ended.labels(call.summary.channel, call.summary.reason).inc()
+
+    def find(self, session_id: str) -> LiveCall | None:
+        """The live call, if it is here."""
+        return self._calls.get(session_id.encode())
+
+    async def end_all(self, reason: str, close_code: int) -> None:
+        """Takes no more calls and ends those there are; returns when their sockets are closed."""
+        self.closing = True
+        calls = list(self._calls.values())
+        for call in calls:
+            call.end(reason, close_code)
+        await asyncio.gather(*(call.closed() for call in calls))
+
+    async def _open_reader(self) -> LogReader:
+        reader = LogReader(self.settings, "trunkline.api")
+        wanted = [Partition(topic, number) for topic in TOPICS for number in sorted(self.partitions)]
+        try:
+            await reader.add({partition: self._positions.get(partition, END) for partition in wanted})
+        except BaseException:
+            await reader.close()
+            raise
+        self._reading.set()
+        return reader
+
+    async def _read_on(self, reader: LogReader | None) -> None:
+        """Reads for ever; a reader that fails is replaced by one that goes on where it stopped."""
+        while True:
+            try:
+                reader = reader or await self._open_reader()
+                async for batch in reader.batches():
+                    self._dispatch(batch)
+            except LogError as error:
+                log.error("reading the log failed, trying again", error=str(error))
+            finally:
+                self._reading.clear()
+                if reader is not None:
+                    await reader.close()
+            reader = None
+            await self.clock.sleep(READER_RETRY_S)
+
+    def _dispatch(self, batch: list[Record]) -> None:
+        foreign = 0
+        for record in batch:
+            self._positions[Partition(record.topic, record.partition)] = record.offset + 1
+            call = self._calls.get(record.key) if record.key is not None else None
+            if call is None:
+                foreign += 1
+            else:
+                self._deliver(record, call)
+        if foreign:
+            self.metrics.records.labels("other_session").inc(foreign)
+
+    def _deliver(self, record: Record, call: LiveCall) -> None:
+        try:
+            event = self.codec.decode_keyed(record.topic, record.key, record.value)
+        except CodecError as error:
+            self.metrics.records.labels("unreadable").inc()
+            log.warning(
+                "record not readable",
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                reason=error.reason,
+            )
+            return
+        self.metrics.records.labels("delivered").inc()
+        try:
+            call.deliver(event)
+        except Exception:
+            # One call's defect must not end the others, which share this reader.
+            log.exception("delivery failed", session_id=event.session_id, event_id=event.event_id)
+            call.end("failed", 1011)

@@ -25,6 +25,7 @@ class Event:
     PII: ClassVar[frozenset[str]]
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]]
     PARTS: ClassVar[Mapping[str, type[Part]]]
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     event_id: str
     session_id: str
@@ -50,6 +51,8 @@ class Event:
             values[name] = enum(values[name])
         for name, part in cls.PARTS.items():
             values[name] = tuple(part(**item) for item in values[name])
+        for name in cls.LISTS:
+            values[name] = tuple(values[name])
         return cls(**values)
 
     @property

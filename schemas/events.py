@@ -21,6 +21,7 @@ class AudioFrame(Event):
     PII: ClassVar[frozenset[str]] = frozenset({"pcm"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     pcm: bytes = field(repr=False)
     sample_index: int
@@ -52,6 +53,7 @@ class Control(Event):
     PII: ClassVar[frozenset[str]] = frozenset({"digit"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": ControlKind}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     kind: ControlKind
     digit: str = field(default="", repr=False)
@@ -71,6 +73,7 @@ class DeadLetter(Event):
     PII: ClassVar[frozenset[str]] = frozenset({"record_headers", "record_key", "record_value"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     source_topic: str
     source_partition: int
@@ -102,6 +105,7 @@ class Delivery(Event):
     PII: ClassVar[frozenset[str]] = frozenset()
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": DeliveryKind}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     kind: DeliveryKind
     endpoint_id: str
@@ -151,6 +155,7 @@ class Intent(Event):
     PII: ClassVar[frozenset[str]] = frozenset({"entities", "text"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": IntentKind}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {"alternatives": Alternative, "entities": Entity}
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     kind: IntentKind
     intent: str
@@ -190,6 +195,7 @@ class Response(Event):
     PII: ClassVar[frozenset[str]] = frozenset({"arguments", "result", "text"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": ResponseKind}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ("documents",)
 
     kind: ResponseKind
     sentence: int = 0
@@ -232,6 +238,7 @@ class Session(Event):
     PII: ClassVar[frozenset[str]] = frozenset({"caller", "context"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": SessionKind}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     kind: SessionKind
     channel: str = ""
@@ -263,6 +270,7 @@ class SpeechChunk(Event):
     PII: ClassVar[frozenset[str]] = frozenset({"pcm", "text"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": SpeechChunkKind}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     kind: SpeechChunkKind
     pcm: bytes = field(default=b"", repr=False)
@@ -311,6 +319,7 @@ class Transcript(Event):
     PII: ClassVar[frozenset[str]] = frozenset({"text", "words"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": TranscriptKind}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {"words": Word}
+    LISTS: ClassVar[tuple[str, ...]] = ()
 
     kind: TranscriptKind
     utterance: int

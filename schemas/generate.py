@@ -136,6 +136,7 @@ def event_source(name: str, schema: dict[str, Any]) -> str:
         else "    PII: ClassVar[frozenset[str]] = frozenset()",
         f"    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {_mapping(enums)}",
         f"    PARTS: ClassVar[Mapping[str, type[Part]]] = {_mapping(parts)}",
+        f"    LISTS: ClassVar[tuple[str, ...]] = {_lists(own)!r}",
         "",
         *(_field(entry) for entry in own),
     ]
@@ -147,6 +148,12 @@ def _holds_pii(entry: dict[str, Any]) -> bool:
     avro = entry["type"]
     inner = avro["items"]["fields"] if isinstance(avro, dict) and isinstance(avro.get("items"), dict) else ()
     return bool(entry.get("pii")) or any(part.get("pii") for part in inner)
+
+
+def _lists(entries: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The fields that are arrays of scalars: Avro reads them as lists, events hold tuples."""
+    arrays = [entry for entry in entries if isinstance(entry["type"], dict) and entry["type"]["type"] == "array"]
+    return tuple(entry["name"] for entry in arrays if isinstance(entry["type"]["items"], str))
 
 
 def _mapping(entries: dict[str, str]) -> str:

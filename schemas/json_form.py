@@ -15,7 +15,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def from_json(cls: type[EventT], values: Mapping[str, Any]) -> EventT:
-    """The inverse of `to_json`; fields with a default may be left out. Raises TypeError or ValueError, not naming values."""
+    """The inverse of `to_json`; fields with a default may be left out. Raises TypeError or ValueError."""
     schema = files.load(cls.NAME)
     types = {field["name"]: field["type"] for field in schema["fields"]}
     record = {name: _from_json(types.get(name), value) for name, value in values.items()}

@@ -58,6 +58,7 @@ class ApiSettings(BaseModel):
     port: int = Field(8080, ge=0, le=65535)
     key: SecretStr | None = Field(None, description="demanded of every client when host is not loopback")
     sessions_max: int = Field(100, ge=1, description="concurrent calls of one gateway; more are refused")
+    partitions: tuple[int, ...] = Field((), description="whose calls this gateway takes, as a JSON list; empty: all")
     frame_ms: int = Field(40, ge=20, le=100, description="length of the audio frames that the gateway writes")
     barge_in_ms: int = Field(250, ge=0, le=5000, description="speech over the agent that stops it, words or not")
     session_idle_s: float = Field(120.0, gt=0, description="silence from both sides after which a call is ended")
@@ -91,7 +92,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path.home() / ".trunkline"
     cache_dir: Path = Field(
-        Path.home() / ".cache" / "trunkline", description="assembled and verified models, shared by all data directories"
+        Path.home() / ".cache" / "trunkline",
+        description="assembled and verified models, shared by all data directories",
     )
     tenant: str = "demo"
     agents_dir: Path = REPOSITORY / "infra" / "agents"

@@ -1,0 +1,1 @@
+"""Speech to text: audio frames become transcripts."""

@@ -1,0 +1,359 @@
+"""Whisper on CTranslate2, read over as short a window as the speech needs, with a guard against repetition.
+
+Whisper was trained on windows of 30 s. Encoding 30 s for 3 s of speech costs most of the time, so the window here is
+the speech and a second more, yet at least 10 s. Short windows make the decoder repeat itself now and then; a reading
+that repeats is decoded again under a ban on repeated n-grams (the encoding is kept). Where the quick model is unsure, a
+second, larger one reads too. Nothing is sampled, so the same audio gives the same text.
+"""
+
+import os
+import re
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+# Idle threads of OpenMP spin unless told otherwise, and would hold a core; read when the library is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import ctranslate2
+import numpy as np
+import tokenizers
+from faster_whisper.feature_extractor import FeatureExtractor
+from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
+from numpy.typing import NDArray
+
+from processors.engine import Capabilities, EngineError, HeardWord, Reply, Request, Transcribe, Transcribed
+from processors.models import ResolvedModel
+
+SAMPLE_RATE_HZ = 16000
+AUDIO_MS_MAX = 30_000
+AUDIO_MS_MIN = 60
+
+_FRAME_SAMPLES = 160
+_WINDOW_FRAMES_MIN = 1000
+_WINDOW_FRAMES_MAX = 3000
+_TAIL_FRAMES = 100
+_FRAMES_A_SECOND = 100
+_TOKEN_S = 0.02  # resolution of the alignment
+_BEAM = 5
+_NGRAM_BANNED = 4
+_PROMPT_TOKENS_MAX = 100
+
+# Measured on human speech, clean, over the telephone and in noise; see docs/adr and the contract tests.
+UNSURE_BELOW = -0.25  # average log probability of a token
+_SILENT_ABOVE = 0.6  # probability of the no-speech token
+_SILENT_BELOW = -0.5
+_COMPRESSION_MAX = 2.4
+_REPEATS_MAX = {1: 6, 2: 4}  # copies in a row that still may be meant, by length of what is repeated in words
+_REPEATS_MAX_LONG = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one model made of the audio. `suspect` means that it may be a repetition loop."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprob: float
+    no_speech: float
+    suspect: bool
+    model: str
+    language: str
+
+    @property
+    def silent(self) -> bool:
+        """No words: the model says that it hears no speech, and its words are as unlikely."""
+        return not self.text or (self.no_speech > _SILENT_ABOVE and self.logprob < _SILENT_BELOW)
+
+    @property
+    def confidence(self) -> float:
+        """0 to 1: the geometric mean of the tokens' probabilities."""
+        return float(np.exp(min(0.0, self.logprob)))
+
+
+class Reader(Protocol):
+    """One model that reads audio; `WhisperReader` in life."""
+
+    name: str
+
+    def speaks(self, language: str) -> bool:
+        """Whether it knows the language, an ISO 639-1 code."""
+        ...
+
+    def encode(self, pcm: bytes) -> Any:
+        """The encoder's output for at most 30 s of PCM16; given back to `read` and `align`."""
+        ...
+
+    def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
+        """The most likely words."""
+        ...
+
+    def align(self, encoded: Any, reading: Reading, seconds: float) -> tuple[HeardWord, ...]:
+        """When each word of the reading was said."""
+        ...
+
+
+class WhisperReader:
+    """One CTranslate2 Whisper model. Calls may come from several threads."""
+
+    def __init__(self, model: ResolvedModel, device: str, threads: int) -> None:
+        """Loads the files of the model's directory; on the CPU weights become int8, on CUDA float16."""
+        self.name = model.name
+        self._model = ctranslate2.models.Whisper(
+            str(model.directory),
+            device=device,
+            compute_type="float16" if device == "cuda" else "int8",
+            intra_threads=threads,
+        )
+        self._words = tokenizers.Tokenizer.from_file(str(model.directory / "tokenizer.json"))
+        self._multilingual: bool = self._model.is_multilingual
+        self._features = FeatureExtractor(feature_size=self._model.n_mels)
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._banned = _banned(self._tokenizer("en"))
+
+    def speaks(self, language: str) -> bool:
+        """See `Reader`."""
+        return language in _LANGUAGE_CODES if self._multilingual else language == "en"
+
+    def encode(self, pcm: bytes) -> Any:
+        """See `Reader`."""
+        samples = np.frombuffer(pcm, dtype="<i2")
+        spoken = -(-len(samples) // _FRAME_SAMPLES)
+        frames = min(_WINDOW_FRAMES_MAX, max(_WINDOW_FRAMES_MIN, spoken + _TAIL_FRAMES))
+        frames += frames % 2  # the encoder halves them
+        waveform = np.zeros(frames * _FRAME_SAMPLES, dtype=np.float32)
+        waveform[: len(samples)] = samples
+        waveform /= 32768
+        mel: NDArray[np.float32] = self._features(waveform, padding=0)[None, :, :frames]
+        return self._model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(mel, dtype=np.float32)))
+
+    def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
+        """See `Reader`; a reading that repeats itself is made again with repeated n-grams banned."""
+        reading = self._generate(encoded, seconds, request, language, ngram=0)
+        if not reading.suspect:
+            return reading
+        other = self._generate(encoded, seconds, request, language, ngram=_NGRAM_BANNED)
+        if other.suspect:
+            return replace(other, text=collapsed(other.text))
+        return replace(other, suspect=True)
+
+    def _generate(self, encoded: Any, seconds: float, request: Transcribe, language: str, ngram: int) -> Reading:
+        tokenizer = self._tokenizer(language)
+        prompt = [*self._vocabulary(tokenizer, request.vocabulary), *tokenizer.sot_sequence, tokenizer.no_timestamps]
+        result = self._model.generate(
+            encoded,
+            [prompt],
+            beam_size=_BEAM,
+            no_repeat_ngram_size=ngram,
+            max_length=len(prompt) + min(220, 16 + int(12 * seconds)),
+            return_scores=True,
+            return_no_speech_prob=True,
+            suppress_tokens=self._banned,
+        )[0]
+        ids = result.sequences_ids[0]
+        tokens = tuple(token for token in ids if token < tokenizer.eot)
+        text = tokenizer.decode(list(tokens)).strip()
+        return Reading(
+            text=text,
+            tokens=tokens,
+            logprob=result.scores[0] * len(ids) / (len(ids) + 1),
+            no_speech=result.no_speech_prob,
+            suspect=repeats(text),
+            model=self.name,
+            language=language,
+        )
+
+    def align(self, encoded: Any, reading: Reading, seconds: float) -> tuple[HeardWord, ...]:
+        """See `Reader`; by dynamic time warping over the cross-attention, as in openai/whisper's timing.py."""
+        tokenizer = self._tokenizer(reading.language)
+        tokens = list(reading.tokens)
+        frames = max(2, int(seconds * _FRAMES_A_SECOND))
+        result = self._model.align(encoded, list(tokenizer.sot_sequence), [tokens], frames)[0]
+        token_index, time_index = np.array(result.alignments, dtype=np.int64).T
+        begins = np.r_[True, np.diff(token_index) > 0]
+        times_s = time_index[begins] * _TOKEN_S
+        words, parts = tokenizer.split_to_word_tokens([*tokens, tokenizer.eot])
+        bounds = np.cumsum([0, *(len(part) for part in parts[:-1])])
+        spans = [
+            (word, times_s[start], times_s[end], float(np.mean(result.text_token_probs[start:end])))
+            for word, start, end in zip(words, bounds[:-1], bounds[1:], strict=False)
+        ]
+        return _heard(spans)
+
+    def _tokenizer(self, language: str) -> Tokenizer:
+        tokenizer = self._tokenizers.get(language)
+        if tokenizer is None:
+            tokenizer = Tokenizer(self._words, self._multilingual, task="transcribe", language=language)
+            self._tokenizers[language] = tokenizer
+        return tokenizer
+
+    @staticmethod
+    def _vocabulary(tokenizer: Tokenizer, vocabulary: Sequence[str]) -> list[int]:
+        """The prompt that makes these words likely: Whisper takes it for the text before this."""
+        if not vocabulary:
+            return []
+        words: list[int] = tokenizer.encode(" " + ", ".join(vocabulary) + ".")
+        return [tokenizer.sot_prev, *words[-_PROMPT_TOKENS_MAX:]]
+
+
+class WhisperEngine:
+    """Speech to text by a quick model and, where that is unsure, a second one; see `processors.engine.Engine`."""
+
+    def __init__(self, quick: Reader, second: Reader | None = None, licence: str = "", concurrency: int = 1) -> None:
+        self._quick = quick
+        self._second = second
+        readers = [reader for reader in (quick, second) if reader is not None]
+        self._capabilities = Capabilities(
+            role="stt",
+            model="+".join(reader.name for reader in readers),
+            languages=tuple(code for code in _LANGUAGE_CODES if any(reader.speaks(code) for reader in readers)),
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            concurrency=concurrency,
+            licence=licence,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Engine`."""
+        return self._capabilities
+
+    def warm(self) -> None:
+        """Reads a second of silence with each model, alignment included."""
+        silence = bytes(2 * SAMPLE_RATE_HZ)
+        for reader in (self._quick, self._second):
+            if reader is not None:
+                encoded = reader.encode(silence)
+                reader.align(encoded, reader.read(encoded, 1.0, Transcribe(silence), "en"), 1.0)
+
+    def answer(self, request: Request) -> Iterator[Reply]:
+        """One `Transcribed`; `refused` for a language that no model knows, `invalid` for what is no PCM of 30 s."""
+        if not isinstance(request, Transcribe):
+            raise EngineError("invalid", f"expected Transcribe, found {type(request).__name__}")
+        if len(request.pcm) % 2:
+            raise EngineError("invalid", "pcm: expected whole 16-bit samples, found an odd number of bytes")
+        duration_ms = len(request.pcm) * 1000 // (2 * SAMPLE_RATE_HZ)
+        if duration_ms > AUDIO_MS_MAX:
+            raise EngineError("invalid", f"pcm: expected at most {AUDIO_MS_MAX} ms, found {duration_ms}")
+        yield self._transcribe(request, duration_ms)
+
+    def _transcribe(self, request: Transcribe, duration_ms: int) -> Transcribed:
+        started_s = time.perf_counter()
+        language = (request.language or "en").partition("-")[0].lower()
+        readers = [reader for reader in (self._quick, self._second) if reader and reader.speaks(language)]
+        if not readers:
+            raise EngineError("refused", f"language: expected one of {', '.join(self.capabilities.languages)}")
+        if duration_ms < AUDIO_MS_MIN:
+            return Transcribed("", (), 0.0, language, readers[0].name, 0.0)
+        reader, encoded, reading = self._best(readers, request, duration_ms / 1000, language)
+        words: tuple[HeardWord, ...] = ()
+        if not reading.silent:
+            if request.partial or reading.suspect:  # a text that was cut to measure cannot be aligned
+                words = estimated(reading, duration_ms)
+            else:
+                words = reader.align(encoded, reading, duration_ms / 1000)
+        return Transcribed(
+            text="" if reading.silent else reading.text,
+            words=words,
+            confidence=0.0 if reading.silent else reading.confidence,
+            language=language,
+            model=reading.model,
+            compute_ms=(time.perf_counter() - started_s) * 1000,
+        )
+
+    def _best(
+        self, readers: Sequence[Reader], request: Transcribe, seconds: float, language: str
+    ) -> tuple[Reader, Any, Reading]:
+        """The first reader's reading, or the second's where the first is unsure and the caller can wait for it."""
+        first, *others = readers
+        encoded = first.encode(request.pcm)
+        reading = first.read(encoded, seconds, request, language)
+        unsure = reading.suspect or reading.logprob < UNSURE_BELOW
+        if reading.silent or request.partial or not unsure or not others:
+            return first, encoded, reading
+        second = others[0]
+        encoded_second = second.encode(request.pcm)
+        opinion = second.read(encoded_second, seconds, request, language)
+        if opinion.silent or (opinion.suspect and not reading.suspect):
+            return first, encoded, reading
+        return second, encoded_second, opinion
+
+
+def words_of(text: str) -> list[str]:
+    """The words in lower case, without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+def repeats(text: str) -> bool:
+    """Whether the text may be a repetition loop: it compresses too well, goes round in a circle, or is said twice."""
+    if len(text) > 40 and len(text.encode()) > _COMPRESSION_MAX * len(zlib.compress(text.encode())):
+        return True
+    words = words_of(text)
+    half = len(words) // 2
+    if half and len(words) % 2 == 0 and words[:half] == words[half:] and len("".join(words[:half])) > 5:
+        return True
+    return any(copies > _allowed(length) for _, length, copies in _runs(words))
+
+
+def _allowed(length: int) -> int:
+    return _REPEATS_MAX.get(length, _REPEATS_MAX_LONG)
+
+
+def _runs(words: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """Every n-gram that is followed by itself: where it starts, its length, how many copies there are in a row."""
+    for length in range(1, len(words) // 2 + 1):
+        start = 0
+        while start + 2 * length <= len(words):
+            copies = 1
+            gram = words[start : start + length]
+            while words[start + copies * length : start + (copies + 1) * length] == gram:
+                copies += 1
+            if copies > 1:
+                yield start, length, copies
+            start += (copies - 1) * length + 1
+
+
+def collapsed(text: str) -> str:
+    """The text with each loop in it said once."""
+    pieces = text.split()
+    words = [" ".join(words_of(piece)) for piece in pieces]
+    for start, length, copies in _runs(words):
+        if copies > _allowed(length):
+            rest = pieces[: start + length] + pieces[start + copies * length :]
+            return collapsed(" ".join(rest))
+    return text
+
+
+def estimated(reading: Reading, duration_ms: int) -> tuple[HeardWord, ...]:
+    """The words spread over the audio by their length: good enough while the caller still speaks."""
+    pieces = reading.text.split()
+    total = sum(len(piece) + 1 for piece in pieces)
+    words, before = [], 0
+    for piece in pieces:
+        after = before + len(piece) + 1
+        start_ms, end_ms = duration_ms * before // total, duration_ms * after // total
+        words.append(HeardWord(piece, start_ms, end_ms, reading.confidence))
+        before = after
+    return tuple(words)
+
+
+def _heard(spans: Sequence[tuple[str, float, float, float]]) -> tuple[HeardWord, ...]:
+    """Words with their punctuation, from the tokenizer's words, where a leading space begins a new one."""
+    words: list[HeardWord] = []
+    for word, start_s, end_s, probability in spans:
+        bare = word.strip()
+        if not bare:
+            continue
+        attached = words and not (word.startswith(" ") and re.search(r"\w", bare))
+        if attached:
+            words[-1] = HeardWord(words[-1].word + bare, words[-1].start_ms, words[-1].end_ms, words[-1].confidence)
+        else:
+            words.append(HeardWord(bare, round(start_s * 1000), round(end_s * 1000), probability))
+    return tuple(words)
+
+
+def _banned(tokenizer: Tokenizer) -> list[int]:
+    """Tokens that are no speech: annotations such as (music), and Whisper's own marks."""
+    marks = (tokenizer.transcribe, tokenizer.translate, tokenizer.sot, tokenizer.sot_prev, tokenizer.sot_lm)
+    return sorted({*tokenizer.non_speech_tokens, *marks, tokenizer.no_speech})

@@ -187,8 +187,8 @@ def _differences(admin: AdminClient, settings: Settings, topics: list[Topic]) ->
 
 def _leaders(admin: AdminClient) -> set[str]:
     """The topics of which every partition has a leader."""
-    topics = admin.list_topics(timeout=_TIMEOUT_S).topics.values()
-    return {topic.topic for topic in topics if all(partition.leader >= 0 for partition in topic.partitions.values())}
+    topics = admin.list_topics(timeout=_TIMEOUT_S).topics.items()
+    return {name for name, topic in topics if all(one.leader >= 0 for one in topic.partitions.values())}
 
 
 def _await(done: Callable[[], bool], otherwise: str) -> None:

@@ -1,7 +1,9 @@
 """A real Kafka broker for tests: the embedded one, in a directory of its own, to be stopped, killed and restarted."""
 
 import asyncio
+import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,10 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams import broker
 from streams.provision import ensure_topics
-from streams.settings import KafkaSettings, Settings
+from streams.settings import REPOSITORY, KafkaSettings, Settings
+
+# The command dies with the test run, however that ends.
+_LAUNCHER = REPOSITORY / "api" / "launch.py"
 
 
 class TestBroker:
@@ -45,7 +50,8 @@ class TestBroker:
     def start(self) -> None:
         """Returns when the broker answers. Raises broker.BrokerError."""
         command = broker.prepare(Settings(data_dir=self.data_dir), self.port)
-        process = subprocess.Popen(command.arguments, env=dict(command.environment))
+        bound = [sys.executable, "-S", "-E", str(_LAUNCHER), str(os.getpid()), *command.arguments]
+        process = subprocess.Popen(bound, env=dict(command.environment))
         self._process = process
         self.port = int(command.bootstrap_servers.rpartition(":")[2])
         asyncio.run(broker.wait_ready(self.bootstrap_servers, 90, lambda: process.poll() is None))

@@ -48,9 +48,9 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
     return parts
 
 
-def worker(settings: Settings, stage: str) -> list[Process | Step]:
+def worker_parts(settings: Settings, stage: str) -> list[Process | Step]:
     """The parts of one stage's container: its engines and its worker, on a cluster that is there already."""
-    row = STAGES[stage]
+    settings, row = with_absolute_paths(settings), STAGES[stage]
     roles = [role for role in _hosted_roles(settings) if role in row.roles]
     return [_topics(settings, set()), *(_engine(settings, role, stage) for role in roles), _stage(settings, row)]
 
@@ -60,13 +60,9 @@ def lay_out(settings: Settings) -> Layout:
 
     Raises OperatorError when the API's port is in use.
     """
-    data_dir = settings.data_dir.absolute()
-    ports = _ports(data_dir / "ports.json")
     _require_free(settings.api.host, settings.api.port)
+    ports = _ports(settings.data_dir / "ports.json")
     changes = {
-        "data_dir": data_dir,
-        "agents_dir": settings.agents_dir.absolute(),
-        "models_file": settings.models_file.absolute(),
         "api": settings.api.model_copy(update={"port": settings.api.port or _free_port()}),
         "erp_url": settings.erp_url or f"http://127.0.0.1:{ports['erp']}",
         "kafka": settings.kafka.model_copy(
@@ -76,10 +72,17 @@ def lay_out(settings: Settings) -> Layout:
             update={"http_port": settings.clickhouse.http_port or ports["clickhouse"]}
         ),
     }
-    filled = settings.model_copy(update=changes)
-    for cached in ("run_dir", "log_dir"):  # a copy takes these along, made for the path as it was given
-        filled.__dict__.pop(cached, None)
+    filled = with_absolute_paths(settings.model_copy(update=changes))
     return Layout(filled, own_broker=not settings.kafka.bootstrap_servers, own_erp=not settings.erp_url)
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The settings for processes that run in another directory than this one."""
+    names = ("data_dir", "agents_dir", "models_file")
+    changed = settings.model_copy(update={name: getattr(settings, name).absolute() for name in names})
+    for cached in ("run_dir", "log_dir"):  # a copy takes these along, made for the path as it was given
+        changed.__dict__.pop(cached, None)
+    return changed
 
 
 def environment(settings: Settings) -> dict[str, str]:

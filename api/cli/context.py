@@ -1,0 +1,54 @@
+"""Settings as a command needs them: of the machine, or of the platform that runs on the data directory."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from api.errors import OperatorError
+from api.supervisor import read_state
+from streams.client import LogError
+from streams.settings import Settings
+
+
+def settings_of(data_dir: Path | None) -> Settings:
+    """The settings, with the data directory from the command line where it was given."""
+    try:
+        return Settings() if data_dir is None else Settings(data_dir=data_dir)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "TRUNKLINE_" + "__".join(str(part) for part in first["loc"]).upper()
+        raise OperatorError(f"{name}: {first['msg']}") from error
+
+
+def running_settings(data_dir: Path | None) -> Settings:
+    """The settings with the addresses of the platform that runs on the data directory, where one does.
+
+    What the environment says itself goes first, so that a cluster elsewhere can be looked at. Raises OperatorError
+    when no platform runs there and the environment names no cluster.
+    """
+    settings = settings_of(data_dir)
+    state = read_state(settings)
+    if state is not None:
+        for name, value in state.get("environment", {}).items():
+            os.environ.setdefault(name, value)
+        return settings_of(data_dir)
+    if not settings.kafka.bootstrap_servers:
+        raise OperatorError(
+            f"no platform is running on {settings.data_dir}; start it with `trunkline up`, "
+            "name its --data-dir, or set TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS"
+        )
+    return settings
+
+
+@contextmanager
+def log_errors(settings: Settings) -> Iterator[None]:
+    """Turns what Kafka's client says into a sentence for the operator."""
+    try:
+        yield
+    except LogError as error:
+        raise OperatorError(
+            f"the log at {settings.kafka.bootstrap_servers} cannot be read: {error}; see `trunkline status`"
+        ) from error

@@ -1,0 +1,239 @@
+"""The commands. Each imports what it needs when it runs, so that `trunkline --help` answers at once."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from api.errors import OperatorError
+
+app = typer.Typer(
+    name="trunkline",
+    help="Self-hosted voice AI on Apache Kafka: the call is the log.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Typer reads annotations at run time and wants Optional spelled out on Python 3.11.
+DataDir = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--data-dir",
+        envvar="TRUNKLINE_DATA_DIR",
+        help="Where the platform keeps everything.",
+        show_default="~/.trunkline",
+        file_okay=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line where there are several.")]
+Platform, Log, Single = "The platform", "What the log holds", "One process, in the foreground (for containers)"
+
+
+@app.command(rich_help_panel=Platform)
+def up(
+    data_dir: DataDir = None,
+    port: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, max=65535, help="The API's port; 0 takes any free one.", show_default="8080"),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once everything is ready.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start the whole platform on this machine: Kafka, every stage, ClickHouse, the API."""
+    from api.cli import running
+
+    if detach:
+        running.up_detached(data_dir, port, as_json)
+    else:
+        asyncio.run(running.up(data_dir, port, as_json))
+
+
+@app.command(rich_help_panel=Platform)
+def down(data_dir: DataDir = None) -> None:
+    """Stop the platform, in order."""
+    from api.cli import running
+
+    running.down(data_dir)
+
+
+@app.command(rich_help_panel=Platform)
+def status(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show each component's process and state; exits with 3 when the platform is not running."""
+    from api.cli import running
+
+    raise typer.Exit(running.status(data_dir, as_json))
+
+
+@app.command(rich_help_panel=Platform)
+def restart(
+    component: Annotated[str, typer.Argument(help="As `status` names it; STAGE.engine for a stage's model.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Restart one component of the running platform; calls go on."""
+    from api.cli import running
+
+    running.restart(component, data_dir)
+
+
+@app.command(rich_help_panel=Platform)
+def demo(
+    data_dir: Annotated[Path, typer.Option("--data-dir", help="Kept apart from a real platform's.")] = Path(
+        ".trunkline/demo"
+    ),
+    out: Annotated[Path, typer.Option(help="The call as stereo WAV: caller left, agent right.")] = Path("reply.wav"),
+) -> None:
+    """Start the platform, play a recorded caller to the demo agent, show what happens, and stop again."""
+    from api.demo import run_demo
+
+    raise typer.Exit(asyncio.run(run_demo(data_dir, out)))
+
+
+@app.command(rich_help_panel=Platform)
+def call(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="WAV files of any kind, one for each turn.")],
+    agent: Annotated[str, typer.Option(help="Which agent answers.", show_default="the first")] = "",
+    url: Annotated[str, typer.Option(help="The API's base.", show_default="that of the running platform")] = "",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the call as stereo WAV: caller left, agent right."),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Call an agent and speak the files in real time, each after the reply to the one before."""
+    from api.cli import calling
+
+    raise typer.Exit(asyncio.run(calling.call(files, agent, url, out, data_dir, as_json)))
+
+
+@app.command(rich_help_panel=Platform)
+def models(
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its hash.")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List the models: which are used, whence, licence, hash."""
+    from api.cli import models
+
+    raise typer.Exit(models.show(data_dir, verify, as_json))
+
+
+@app.command(rich_help_panel=Log)
+def sessions(
+    limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List calls, the newest last."""
+    from api.cli import log
+
+    asyncio.run(log.sessions(data_dir, limit, as_json))
+
+
+@app.command(rich_help_panel=Log)
+def show(
+    session: Annotated[str, typer.Argument(help="A session's id, as `sessions` lists it, or `last`.")],
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show a call's timeline from the log. It shows what was said: mind who is watching."""
+    from api.cli import log
+
+    asyncio.run(log.show(session, data_dir, as_json))
+
+
+@app.command(rich_help_panel=Log)
+def tail(
+    topic: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Repeat for several.", show_default="all but audio"),
+    ] = None,
+    session: Annotated[str, typer.Option(help="Only this session.")] = "",
+    from_start: Annotated[bool, typer.Option("--from-start", help="First everything that is there.")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Follow the log: events decoded, as they come, until Ctrl-C."""
+    from api.cli import log
+
+    asyncio.run(log.tail(topic or [], session, from_start, data_dir, as_json))
+
+
+@app.command(rich_help_panel=Log)
+def topics(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the topics: partitions, retention, records, size, and each consumer group's lag."""
+    from api.cli import log
+
+    asyncio.run(log.topics(data_dir, as_json))
+
+
+@app.command(rich_help_panel=Log)
+def sql(
+    query: Annotated[str, typer.Argument(help="A SELECT, in ClickHouse's dialect.")],
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Ask ClickHouse; read only."""
+    from api.cli import analytics
+
+    analytics.sql(query, data_dir, as_json)
+
+
+@app.command(rich_help_panel=Single)
+def worker(
+    stage: Annotated[str, typer.Argument(help="stt, intent, llm or tts.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Run one stage with its models, restarting what dies."""
+    from api.cli import running
+
+    asyncio.run(running.worker(stage, data_dir))
+
+
+@app.command(rich_help_panel=Single)
+def api(data_dir: DataDir = None) -> None:
+    """Run the API."""
+    from api.cli import running
+
+    running.become(data_dir, "api.server")
+
+
+@app.command(rich_help_panel=Single)
+def sink(data_dir: DataDir = None) -> None:
+    """Run the ClickHouse sink."""
+    from api.cli import running
+
+    running.become(data_dir, "processors.clickhouse.sink")
+
+
+@app.command(rich_help_panel=Single)
+def broker(
+    data_dir: DataDir = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where Kafka listens.")] = 9092,
+) -> None:
+    """Run the embedded Kafka."""
+    from api.cli import running
+
+    running.become(data_dir, "streams.broker", "--port", str(port))
+
+
+def main() -> None:
+    """The entry point; an OperatorError is printed as one sentence and becomes the exit code."""
+    try:
+        app()
+    except OperatorError as error:
+        print(f"trunkline: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone: nothing to say to nobody
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

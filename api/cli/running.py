@@ -1,0 +1,233 @@
+"""`up`, `down`, `status`, `restart`, and the single processes."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+
+from api.cli.context import settings_of
+from api.cli.output import print_json, print_table
+from api.errors import OperatorError
+from api.platform import Layout, api_url, embedded, environment, lay_out, worker_parts
+from api.supervisor import Process, Step, Supervisor, end_leftovers, hold, read_state, rotate
+from processors.pipeline import STAGES
+from streams.settings import REPOSITORY, Settings
+
+_STOP_WITHIN_S = 45.0
+_COMPONENTS = ("broker", "stt", "intent", "llm", "tts", "clickhouse", "api", "erp")
+
+
+class Progress:
+    """What `up` says while it comes up, for people or as JSON."""
+
+    def __init__(self, as_json: bool = False, write: Callable[[str], None] | None = None) -> None:
+        self._json = as_json
+        self._write = write or (lambda line: print(line, flush=True))
+
+    def say(self, line: str) -> None:
+        """Something worth knowing while waiting."""
+        if self._json:
+            print_json({"progress": line})
+        else:
+            self._write(f"  {line}")
+
+    def ready(self, name: str, seconds: float) -> None:
+        """A part is ready, after so many seconds of its own."""
+        if self._json:
+            print_json({"ready": name, "seconds": round(seconds, 1)})
+        else:
+            self._write(f"  {label(name):<22} ready {seconds:6.1f} s")
+
+    def up(self, url: str, seconds: float) -> None:
+        """All parts are ready."""
+        if self._json:
+            print_json({"up": url, "seconds": round(seconds, 1)})
+        else:
+            self._write(f"Trunkline is up at {url} after {seconds:.1f} s. `trunkline down` or Ctrl-C stops it.")
+
+
+def label(name: str) -> str:
+    """A part's name for people: `engine-stt` is the stt model."""
+    return f"{name.removeprefix('engine-')} model" if name.startswith("engine-") else name
+
+
+async def up(data_dir: Path | None, port: int | None, as_json: bool) -> None:
+    """Runs the platform until it is told to stop."""
+    began_s = time.monotonic()
+    progress = Progress(as_json)
+    settings = with_port(settings_of(data_dir), port)
+    with hold(settings):
+        await tell_leftovers(settings, progress)
+        layout = lay_out(settings)
+        supervisor = platform_supervisor(layout, progress)
+        url = api_url(layout.settings)
+        await supervisor.run(when_ready=lambda: progress.up(url, time.monotonic() - began_s))
+
+
+def platform_supervisor(layout: Layout, progress: Progress) -> Supervisor:
+    """The supervisor of the whole platform; the caller holds the data directory."""
+    facts = {"url": api_url(layout.settings), "environment": environment(layout.settings)}
+    parts = embedded(layout, progress.say)
+    return Supervisor(layout.settings, _in_order(parts), facts=facts, report=progress.ready)
+
+
+def _in_order(parts: Sequence[Process | Step]) -> list[Process | Step]:
+    """As `status` lists them, each stage before its engine."""
+    order = {name: at for at, name in enumerate(_COMPONENTS)}
+    return sorted(parts, key=lambda part: (order.get(part.component, 0) if isinstance(part, Process) else 0, part.name))
+
+
+async def tell_leftovers(settings: Settings, progress: Progress) -> None:
+    """Ends what a killed `up` left, and says so."""
+    if ended := await end_leftovers(settings):
+        progress.say(f"ended what an `up` that was killed had left: {', '.join(ended)}")
+
+
+def with_port(settings: Settings, port: int | None) -> Settings:
+    """The settings with the API's port from the command line, where one was given."""
+    if port is None:
+        return settings
+    return settings.model_copy(update={"api": settings.api.model_copy(update={"port": port})})
+
+
+def up_detached(data_dir: Path | None, port: int | None, as_json: bool) -> None:
+    """Starts `up` on its own and returns once all is ready; raises OperatorError when it fails."""
+    settings = settings_of(data_dir)
+    settings.log_dir.mkdir(parents=True, exist_ok=True)
+    log = settings.log_dir / "up.log"
+    if (state := read_state(settings)) is not None:
+        raise OperatorError(
+            f"a platform is already running on {settings.data_dir} (pid {state['pid']}); "
+            "stop it with `trunkline down`, or use another --data-dir"
+        )
+    rotate(log)
+    command = [sys.executable, "-m", "api.cli.main", "up", "--data-dir", str(settings.data_dir.absolute())]
+    command += [*(["--port", str(port)] if port is not None else []), *(["--json"] if as_json else [])]
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=REPOSITORY
+        )
+    _follow(settings, child, log)
+
+
+def _follow(settings: Settings, child: subprocess.Popen[bytes], log: Path) -> None:
+    """Shows the log of the `up` that was started until it is ready or has failed."""
+    with log.open(errors="replace") as lines:
+        while True:
+            code = child.poll()
+            state = read_state(settings) or {}
+            is_up = state.get("pid") == child.pid and state.get("ready")
+            said = lines.read()
+            failure = said.rpartition("trunkline: ")
+            sys.stdout.write(failure[0] if code and failure[1] else said)
+            sys.stdout.flush()
+            if code is not None:
+                raise OperatorError(failure[2].strip() if failure[1] else f"`up` ended with {code}; its log is {log}")
+            if is_up:
+                return
+            time.sleep(0.1)
+
+
+def down(data_dir: Path | None) -> None:
+    """Stops the platform that runs on the data directory."""
+    settings = settings_of(data_dir)
+    state = read_state(settings)
+    if state is None:
+        print(f"no platform is running on {settings.data_dir}")
+        ended = asyncio.run(end_leftovers(settings)) if _is_free(settings) else []
+        if ended:
+            print(f"ended what an `up` that was killed had left: {', '.join(ended)}")
+        return
+    supervisor = psutil.Process(state["pid"])
+    supervisor.send_signal(signal.SIGTERM)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        try:
+            supervisor.wait(_STOP_WITHIN_S)
+        except psutil.TimeoutExpired:
+            supervisor.kill()
+            print(f"the platform did not stop within {_STOP_WITHIN_S:.0f} s and was killed", file=sys.stderr)
+            return
+    print("stopped")
+
+
+def _is_free(settings: Settings) -> bool:
+    """Whether nobody holds the data directory."""
+    try:
+        with hold(settings):
+            return True
+    except OperatorError:
+        return False
+
+
+def status(data_dir: Path | None, as_json: bool) -> int:
+    """Prints the components; returns 0 when the platform is running, 3 when not."""
+    settings = settings_of(data_dir)
+    state = read_state(settings)
+    rows: list[dict[str, Any]] = state["components"] if state else []
+    if as_json:
+        print_json({"running": state is not None, "url": state.get("url") if state else None, "components": rows})
+    elif state is None:
+        print(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
+    else:
+        print(f"{state['url']}, data in {settings.data_dir}, logs in {settings.log_dir}")
+        lines = [
+            (name, entry["state"], entry["pid"], entry["restarts"], entry["since"])
+            for row in rows
+            for name, entry in _entries(row)
+        ]
+        print_table(("component", "state", "pid", "restarts", "since"), lines, right=("pid", "restarts"))
+    return 0 if state else 3
+
+
+def _entries(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """A component's line, and its engine's below it."""
+    engine = row.get("engine")
+    return [(row["name"], row), *([(f"{row['name']}.engine", engine)] if engine else [])]
+
+
+def restart(component: str, data_dir: Path | None) -> None:
+    """Ends the component's process; the supervisor starts it anew at once."""
+    settings = settings_of(data_dir)
+    state = read_state(settings)
+    if state is None:
+        raise OperatorError(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
+    entries = {name: entry for row in state["components"] for name, entry in _entries(row)}
+    if component not in entries:
+        raise OperatorError(f"no component is called {component}; there are {', '.join(entries)}", exit_code=2)
+    pid = entries[component]["pid"]
+    if pid is None:
+        raise OperatorError(f"{component} is being restarted already; see `trunkline status`")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    print(f"{component} (pid {pid}) was asked to end; it comes back at once")
+
+
+async def worker(stage: str, data_dir: Path | None) -> None:
+    """Runs one stage with its engines on the cluster of the settings, until told to stop."""
+    if stage not in STAGES:
+        raise OperatorError(f"no stage is called {stage}; expected one of {', '.join(STAGES)}", exit_code=2)
+    settings = settings_of(data_dir)
+    if not settings.kafka.bootstrap_servers:
+        raise OperatorError("a worker needs a cluster: set TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS=host:port")
+    progress = Progress()
+    name = f"worker-{stage}"
+    with hold(settings, name):
+        await end_leftovers(settings, name)
+        parts = worker_parts(settings, stage)
+        supervisor = Supervisor(settings, parts, name=name, report=progress.ready, echo_logs=True)
+        await supervisor.run(when_ready=lambda: progress.say(f"{stage} is at work"))
+
+
+def become(data_dir: Path | None, module: str, *arguments: str) -> NoReturn:
+    """Turns this process into the module."""
+    if data_dir is not None:
+        os.environ["TRUNKLINE_DATA_DIR"] = str(data_dir.absolute())
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

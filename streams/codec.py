@@ -123,7 +123,10 @@ class Codec:
         schema = self._ids.schema(schema_id)
         if schema is None:
             raise CodecError("unknown_schema", f"schema id {schema_id} is not known")
-        writer, reader = _parsed(schema), _current(event.NAME)
+        try:
+            writer, reader = _parsed(schema), _current(event.NAME)
+        except (fastavro.schema.SchemaParseException, fastavro.schema.UnknownType, LookupError, TypeError):
+            raise CodecError("wrong_schema_for_topic", f"schema id {schema_id} is no Avro record") from None
         if writer.get("name") != reader["name"]:
             raise CodecError("wrong_schema_for_topic", f"{topic} holds {reader['name']}, got {writer.get('name')}")
         plan = self._plans[topic, schema_id] = writer, None if writer == reader else reader

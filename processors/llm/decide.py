@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from processors.agents import Agent, IntentSpec, Slot
 from processors.llm.memory import VALUE_CHARS_MAX, Memory, Pending
+from processors.llm.sentences import word_set
 from processors.templates import Template
 from schemas.events import Intent
 
@@ -14,13 +15,11 @@ ASK_TRIES_MAX = 2
 WRITE_MEMORY_TURNS = 3
 OVERRIDE_CONFIDENCE = 0.6
 
-_FILLERS = frozenset(
-    (
-        "a an and number order it is its it's i my the that that's this please yes yeah yep sure okay ok um uh er oh "
-        "well so for about of would be want need to sorry no i'd i'm like looking have got s what how zero one two "
-        "three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-        "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double triple"
-    ).split(" ")
+_FILLERS = word_set(
+    "a an and number order it is its it's i my the that that's this please yes yeah yep sure okay ok um uh er oh "
+    "well so for about of would be want need to sorry no i'd i'm like looking have got s what how zero one two "
+    "three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double triple"
 )
 
 

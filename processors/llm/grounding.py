@@ -6,24 +6,21 @@ does not claim that something was done or will be done: only tools do things.
 
 import re
 
+from processors.llm.sentences import word_set
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_NUMBER_WORDS = _words(
+_NUMBER_WORDS = word_set(
     "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million dozen half "
     "once twice double"
 )
-_TIME_WORDS = _words(
+_TIME_WORDS = word_set(
     "monday tuesday wednesday thursday friday saturday sunday january february march april june july august "
     "september october november december today tomorrow tonight yesterday noon midnight"
 )
 _PERIODS = re.compile(
     r"\b(?:next|this|within|in|a|an|one|another) (?:\w+ )?(?:hours?|days?|weeks?|months?|years?|minutes?)\b"
 )
-_MONEY_WORDS = _words("free discount coupon voucher dollar dollars euro euros cent cents percent guarantee")
+_MONEY_WORDS = word_set("free discount coupon voucher dollar dollars euro euros cent cents percent guarantee")
 _ADDRESS = re.compile(r"\S+@\S+|https?://\S+|www\.\S+|\b[\w-]+\.(?:com|net|org|io|eu|de|co|shop)\b")
 _DONE = re.compile(
     r"\b(?:i|we)(?:['’]ve| have| had)? (?:just |already |now )?"

@@ -17,6 +17,11 @@ _MARKUP = (
 )
 
 
+def word_set(text: str) -> frozenset[str]:
+    """The words between blanks: a readable way to write a set of words down."""
+    return frozenset(text.split())
+
+
 def speakable(text: str) -> str:
     """Without Markdown, tags, emoji and runs of blanks: what a voice can say."""
     for pattern, replacement in _MARKUP:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from processors.engine import CallTool, EngineError, Reply, Request, ToolReturned
 
@@ -61,7 +61,7 @@ class HttpTools:
         repeatable = request.method in _REPEATABLE or bool(request.idempotency_key)
         attempts = AsyncRetrying(
             stop=stop_after_attempt(ATTEMPTS_MAX if repeatable else 1),
-            wait=wait_exponential_jitter(initial=0.1, max=1.0, jitter=0.1),
+            wait=wait_exponential(multiplier=0.1, max=1.0) + wait_random(0, 0.1),
             retry=retry_if_exception(_may_pass),
             reraise=True,
         )

@@ -1,0 +1,663 @@
+"""The conversation, as tables: what comes in, what is asked, what is said."""
+
+import json
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from processors.agents import Agent, load_agents
+from processors.engine import CallTool, Embed, Embedded, Generate, Generated, ToolReturned
+from processors.llm.core import Conversation, State, tool_call_id
+from processors.llm.knowledge import KnowledgeIndex, Vectors
+from processors.llm.stage import create_core
+from processors.stage import Answered, Ask, Cancel, Drop, Emit, End, Failed, Outcome, Position, Received, Refuse
+from schemas.event import Event
+from schemas.events import (
+    Control,
+    ControlKind,
+    Entity,
+    Intent,
+    IntentKind,
+    Response,
+    ResponseKind,
+    Session,
+    SessionKind,
+)
+from streams.settings import REPOSITORY, Settings
+
+SESSION = "5b0e6dc3-34f6-4dd4-9a35-6a3d6dd2c001"
+NOW_US = 1_700_000_000_000_000
+SHIPPED = {"status": "shipped", "carrier": "UPS", "delivery_date": "2026-11-27"}
+
+
+def embed(texts: tuple[str, ...]) -> Vectors:
+    """Bags of words, hashed: texts that share words are similar. Deterministic, and no model."""
+    rows = np.zeros((len(texts), 512), dtype=np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        for word in text.lower().replace(".", " ").replace(",", " ").replace("?", " ").split():
+            if len(word) > 3:
+                row[zlib.crc32(word.encode()) % 512] += 1.0
+        row /= max(1e-6, float(np.linalg.norm(row)))
+    return rows
+
+
+AGENTS = load_agents(REPOSITORY / "infra" / "agents")
+CORE = create_core(Settings(erp_url="http://erp:1/", data_dir=Path("/nowhere")), AGENTS, embed, {})
+
+
+def envelope(number: int, turn: int) -> dict[str, Any]:
+    return {
+        "event_id": f"00000000-0000-0000-0000-{number:012d}",
+        "session_id": SESSION,
+        "tenant_id": "demo",
+        "agent_id": "shop",
+        "turn": turn,
+        "seq": number,
+        "occurred_at": NOW_US,
+    }
+
+
+def started(**more: Any) -> Session:
+    return Session(**envelope(1, 0), kind=SessionKind.STARTED, caller="+15550123", **more)
+
+
+def ended() -> Session:
+    return Session(**envelope(2, 0), kind=SessionKind.ENDED)
+
+
+def intent(turn: int, name: str, text: str, confidence: float = 0.9, **values: str) -> Intent:
+    entities = []
+    for entity, value in values.items():
+        at = text.find(value)
+        entities.append(Entity(entity, value, value, max(at, 0), max(at, 0) + len(value) if at >= 0 else 0))
+    return Intent(
+        **envelope(100 + turn, turn),
+        kind=IntentKind.DETECTED,
+        intent=name,
+        confidence=confidence,
+        entities=tuple(entities),
+        text=text,
+        speech_ended_at=NOW_US - 1000,
+    )
+
+
+def control(kind: ControlKind, turn: int, **more: Any) -> Control:
+    return Control(**envelope(500 + turn, turn), kind=kind, **more)
+
+
+@dataclass
+class Call:
+    """A call played against the core, with the log it writes: events by id, the first one counting."""
+
+    core: Conversation = CORE
+    state: State = field(default_factory=lambda: CORE.start(SESSION))
+    log: list[Response] = field(default_factory=list)
+    asks: dict[str, Ask] = field(default_factory=dict)
+    other: list[Outcome] = field(default_factory=list)
+    offset: int = 0
+
+    def take(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Emit):
+                event = outcome.event
+                assert isinstance(event, Response)
+                assert event.event_id not in {known.event_id for known in self.log}
+                self.log.append(event)
+            elif isinstance(outcome, Ask):
+                assert outcome.ask_id not in self.asks
+                self.asks[outcome.ask_id] = outcome
+            elif isinstance(outcome, Cancel):
+                self.asks.pop(outcome.ask_id, None)
+            else:
+                self.other.append(outcome)
+
+    def apply(self, happening: Any) -> None:
+        step = self.core.apply(self.state, happening, NOW_US)
+        self.state = step.state
+        self.take(step.outcomes)
+
+    def receive(self, event: Event, recorded: tuple[Event, ...] = ()) -> None:
+        self.offset += 1
+        self.apply(Received(event, Position(event.TOPIC, 0, self.offset), recorded))
+
+    def ask(self, role: str) -> Ask:
+        found = [ask for ask in self.asks.values() if ask.role == role]
+        assert len(found) == 1, f"expected one open ask of {role}, got {self.asks}"
+        return found[0]
+
+    def answer(self, role: str, reply: Any, last: bool = True) -> None:
+        ask = self.ask(role)
+        if last:
+            del self.asks[ask.ask_id]
+        self.apply(Answered(ask.ask_id, reply, last))
+
+    def fail(self, role: str, reason: str) -> None:
+        ask = self.ask(role)
+        del self.asks[ask.ask_id]
+        self.apply(Failed(ask.ask_id, reason))
+
+    def tool(self, status: int, result: Any) -> None:
+        self.answer("tools", ToolReturned(status, json.dumps(result).encode(), 5.0))
+
+    def embedded(self) -> None:
+        request = self.ask("embeddings").request
+        assert isinstance(request, Embed)
+        vectors = embed(request.texts)
+        self.answer("embeddings", Embedded(vectors.astype("<f4").tobytes(), vectors.shape[1], "words", 1.0))
+
+    def model(self, *pieces: str) -> None:
+        """Streams pieces and then ends, unless the core stops it."""
+        for piece in pieces:
+            if not any(ask.role == "llm" for ask in self.asks.values()):
+                return
+            self.answer("llm", Generated(piece, "small", 0, 1, 2.0), last=False)
+        if any(ask.role == "llm" for ask in self.asks.values()):
+            self.answer("llm", None)
+
+    def kinds(self, turn: int) -> list[str]:
+        return [event.kind.value for event in self.log if event.turn == turn]
+
+    def said(self, turn: int) -> str:
+        return " ".join(e.text for e in self.log if e.turn == turn and e.kind is ResponseKind.SENTENCE)
+
+    def last(self) -> Response:
+        return self.log[-1]
+
+
+@pytest.fixture
+def call() -> Call:
+    call = Call()
+    call.receive(started())
+    return call
+
+
+def test_greets_as_turn_0(call: Call) -> None:
+    assert call.kinds(0) == ["sentence", "sentence", "completed"]
+    assert [event.source for event in call.log[:2]] == ["greeting", "greeting"]
+    assert call.last().text == AGENTS["shop"].greeting[0].source
+    assert call.last().sentence == 2
+    assert all(event.causation_id == started().event_id for event in call.log)
+
+
+def test_a_tool_answers_through_its_template(call: Call) -> None:
+    call.receive(intent(1, "order_status", "where is order 1042", order_number="1042"))
+    request = call.ask("tools").request
+    assert isinstance(request, CallTool)
+    assert (request.method, request.url) == ("GET", "http://erp:1/orders/1042")
+    key = tool_call_id(SESSION, 1, "get_order", {"order_number": "1042"})
+    assert request.idempotency_key == request.headers["Idempotency-Key"] == key
+    call.tool(200, SHIPPED)
+    assert call.kinds(1) == ["tool_called", "tool_returned", "sentence", "sentence", "completed"]
+    assert call.said(1) == "Your order 1 0 4 2 is on its way with UPS. It should arrive on Friday, November 27."
+    assert call.last().outcome == "answered"
+    assert {event.intent for event in call.log if event.turn == 1} == {"order_status"}
+    assert {event.speech_ended_at for event in call.log if event.turn == 1} == {NOW_US - 1000}
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "outcome", "words", "completed"),
+    [
+        (404, {"detail": "no"}, "not_found", "could not find an order", "answered"),
+        (500, {}, "failed", "cannot reach our order system", "failed"),
+        (504, {}, "timeout", "cannot reach our order system", "failed"),
+        (400, {}, "rejected", "cannot reach our order system", "failed"),
+        (200, {"unexpected": 1}, "ok", "cannot reach our order system", "failed"),
+        (200, [], "ok", "cannot reach our order system", "failed"),
+    ],
+)
+def test_every_outcome_of_a_tool_has_words(
+    call: Call, status: int, result: Any, outcome: str, words: str, completed: str
+) -> None:
+    call.receive(intent(1, "order_status", "order 1042", order_number="1042"))
+    call.tool(status, result)
+    returned = next(event for event in call.log if event.kind is ResponseKind.TOOL_RETURNED)
+    assert returned.outcome == outcome
+    assert words in call.said(1)
+    assert call.last().outcome == completed
+
+
+@pytest.mark.parametrize(("reason", "outcome"), [("timeout", "timeout"), ("crashed", "failed"), ("invalid", "failed")])
+def test_a_tool_that_does_not_answer(call: Call, reason: str, outcome: str) -> None:
+    call.receive(intent(1, "order_status", "order 1042", order_number="1042"))
+    call.fail("tools", reason)
+    assert call.kinds(1) == ["tool_called", "tool_returned", "sentence", "sentence", "completed"]
+    assert call.log[-4].outcome == outcome
+    assert call.last().outcome == "failed"
+
+
+def test_asks_for_what_is_missing_and_goes_on_with_it_whatever_the_intent_is_then(call: Call) -> None:
+    call.receive(intent(1, "order_status", "where is my order"))
+    assert call.said(1).endswith("What is your order number?")
+    assert call.last().source == "clarification"
+    call.receive(intent(2, "none", "it is 1042", 0.1, order_number="1042"))
+    assert call.ask("tools").request.url.endswith("/orders/1042")
+
+
+def test_a_bare_answer_beats_a_wrongly_sure_intent(call: Call) -> None:
+    call.receive(intent(1, "order_status", "where is my order"))
+    call.receive(intent(2, "start_return", "it's 1042 please", 0.95, order_number="1042"))
+    assert call.ask("tools").request.url.endswith("/orders/1042")
+
+
+def test_another_wish_instead_of_the_answer_is_followed(call: Call) -> None:
+    call.receive(intent(1, "order_status", "where is my order"))
+    call.receive(intent(2, "start_return", "forget it and register the return of 1042", 0.9, order_number="1042"))
+    assert call.ask("tools").request.url.endswith("/returns")
+
+
+def test_asks_again_and_then_gives_up(call: Call) -> None:
+    call.receive(intent(1, "order_status", "where is my order"))
+    for turn in (2, 3):
+        call.receive(intent(turn, "none", "well I am not sure", 0.1))
+        assert "order number" in call.said(turn)
+    call.receive(intent(4, "none", "hm", 0.1))
+    assert "order number" not in call.said(4)
+    assert call.state.memory.pending is None
+
+
+def test_a_remembered_value_is_not_asked_for_again(call: Call) -> None:
+    call.receive(intent(1, "order_status", "order 1042", order_number="1042"))
+    call.tool(200, SHIPPED)
+    call.receive(intent(2, "order_status", "when will it arrive"))
+    assert call.ask("tools").request.url.endswith("/orders/1042")
+
+
+def test_a_value_that_was_not_found_is_forgotten_and_a_new_one_alone_goes_on(call: Call) -> None:
+    call.receive(intent(1, "order_status", "order 9999", order_number="9999"))
+    call.tool(404, {})
+    assert call.state.memory.known("order_number") is None
+    call.receive(intent(2, "none", "sorry 1042", 0.1, order_number="1042"))
+    assert call.ask("tools").request.url.endswith("/orders/1042")
+
+
+def test_the_whole_utterance_is_the_problem_of_a_ticket(call: Call) -> None:
+    call.receive(intent(1, "open_ticket", "open a ticket please"))
+    call.receive(intent(2, "warranty", "the zipper of my tent broke", 0.8))
+    request = call.ask("tools").request
+    assert json.loads(request.body) == {
+        "problem": "the zipper of my tent broke",
+        "order_number": "",
+        "caller": "+15550123",
+    }
+    call.tool(201, {"number": "7001"})
+    assert "ticket 7 0 0 1" in call.said(2)
+
+
+def test_words_cannot_change_a_tools_path(call: Call) -> None:
+    call.receive(intent(1, "order_status", "x", order_number="../tickets?a=1"))
+    assert call.ask("tools").request.url == "http://erp:1/orders/..%2Ftickets%3Fa%3D1"
+
+
+def test_an_intents_documents_are_quoted(call: Call) -> None:
+    call.receive(intent(1, "opening_hours", "what is the address of your shop"))
+    call.embedded()
+    assert call.said(1) == "Our shop is at 12 Mill Road in Boulder, right beside the climbing hall."
+    assert call.last().documents == ("shop/opening_hours",)
+    assert call.last().source == "knowledge"
+
+
+def test_an_unknown_wish_is_answered_from_knowledge_when_a_passage_fits(call: Call) -> None:
+    call.receive(intent(1, "none", "rinse the water filter backwards after each trip", 0.1))
+    call.embedded()
+    assert call.last().documents == ("shop/care",)
+    assert call.last().sentence <= 2
+
+
+def test_embeddings_down_still_quote_the_intents_document(call: Call) -> None:
+    call.receive(intent(1, "return_policy", "how do returns work"))
+    call.fail("embeddings", "crashed")
+    assert "30 days" in call.said(1)
+
+
+def test_the_model_answers_last_and_sentence_by_sentence(call: Call) -> None:
+    call.receive(intent(1, "none", "which colours suit mountain people", 0.1))
+    call.embedded()
+    request = call.ask("llm").request
+    assert isinstance(request, Generate)
+    assert request.messages[-1].content == "which colours suit mountain people"
+    call.answer("llm", Generated("**Bright** colours are"), last=False)
+    assert call.kinds(1) == []
+    call.answer("llm", Generated(" easy to see. They"), last=False)
+    assert call.said(1) == "Bright colours are easy to see."
+    call.answer("llm", Generated(" look good too."), last=False)
+    call.answer("llm", None)
+    assert call.said(1) == "Bright colours are easy to see. They look good too."
+    assert call.kinds(1) == ["sentence", "sentence", "completed"]
+    assert call.last().source == "model"
+
+
+def test_the_model_is_stopped_at_its_limit(call: Call) -> None:
+    call.receive(intent(1, "none", "tell me about mountain weather", 0.1))
+    call.embedded()
+    call.model("It changes. It is cold. ", "It is windy. ")
+    assert call.last().sentence == AGENTS["shop"].limits.sentences_max
+    assert not call.asks
+
+
+@pytest.mark.parametrize(
+    "invented",
+    [
+        "Your order 4711 has been shipped.",
+        "Your order is on its way.",
+        "It costs 20 dollars.",
+        "It costs twenty dollars.",
+        "It will be there on Tuesday.",
+        "You will get it tomorrow.",
+        "I have cancelled your order.",
+        "We'll refund you.",
+        "Just write to help@ridgeline.com.",
+        "You get a discount.",
+        "It arrives next week.",
+    ],
+)
+def test_the_model_cannot_invent_a_customers_facts(call: Call, invented: str) -> None:
+    call.receive(intent(1, "none", "what about my thing", 0.1))
+    call.embedded()
+    call.model(f"{invented} ", "Have a nice day.")
+    assert invented not in call.said(1)
+    assert [event.source for event in call.log if event.turn == 1] == ["clarification"] * len(call.kinds(1))
+    assert call.kinds(1)[-1] == "completed"
+    assert not call.asks
+
+
+def test_an_invented_fact_ends_an_answer_that_began_well(call: Call) -> None:
+    call.receive(intent(1, "none", "what about mountains", 0.1))
+    call.embedded()
+    call.model("They are high. ", "Yours is 8848 metres. ", "Good bye.")
+    assert call.said(1) == "They are high."
+    assert call.last().outcome == "answered"
+
+
+@pytest.mark.parametrize("pieces", [(), ("half of a",), ("Whole one. ", "half of a")])
+def test_a_model_that_fails(call: Call, pieces: tuple[str, ...]) -> None:
+    call.receive(intent(1, "none", "what about mountains", 0.1))
+    call.embedded()
+    for piece in pieces:
+        call.answer("llm", Generated(piece), last=False)
+    call.fail("llm", "timeout")
+    assert call.said(1) in ("Whole one.", "I am sorry, something went wrong on our side. Please try again in a moment.")
+    assert call.last().outcome == "failed"
+
+
+@pytest.mark.parametrize("text", ["", "  ", "...", "?"])
+def test_nothing_heard_is_asked_for_again_and_keeps_what_was_pending(call: Call, text: str) -> None:
+    call.receive(intent(1, "order_status", "where is my order"))
+    call.receive(intent(2, "none", text, 0.0))
+    assert call.last().source == "clarification"
+    assert call.state.memory.pending is not None
+
+
+def test_a_person_is_reached_by_intent_and_by_phrase(call: Call) -> None:
+    call.receive(intent(1, "person", "give me somebody"))
+    assert (call.last().outcome, call.last().action, call.last().action_target) == (
+        "escalated",
+        "transfer",
+        "+15550100",
+    )
+    call.receive(intent(2, "none", "I would like to talk to a human now!", 0.1))
+    assert call.last().action == "transfer"
+    assert call.log[-2].source == "escalation"
+
+
+def test_goodbye_hangs_up_after_it_was_heard(call: Call) -> None:
+    call.receive(intent(1, "goodbye", "bye"))
+    assert (call.last().outcome, call.last().action) == ("ended", "hang_up")
+
+
+def test_barge_in_stops_the_turn_and_history_keeps_what_was_heard(call: Call) -> None:
+    call.receive(intent(1, "none", "tell me about mountains", 0.1))
+    call.embedded()
+    call.answer("llm", Generated("They are rather high and often cold. Also"), last=False)
+    call.receive(control(ControlKind.BARGE_IN, 1, sentence=0, heard_ms=1000))
+    assert call.kinds(1) == ["sentence", "cancelled"]
+    assert not call.asks
+    assert call.state.memory.history[-1].agent == ("They are …",)
+
+
+def test_barge_in_after_the_end_only_trims_history(call: Call) -> None:
+    before = len(call.log)
+    call.receive(control(ControlKind.BARGE_IN, 0, sentence=1, heard_ms=4000))
+    assert len(call.log) == before
+    assert call.state.memory.history[0].agent[0] == "Hello, this is Ridgeline Outdoor."
+
+
+def test_a_newer_utterance_replaces_the_answer_to_the_older(call: Call) -> None:
+    call.receive(intent(1, "order_status", "order 1042", order_number="1042"))
+    late = call.ask("tools").ask_id
+    call.receive(intent(2, "thanks", "thanks"))
+    assert call.kinds(1) == ["tool_called", "cancelled"]
+    assert call.kinds(2)[-1] == "completed"
+    before = len(call.log)
+    call.apply(Answered(late, ToolReturned(200, b"{}", 1.0), last=True))
+    assert len(call.log) == before
+
+
+def test_a_tool_with_an_effect_is_let_finish_unheard(call: Call) -> None:
+    call.receive(intent(1, "start_return", "return order 1042", order_number="1042"))
+    call.receive(intent(2, "thanks", "thanks"))
+    assert call.kinds(1) == ["tool_called"]
+    assert call.kinds(2)[-1] == "completed"
+    call.tool(201, {"number": "1"})
+    assert call.kinds(1) == ["tool_called", "tool_returned", "cancelled"]
+
+
+def test_hanging_up_waits_for_a_tool_with_an_effect(call: Call) -> None:
+    call.receive(intent(1, "start_return", "return order 1042", order_number="1042"))
+    call.receive(ended())
+    assert End() not in call.other
+    call.tool(201, {"number": "1"})
+    assert call.other == [End()]
+    assert call.kinds(1) == ["tool_called", "tool_returned", "cancelled"]
+
+
+@pytest.mark.parametrize("event", [ended(), control(ControlKind.HANG_UP, 1), control(ControlKind.ERASE, 1)])
+def test_the_end_of_the_call_stops_everything(call: Call, event: Event) -> None:
+    call.receive(intent(1, "order_status", "order 1042", order_number="1042"))
+    call.receive(event)
+    assert call.kinds(1) == ["tool_called", "cancelled"]
+    assert not call.asks
+    assert call.other == [End()]
+
+
+def test_what_is_not_to_be_answered(call: Call) -> None:
+    call.receive(replace(intent(1, "thanks", "thanks"), agent_id="nobody"))
+    call.receive(replace(intent(1, "thanks", "thanks"), committed=False))
+    call.receive(intent(2, "thanks", "thanks"))
+    call.receive(intent(1, "thanks", "thanks"))
+    assert [type(outcome) for outcome in call.other] == [Refuse, Drop, Drop]
+    assert call.kinds(1) == []
+
+
+# ---- crashes
+
+
+def conversation(core: Conversation = CORE) -> list[tuple[Event, Callable[[Call], None]]]:
+    """A call of several turns, each with how its asks are answered."""
+
+    def nothing(call: Call) -> None:
+        assert not call.asks
+
+    def shipped(call: Call) -> None:
+        call.tool(200, SHIPPED)
+
+    def model(call: Call) -> None:
+        if any(ask.role == "embeddings" for ask in call.asks.values()):
+            call.embedded()
+        if any(ask.role == "llm" for ask in call.asks.values()):
+            said = call.ask("llm").request.messages[-1]
+            whole = ("It is high. ", "It is cold.")
+            rest = whole[1:] if said.role == "assistant" else whole
+            call.model(*rest)
+
+    return [
+        (started(), nothing),
+        (intent(1, "order_status", "where is my order"), nothing),
+        (intent(2, "none", "1042", 0.1, order_number="1042"), shipped),
+        (intent(3, "opening_hours", "when are you open on Saturday"), lambda call: call.embedded()),
+        (intent(4, "none", "what is a mountain like", 0.1), model),
+        (
+            intent(5, "start_return", "please register the return of 1042", order_number="1042"),
+            lambda c: c.tool(201, {}),
+        ),
+        (intent(6, "goodbye", "bye"), nothing),
+    ]
+
+
+def play(call: Call, turns: list[tuple[Event, Callable[[Call], None]]]) -> None:
+    for event, answer in turns:
+        call.receive(event)
+        answer(call)
+
+
+@pytest.mark.parametrize("turn", range(7))
+def test_a_crash_anywhere_in_a_turn_changes_nothing_that_was_said(turn: int) -> None:
+    whole = Call()
+    turns = conversation()
+    play(whole, turns)
+    event, answer = turns[turn]
+    emitted = [known for known in whole.log if known.causation_id == event.event_id]
+    before = Call()
+    play(before, turns[:turn])
+    snapshot = CORE.save(before.state)
+    for prefix in range(len(emitted) + 1):
+        again = Call(state=CORE.load(SESSION, snapshot))
+        again.receive(event, recorded=tuple(emitted[:prefix]))
+        if again.asks:
+            answer(again)
+        new = [known.event_id for known in again.log]
+        assert [known.event_id for known in emitted[:prefix]] + new == [known.event_id for known in emitted]
+        assert [known.text for known in emitted[prefix:]] == [known.text for known in again.log]
+        following = Call()
+        play(following, turns[: turn + 1])
+        assert CORE.save(again.state) == CORE.save(following.state)
+
+
+def test_a_tool_that_returned_is_not_called_again_and_one_only_called_keeps_its_key(call: Call) -> None:
+    event = intent(1, "start_return", "return order 1042", order_number="1042")
+    snapshot = CORE.save(call.state)
+    call.receive(event)
+    key = call.ask("tools").request.idempotency_key
+    called = call.log[-1]
+    again = Call(state=CORE.load(SESSION, snapshot))
+    again.receive(event, recorded=(called,))
+    assert again.ask("tools").request.idempotency_key == key
+    again.tool(201, {"number": "1"})
+    returned = again.log[0]
+    third = Call(state=CORE.load(SESSION, snapshot))
+    third.receive(event, recorded=(called, returned))
+    assert not third.asks
+    assert third.kinds(1) == ["sentence", "sentence", "completed"]
+
+
+def test_a_cancelled_turn_stays_cancelled(call: Call) -> None:
+    event = intent(1, "order_status", "order 1042", order_number="1042")
+    snapshot = CORE.save(call.state)
+    call.receive(event)
+    call.receive(control(ControlKind.BARGE_IN, 1))
+    again = Call(state=CORE.load(SESSION, snapshot))
+    again.receive(event, recorded=tuple(known for known in call.log if known.turn == 1))
+    assert not again.asks
+    assert not again.log
+
+
+def test_the_model_goes_on_after_what_it_had_said(call: Call) -> None:
+    event = intent(1, "none", "what are mountains", 0.1)
+    snapshot = CORE.save(call.state)
+    call.receive(event)
+    call.embedded()
+    call.answer("llm", Generated("They are high. And"), last=False)
+    again = Call(state=CORE.load(SESSION, snapshot))
+    again.receive(event, recorded=(call.last(),))
+    again.embedded()
+    assert again.ask("llm").request.messages[-1].content == "They are high."
+    again.model("They are high. ", "They are cold.")
+    assert again.said(1) == "They are cold."
+    assert again.last().text == "They are high. They are cold."
+
+
+# ---- invariants over random calls
+
+NAMES = [spec.name for spec in AGENTS["shop"].intents] + ["none", "gone"]
+TEXTS = ["", "order 1042", "where is it", "talk to a human", "x" * 3000, "the zipper broke " * 20, "ünïcödé " * 90]
+
+
+@st.composite
+def happenings(draw: st.DrawFn) -> list[tuple[str, Any]]:
+    steps: list[tuple[str, Any]] = []
+    for turn in range(1, draw(st.integers(1, 30))):
+        entities = draw(st.sampled_from([{}, {"order_number": "1042"}, {"product": "tent"}, {"problem": "y" * 900}]))
+        name, text = draw(st.sampled_from(NAMES)), draw(st.sampled_from(TEXTS))
+        steps.append(("event", intent(turn, name, text, draw(st.sampled_from([0.1, 0.5, 0.95])), **entities)))
+        for what in draw(st.lists(st.sampled_from(["ok", "bad", "fail", "piece", "barge", "playout"]), max_size=5)):
+            steps.append((what, turn))
+    if draw(st.booleans()):
+        steps.append(("event", ended()))
+    return steps
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(happenings())
+def test_whatever_happens_a_turn_ends_once_and_state_stays_small(steps: list[tuple[str, Any]]) -> None:
+    call = Call()
+    call.receive(started(context={f"key{n}": "v" * 400 for n in range(50)}))
+    for what, detail in steps:
+        if what == "event":
+            call.receive(detail)
+        elif what in ("barge", "playout"):
+            kind = ControlKind.BARGE_IN if what == "barge" else ControlKind.PLAYOUT
+            call.receive(control(kind, detail, sentence=detail % 3, heard_ms=700))
+        else:
+            answer_any(call, what)
+        assert len(CORE.save(call.state)) < 8192
+        assert CORE.save(CORE.load(SESSION, CORE.save(call.state))) == CORE.save(call.state)
+    while call.asks:
+        answer_any(call, "ok")
+    begun = {event.turn for _, event in [s for s in steps if s[0] == "event"] if isinstance(event, Intent)}
+    for turn in begun | {0}:
+        kinds = call.kinds(turn)
+        assert kinds.count("completed") + kinds.count("cancelled") == 1
+        assert kinds[-1] in ("completed", "cancelled")
+        assert kinds.count("tool_called") == kinds.count("tool_returned") or kinds[-1] == "cancelled"
+        indexes = [e.sentence for e in call.log if e.turn == turn and e.kind is ResponseKind.SENTENCE]
+        assert indexes == list(range(len(indexes)))
+    assert sum(isinstance(outcome, End) for outcome in call.other) == sum(1 for _, e in steps if e == ended())
+
+
+def answer_any(call: Call, what: str) -> None:
+    ask = next(iter(call.asks.values()), None)
+    if ask is None:
+        return
+    if what == "piece" and ask.role == "llm":
+        call.apply(Answered(ask.ask_id, Generated("A word. And "), last=False))
+        return
+    del call.asks[ask.ask_id]
+    if what == "fail":
+        call.apply(Failed(ask.ask_id, "timeout"))
+    elif ask.role == "tools":
+        body = b"not json" if what == "bad" else json.dumps({**SHIPPED, "number": "1", "available": 1}).encode()
+        call.apply(Answered(ask.ask_id, ToolReturned(200, body, 1.0), last=True))
+    elif ask.role == "embeddings":
+        vectors = embed(ask.request.texts)
+        short = vectors[:, :7] if what == "bad" else vectors
+        call.apply(Answered(ask.ask_id, Embedded(short.tobytes(), short.shape[1], "w", 1.0), last=True))
+    else:
+        call.apply(Answered(ask.ask_id, None, last=True))
+
+
+def test_the_index_finds_each_passage_once_and_only_in_the_documents_named() -> None:
+    agent: Agent = AGENTS["shop"]
+    index = KnowledgeIndex.build(agent, embed)
+    vector = embed(("Repair prices of a zipper outside the warranty",))[0]
+    hits = index.search(vector)
+    assert hits[0].document == "shop/warranty"
+    assert "zipper costs 25 dollars" in " ".join(hits[0].quote())
+    assert len({hit.passage.text for hit in hits}) == len(hits) == 3
+    assert {hit.document for hit in index.search(vector, ["shop/returns"])} == {"shop/returns"}
+    assert index.search(vector[:5]) == []

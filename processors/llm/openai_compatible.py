@@ -1,0 +1,161 @@
+"""A language model behind an OpenAI-compatible endpoint (vLLM, llama.cpp's server, services), streamed over HTTP."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, cast
+
+import httpx
+
+from processors.engine import EngineError, Generate, Generated, Reply, Request
+from streams.settings import Settings
+
+_REFUSALS = (408, 409, 425, 429, 503)
+_TRIES = 2  # a kept connection may turn out to have been closed by the other side
+
+
+class OpenAICompatible:
+    """An `EngineClient` for the role llm. Without `llm_model` in the settings it takes the endpoint's first model."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ValueError when no endpoint is set."""
+        address = settings.engines.llm_base_url
+        if not address.startswith(("http://", "https://")):
+            expected = "expected the address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1"
+            raise ValueError(f"TRUNKLINE_ENGINES__LLM_BASE_URL: {expected}; found {address!r}")
+        key = settings.engines.llm_key.get_secret_value()
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.AsyncClient(base_url=address.rstrip("/") + "/", headers=headers, timeout=None)
+        self._model = settings.engines.llm_model
+
+    async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
+        """See `EngineClient`. The last reply has no text but the counts, where the endpoint gives them."""
+        if not isinstance(request, Generate):
+            raise EngineError("invalid", f"expected Generate, found {type(request).__name__}")
+        started_s = time.monotonic()
+        deadline = asyncio.get_running_loop().time() + deadline_s
+        response: httpx.Response | None = None
+        counts: dict[str, Any] = {}
+        try:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    response = await self._opened(request)
+                chunks = _chunks(response)
+                while True:
+                    async with asyncio.timeout_at(deadline):
+                        chunk = await anext(chunks, None)
+                    if chunk is None:
+                        break
+                    counts = chunk.get("usage") or counts
+                    text = _text(chunk)
+                    if text:
+                        yield Generated(text)
+            except TimeoutError:
+                raise EngineError("timeout", f"not finished within {deadline_s:g} s") from None
+            except httpx.HTTPError as error:
+                raise EngineError("crashed", f"the language model's endpoint: {type(error).__name__}") from None
+            yield Generated(
+                "",
+                model=self._model,
+                tokens_in=int(counts.get("prompt_tokens", 0)),
+                tokens_out=int(counts.get("completion_tokens", 0)),
+                compute_ms=1000 * (time.monotonic() - started_s),
+            )
+        finally:
+            if response is not None:
+                await response.aclose()  # before the end this closes the connection, and the endpoint stops
+
+    async def close(self) -> None:
+        """See `EngineClient`."""
+        await self._http.aclose()
+
+    async def _opened(self, request: Generate) -> httpx.Response:
+        """The response, its body still to come."""
+        if not self._model:
+            self._model = await self._first_model()
+        body = {
+            "model": self._model,
+            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **({"stop": list(request.stop)} if request.stop else {}),
+        }
+        try:
+            content = json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise EngineError("invalid", "expected messages of valid Unicode") from None
+        headers = {"content-type": "application/json"}
+        response = await self._sent(
+            self._http.build_request("POST", "chat/completions", content=content, headers=headers)
+        )
+        if response.status_code != 200:
+            await response.aclose()
+            raise _refusal(response.status_code)
+        return response
+
+    async def _first_model(self) -> str:
+        response = await self._sent(self._http.build_request("GET", "models"))
+        await response.aread()
+        if response.status_code != 200:
+            raise _refusal(response.status_code)
+        try:
+            return str(response.json()["data"][0]["id"])
+        except (ValueError, LookupError, TypeError):
+            raise EngineError("invalid", "the endpoint lists no model: set TRUNKLINE_ENGINES__LLM_MODEL") from None
+
+    async def _sent(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._http.send(request, stream=True)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                continue
+        return await self._http.send(request, stream=True)
+
+
+async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The objects of a server-sent event stream up to its `[DONE]`; raises EngineError when it ends before that."""
+    async for line in response.aiter_lines():
+        field, _, value = line.partition(":")
+        if field != "data":
+            continue  # comments keep the connection open; other fields say nothing here
+        value = value.strip()
+        if value == "[DONE]":
+            return
+        try:
+            chunk = json.loads(value)
+        except ValueError:
+            chunk = None
+        if not isinstance(chunk, dict):
+            raise EngineError("invalid", "the endpoint sent what is no JSON object")
+        if chunk.get("error"):
+            raise _stream_error(chunk["error"])
+        yield chunk
+    raise EngineError("crashed", "the endpoint ended its answer early")
+
+
+def _text(chunk: dict[str, Any]) -> str:
+    choices = chunk.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return ""
+    delta = choices[0].get("delta")
+    text = cast("dict[str, Any]", delta).get("content") if isinstance(delta, dict) else None
+    return text if isinstance(text, str) else ""
+
+
+def _refusal(status: int) -> EngineError:
+    """The status alone: an endpoint's text may repeat the conversation."""
+    if status in (401, 403):
+        return EngineError("invalid", f"the endpoint answered {status}: check TRUNKLINE_ENGINES__LLM_KEY")
+    if status == 404:
+        return EngineError("invalid", "the endpoint answered 404: check TRUNKLINE_ENGINES__LLM_BASE_URL and _LLM_MODEL")
+    if status in _REFUSALS:
+        return EngineError("refused", f"the endpoint answered {status}")
+    return EngineError("invalid" if 400 <= status < 500 else "crashed", f"the endpoint answered {status}")
+
+
+def _stream_error(error: Any) -> EngineError:
+    code = error.get("code") if isinstance(error, dict) else None
+    return _refusal(code) if isinstance(code, int) else EngineError("crashed", "the endpoint reported an error")

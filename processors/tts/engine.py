@@ -1,0 +1,32 @@
+"""Which voices there are: an engine's name in the settings, and how it is made."""
+
+from collections.abc import Callable, Mapping
+
+from processors import models
+from processors.engine import Engine, EngineError
+from streams.settings import Settings
+
+
+def _hibari(settings: Settings) -> Engine:
+    from processors.tts.hibari import HibariVoices
+
+    first = models.chosen(settings, "tts")
+    voices = {model.voice: model.name for model in models.catalogue(settings) if model.engine == "hibari"}
+    return HibariVoices(
+        first.voice,
+        models.resolve(settings, first.name),
+        lambda voice: models.resolve(settings, voices[voice], False),
+        voices,
+    )
+
+
+ENGINES: Mapping[str, Callable[[Settings], Engine]] = {"hibari": _hibari}
+
+
+def create(settings: Settings) -> Engine:
+    """The engine that `settings.engines.tts` names, loaded; raises EngineError or ModelError."""
+    make = ENGINES.get(settings.engines.tts)
+    if make is None:
+        known = ", ".join(ENGINES)
+        raise EngineError("invalid", f"TRUNKLINE_ENGINES__TTS: expected {known}, found {settings.engines.tts!r}")
+    return make(settings)

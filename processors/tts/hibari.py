@@ -1,0 +1,101 @@
+"""hibari: small English voices distilled from Kokoro, on ONNX. It speaks 24 kHz; we pass on 16 kHz."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+from hibari import Hibari
+
+from processors.engine import Capabilities, EngineError, Reply, Request, Speak, Spoken
+from processors.models import ModelError, ResolvedModel
+from processors.tts.spoken import spoken
+
+OUT_HZ = 16000
+CHUNK_MS = 200
+TEXT_CHARS_MAX = 5000
+SPEED_MIN, SPEED_MAX = 0.5, 2.0
+_QUIET = 0.008  # of full scale: below this is no speech; the voice itself peaks at 0.3 to 0.5
+_HEAD_MS = 30  # kept before the first sound: the model makes some 300 ms of silence there
+_TAIL_MS = 200  # kept after the last one, as the pause between sentences
+
+
+class HibariVoices:
+    """An `Engine` for the role tts. Voices other than the first are loaded when first asked for."""
+
+    def __init__(
+        self, voice: str, model: ResolvedModel, find: Callable[[str], ResolvedModel], voices: Mapping[str, str]
+    ) -> None:
+        """`find` gives the model of a voice or raises ModelError; `voices` are the models' names by voice."""
+        self._default = voice
+        self._model = model
+        self._find = find
+        self._names = voices
+        self._loading = threading.Lock()
+        self._reading = threading.Lock()  # the reading rules share caches
+        # One thread: two are slower for a network this small, and the other core has work.
+        self._voices = {voice: Hibari(voice=voice, model=str(model.path), threads=1)}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Engine`."""
+        return Capabilities("tts", self._model.name, streaming=True, concurrency=2, licence=self._model.licence)
+
+    def warm(self) -> None:
+        """See `Engine`."""
+        for _ in self.answer(Speak("Hello there, qwyxt.")):  # an unknown word loads the spelling net too
+            pass
+
+    def answer(self, request: Request) -> Iterator[Reply]:
+        """See `Engine`: pieces of `CHUNK_MS`, the silence at both ends cut; none for a text without words."""
+        if not isinstance(request, Speak):
+            raise EngineError("invalid", f"expected Speak, found {type(request).__name__}")
+        if len(request.text) > TEXT_CHARS_MAX:
+            raise EngineError("invalid", f"expected at most {TEXT_CHARS_MAX} characters, found {len(request.text)}")
+        if not SPEED_MIN <= request.speed <= SPEED_MAX:
+            raise EngineError("invalid", f"expected a speed of {SPEED_MIN} to {SPEED_MAX}, found {request.speed:g}")
+        if request.language.partition("-")[0] != "en":
+            raise EngineError("invalid", f"expected language en, found {request.language!r}")
+        return self._speak(self._voice(request.voice or self._default), request)
+
+    def _speak(self, voice: Hibari, request: Speak) -> Iterator[Reply]:
+        started_s = time.perf_counter()
+        with self._reading:
+            sentences = voice.phonemize(spoken(request.text))
+        for phonemes in sentences:
+            wave = voice.from_phonemes(phonemes, request.speed, seed=0)
+            pcm = _pcm(_trimmed(wave, voice.sample_rate), voice.sample_rate)
+            step = OUT_HZ * CHUNK_MS // 1000 * 2
+            for start in range(0, len(pcm), step):
+                compute_ms = 1000 * (time.perf_counter() - started_s)
+                yield Spoken(pcm[start : start + step], self._model.name, compute_ms)
+
+    def _voice(self, name: str) -> Hibari:
+        with self._loading:
+            if name not in self._voices:
+                if name not in self._names:
+                    raise EngineError("invalid", f"expected a voice of {', '.join(self._names)}; found {name!r}")
+                try:
+                    model = self._find(name)
+                except ModelError as error:
+                    raise EngineError("invalid", str(error)) from error
+                self._voices[name] = Hibari(voice=name, model=str(model.path), threads=1)
+            return self._voices[name]
+
+
+def _trimmed(wave: npt.NDArray[np.float32], rate_hz: int) -> npt.NDArray[np.float32]:
+    """The wave without the silence at its ends, but for a breath."""
+    loud = np.flatnonzero(np.abs(wave) > _QUIET)
+    if loud.size == 0:
+        return wave[:0]
+    first = max(0, int(loud[0]) - rate_hz * _HEAD_MS // 1000)
+    last = min(len(wave), int(loud[-1]) + rate_hz * _TAIL_MS // 1000)
+    return wave[first:last]
+
+
+def _pcm(wave: npt.NDArray[np.float32], rate_hz: int) -> bytes:
+    """float32 at any rate to PCM16 little-endian at `OUT_HZ`."""
+    samples = soxr.resample(wave, rate_hz, OUT_HZ) if len(wave) else wave
+    return (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()

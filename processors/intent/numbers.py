@@ -1,0 +1,196 @@
+"""Numbers as people say them: "one oh four two", "ten forty-two", "double five", "one thousand and two", "1-0-4-2".
+
+A run of number words is read in two ways: as digits said one after another (how order numbers are said) and as a
+cardinal (how amounts are said). Which of the two counts, the caller of this module knows from what it looks for.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+UNITS = {
+    word: value
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen".split()
+    )
+}
+TENS = {
+    word: value * 10
+    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
+}
+SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+REPEATS = {"double": 2, "triple": 3}
+ZEROS = {"oh", "o", "nought", "nil"}
+
+_TOKEN = re.compile(r"[A-Za-z]+|\d+(?:[.,]\d+)*")
+# What may stand between the tokens of one run: "1-0-4-2", "one, zero", "10 42".
+_BETWEEN = re.compile(r"[\s,.\-–—]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A word or a group of digits, with its place in the text."""
+
+    text: str
+    start: int
+    end: int
+
+    @property
+    def is_number(self) -> bool:
+        """True for digits and for words that are numbers by themselves."""
+        return self.text[0].isdigit() or self.text in UNITS or self.text in TENS
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Number tokens next to each other."""
+
+    tokens: tuple[Token, ...]
+
+    @property
+    def start(self) -> int:
+        """Index of its first character."""
+        return self.tokens[0].start
+
+    @property
+    def end(self) -> int:
+        """Index after its last character."""
+        return self.tokens[-1].end
+
+    def digits(self) -> str:
+        """Read one after another: "ten forty two" is 1042, "double five one" is 551; a scale makes it a cardinal."""
+        if any(token.text in SCALES for token in self.tokens):
+            value = self.cardinal()
+            return "" if value is None or value != int(value) else str(int(value))
+        return "".join(_digit_groups(self.tokens))
+
+    def cardinal(self) -> float | None:
+        """Read as one number: "one hundred and twenty" is 120; None where it is not one."""
+        if len(self.tokens) == 1 and self.tokens[0].text[0].isdigit():
+            return _written(self.tokens[0].text)
+        return _spoken(self.tokens)
+
+    def parts(self) -> Iterator["Run"]:
+        """Every run of consecutive tokens within it, longest first, then from the left."""
+        count = len(self.tokens)
+        for length in range(count, 0, -1):
+            for first in range(count - length + 1):
+                yield Run(self.tokens[first : first + length])
+
+
+def tokens(text: str) -> list[Token]:
+    """Words in lower case, and groups of digits."""
+    return [Token(match[0].lower(), match.start(), match.end()) for match in _TOKEN.finditer(text)]
+
+
+def runs(text: str) -> list[Run]:
+    """All runs of numbers in the text, in order."""
+    found: list[list[Token]] = []
+    current: list[Token] = []
+    every = tokens(text)
+    for index, token in enumerate(every):
+        joined = not current or _BETWEEN.fullmatch(text, current[-1].end, token.start) is not None
+        if current and not joined:
+            found.append(current)
+            current = []
+        if _belongs(every, index, started=bool(current)):
+            current.append(token)
+        elif current:
+            found.append(current)
+            current = []
+    if current:
+        found.append(current)
+    return [Run(tuple(_trimmed(run))) for run in found if _trimmed(run)]
+
+
+def _belongs(every: Sequence[Token], index: int, started: bool) -> bool:
+    token = every[index]
+    following = every[index + 1] if index + 1 < len(every) else None
+    if token.is_number:
+        return True
+    if token.text in SCALES or token.text in ZEROS:
+        return started or (token.text in ZEROS and following is not None and following.is_number)
+    if token.text in REPEATS:
+        return following is not None and (following.is_number or following.text in ZEROS)
+    if token.text == "and":
+        return started and every[index - 1].text in SCALES and following is not None and following.is_number
+    return False
+
+
+def _trimmed(run: list[Token]) -> list[Token]:
+    """A run ends with a number, not with a word that only joins."""
+    end = len(run)
+    while end and run[end - 1].text in {"and", *REPEATS}:
+        end -= 1
+    return run[:end]
+
+
+def _digit_groups(run: Sequence[Token]) -> Iterator[str]:
+    repeat = 1
+    tens = 0
+    for token in run:
+        text = token.text
+        if tens and text in UNITS and 0 < UNITS[text] < 10:
+            yield str(tens + UNITS[text]) * repeat
+            tens, repeat = 0, 1
+            continue
+        if tens:
+            yield str(tens) * repeat
+            tens, repeat = 0, 1
+        if text in REPEATS:
+            repeat = REPEATS[text]
+        elif text in TENS:
+            tens = TENS[text]
+        else:
+            yield _digits_of(text) * repeat
+            repeat = 1
+    if tens:
+        yield str(tens) * repeat
+
+
+def _digits_of(text: str) -> str:
+    if text in UNITS:
+        return str(UNITS[text])
+    if text in ZEROS:
+        return "0"
+    return re.sub(r"\D", "", text)
+
+
+def _written(text: str) -> float | None:
+    """1,042 and 1.042 are thousands; 12.50 and 12,50 have cents."""
+    grouped = re.fullmatch(r"(\d{1,3}(?:[.,]\d{3})+)(?:[.,](\d{1,2}))?", text)
+    if grouped:
+        whole = re.sub(r"\D", "", grouped[1])
+        return float(f"{whole}.{grouped[2] or 0}")
+    plain = re.fullmatch(r"(\d+)(?:[.,](\d+))?", text)
+    return float(f"{plain[1]}.{plain[2] or 0}") if plain else None
+
+
+def _spoken(run: Sequence[Token]) -> float | None:
+    """The usual grammar of English cardinals, up to the millions."""
+    total = group = 0.0
+    room = 1000.0
+    for token in run:
+        text = token.text
+        if text == "and":
+            continue
+        if text == "hundred":
+            group, room = max(group, 1) * 100, 100
+        elif text in SCALES:
+            total, group, room = total + max(group, 1) * SCALES[text], 0, 1000
+        else:
+            value = _value(text)
+            if value is None or value >= room:
+                return None
+            group += value
+            room = 10 if text in TENS else 1
+    return total + group
+
+
+def _value(text: str) -> float | None:
+    if text in UNITS:
+        return UNITS[text]
+    if text in TENS:
+        return TENS[text]
+    return _written(text) if text[0].isdigit() else None

@@ -1,0 +1,138 @@
+"""The intent core: which intent, when none, and what a repeat or a lost engine changes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from processors.agents import load_agents
+from processors.engine import Embed, Embedded
+from processors.intent.core import KEYWORD_MODEL, Examples, IntentCore, confidence_of, readings
+from processors.stage import Answered, Ask, Drop, Emit, End, Failed, Position, Received, Refuse, event_id
+from schemas.events import Intent, Session, SessionKind, Transcript, TranscriptKind
+
+AGENTS = load_agents(Path(__file__).parents[3] / "infra" / "agents")
+NOW_US = 1_763_900_000_000_000
+AXES = {"order_status": 0, "goodbye": 1}
+
+
+def core() -> IntentCore:
+    vectors = np.eye(2, 3, dtype=np.float32)
+    return IntentCore(AGENTS, {"shop": Examples(tuple(AXES), vectors)})
+
+
+def a_final(text: str, **fields: Any) -> Transcript:
+    envelope: dict[str, Any] = {
+        "event_id": "f1",
+        "session_id": "s1",
+        "tenant_id": "demo",
+        "agent_id": "shop",
+        "turn": 1,
+        "seq": 3,
+        "occurred_at": NOW_US,
+    }
+    return Transcript(**{**envelope, "kind": TranscriptKind.FINAL, "utterance": 0, "text": text, **fields})
+
+
+def received(event: Any, recorded: tuple[Any, ...] = ()) -> Received:
+    return Received(event, Position(event.TOPIC, 0, 7), recorded)
+
+
+def embedded(*rows: tuple[float, float, float]) -> Embedded:
+    return Embedded(np.array(rows, np.float32).tobytes(), 3, "minilm", 4.0)
+
+
+def judged(text: str, *rows: tuple[float, float, float]) -> Intent:
+    stage = core()
+    asked = stage.apply(stage.start("s1"), received(a_final(text)), NOW_US)
+    (ask,) = asked.outcomes
+    assert isinstance(ask, Ask)
+    answered = stage.apply(asked.state, Answered(ask.ask_id, embedded(*rows), last=True), NOW_US)
+    (emit,) = answered.outcomes
+    assert isinstance(emit, Emit)
+    assert isinstance(emit.event, Intent)
+    assert answered.state.pending == {}
+    return emit.event
+
+
+def test_the_nearest_example_names_the_intent() -> None:
+    intent = judged("Where is order one zero four two?", (0.9, 0.1, 0.4))
+    assert intent.intent == "order_status"
+    assert intent.confidence == 1.0
+    assert [(entity.name, entity.value) for entity in intent.entities] == [("order_number", "1042")]
+    assert intent.event_id == event_id("f1", "detected")
+    assert intent.causation_id == "f1"
+
+
+def test_none_of_these_is_an_answer_and_names_what_came_nearest() -> None:
+    intent = judged("Purple monkeys.", (0.2, 0.3, 0.9))
+    assert intent.intent == "none"
+    assert intent.confidence == pytest.approx(1 - confidence_of(0.3))
+    assert intent.alternatives[0].intent == "goodbye"
+
+
+def test_one_clear_sentence_of_several_is_enough() -> None:
+    intent = judged("Hello there my friend. Goodbye then.", (0.1, 0.3, 0.9), (0.0, 0.1, 1.0), (0.0, 0.95, 0.1))
+    assert intent.intent == "goodbye"
+
+
+def test_without_embeddings_the_words_decide_and_the_confidence_says_so() -> None:
+    stage = core()
+    asked = stage.apply(stage.start("s1"), received(a_final("Where is my order?")), NOW_US)
+    step = stage.apply(asked.state, Failed("f1", "crashed"), NOW_US)
+    (emit,) = step.outcomes
+    assert isinstance(emit, Emit)
+    assert isinstance(emit.event, Intent)
+    assert (emit.event.intent, emit.event.model) == ("order_status", KEYWORD_MODEL)
+    assert emit.event.confidence <= 0.6
+
+
+def test_what_is_recorded_is_not_asked_again() -> None:
+    stage = core()
+    said = judged("Goodbye.", (0.0, 1.0, 0.0))
+    assert stage.apply(stage.start("s1"), received(a_final("Goodbye."), (said,)), NOW_US).outcomes == ()
+
+
+@pytest.mark.parametrize(
+    ("event", "outcome"),
+    [
+        (a_final("Hello.", agent_id="nobody"), Refuse),
+        (a_final("  "), Drop),
+        (
+            Session(
+                event_id="e",
+                session_id="s1",
+                tenant_id="demo",
+                agent_id="shop",
+                turn=0,
+                seq=9,
+                occurred_at=NOW_US,
+                kind=SessionKind.ENDED,
+            ),
+            End,
+        ),
+    ],
+)
+def test_what_is_not_judged(event: Any, outcome: type) -> None:
+    stage = core()
+    (found,) = stage.apply(stage.start("s1"), received(event), NOW_US).outcomes
+    assert isinstance(found, outcome)
+
+
+def test_partials_and_foreign_answers_change_nothing() -> None:
+    stage = core()
+    state = stage.start("s1")
+    partial = a_final("Where is", kind=TranscriptKind.PARTIAL)
+    assert stage.apply(state, received(partial), NOW_US).outcomes == ()
+    assert stage.apply(state, Answered("other", embedded((1, 0, 0)), last=True), NOW_US).outcomes == ()
+
+
+def test_a_text_of_one_sentence_has_one_reading() -> None:
+    assert readings("Where is my order?") == ["Where is my order?"]
+    assert readings("Hi. Where is my order? It is 1042.") == [
+        "Hi. Where is my order? It is 1042.",
+        "Where is my order?",
+        "It is 1042.",
+    ]
+    assert isinstance(Embed(tuple(readings("x"))), Embed)

@@ -64,7 +64,7 @@ class Limits(_Part):
     tokens_max: int = Field(120, ge=16, le=2000, description="tokens of a freely generated answer")
     turn_s_max: float = Field(12.0, gt=0, le=120, description="seconds that an answer may take in all")
     history_turns: int = Field(12, ge=1, le=50, description="turns that the language model is told")
-    knowledge_score_min: float = Field(0.45, ge=0, le=1, description="similarity from which a passage answers")
+    knowledge_score_min: float = Field(0.5, ge=0, le=1, description="similarity from which a passage answers")
     confidence_min: float = Field(0.3, ge=0, le=1, description="below it an intent counts as none")
 
 

@@ -31,6 +31,7 @@ from schemas.events import Control, ControlKind, Intent, Response, ResponseKind,
 EMBED_DEADLINE_S = 2.0
 HINTS_MAX = 2
 HINT_SCORE_MIN = 0.25
+OTHER_DOCUMENT_MARGIN = 0.15
 HISTORY_FOR_MODEL = 6
 
 _ENDS = (".", "!", "?", "…", '"', "”", ")")
@@ -327,7 +328,8 @@ class Conversation:
         index = self._knowledge[agent.id]
         hits: list[Hit] = []
         if isinstance(happening, Answered) and isinstance(happening.reply, Embedded):
-            hits = index.search(np.frombuffer(happening.reply.vectors, dtype="<f4"), documents)
+            vector = np.frombuffer(happening.reply.vectors, dtype="<f4")
+            hits = _chosen(index.search(vector, documents), index.search(vector) if documents else [], agent)
         elif (first := index.first(documents)) is not None:
             hits = [first]
         turn = replace(turn, ask_id="")
@@ -417,6 +419,14 @@ class Conversation:
         if turn.ask_id.endswith("-embed"):
             return self._found(state, turn, happening, now_us)
         return self._generated(state, turn, happening, now_us)
+
+
+def _chosen(own: list[Hit], all_: list[Hit], agent: Agent) -> list[Hit]:
+    """The intent's own documents, unless another clearly fits better: intents are guessed too."""
+    if not own or not all_:
+        return own
+    clearly = max(own[0].score + OTHER_DOCUMENT_MARGIN, agent.limits.knowledge_score_min)
+    return all_ if all_[0].score >= clearly else own
 
 
 def tool_call_id(session_id: str, turn: int, tool: str, values: Mapping[str, str]) -> str:

@@ -22,9 +22,8 @@ def show(data_dir: Path | None, hash_all: bool, as_json: bool) -> int:
     except (ConfigError, ModelError) as error:
         raise OperatorError(f"the models cannot be listed: {error}") from error
     rows = [_row(settings, model, model.name in used, hash_all) for model in models]
-    _print(rows, as_json)
-    wrong = [row for row in rows if row["error"] and (row["used"] or hash_all)]
-    return 1 if wrong else 0
+    _print(rows, as_json, explain_all=hash_all)
+    return 1 if any(row["error"] and row["used"] for row in rows) else 0
 
 
 def _used(settings: Settings, models: tuple[Model, ...]) -> set[str]:
@@ -57,7 +56,7 @@ def _row(settings: Settings, model: Model, used: bool, hash_all: bool) -> dict[s
     }
 
 
-def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _print(rows: list[dict[str, Any]], as_json: bool, explain_all: bool) -> None:
     if as_json:
         for row in rows:
             print_json(row)
@@ -78,5 +77,5 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     ]
     print_table(columns, lines, right=("size",))
     for row in rows:
-        if row["error"]:
+        if row["error"] and (row["used"] or explain_all):
             print(row["error"])

@@ -1,0 +1,1 @@
+"""The intent stage: what the caller wants."""

@@ -1,0 +1,1 @@
+"""The tts stage: sentences become speech."""

@@ -1,0 +1,280 @@
+"""The tts stage: sentences become speech, in order, each chunk as soon as the engine has made it.
+
+A session has one sentence at the engine at a time, so that chunks need no sorting. After a crash a sentence goes on
+where its recorded chunks end.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from processors.agents import Agent, Voice
+from processors.engine import Speak, Spoken
+from processors.stage import (
+    Answered,
+    Ask,
+    Cancel,
+    Drop,
+    Emit,
+    End,
+    Failed,
+    Happening,
+    Outcome,
+    Received,
+    Step,
+    caused,
+)
+from schemas.event import Event
+from schemas.events import (
+    Control,
+    ControlKind,
+    Response,
+    ResponseKind,
+    Session,
+    SessionKind,
+    SpeechChunk,
+    SpeechChunkKind,
+)
+
+SAMPLE_RATE_HZ = 16_000
+BYTES_A_SAMPLE = 2
+CHUNK_BYTES_MAX = SAMPLE_RATE_HZ * BYTES_A_SAMPLE
+# People pause between sentences. The pause carries `last_of_sentence`, so that no speech waits to learn of its end.
+SENTENCE_PAUSE_MS = 100
+ASK_S = 6.0
+TRIES_MAX = 2
+
+VoiceOf = Callable[[str], Voice]
+
+
+@dataclass(frozen=True, slots=True)
+class Speaking:
+    """The sentence at the engine: how much of it is in the log, and how much of the present stream to leave out."""
+
+    sentence: Response
+    ask_id: str
+    tries: int = 1
+    chunks: int = 0
+    bytes_said: int = 0
+    bytes_to_skip: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where the speech of the current turn stands.
+
+    `next_sample` is the index of the turn's next sample; turns up to `void_turn` were interrupted and stay silent.
+    `queue` holds what waits behind the sentence at the engine: sentences, and the end of a turn.
+    """
+
+    turn: int = -1
+    next_sample: int = 0
+    void_turn: int = -1
+    queue: tuple[Response, ...] = ()
+    speaking: Speaking | None = None
+
+
+class TtsCore:
+    """The pure core of the stage; see `processors.stage.Core`."""
+
+    def __init__(self, voice_of: VoiceOf) -> None:
+        self._voice_of = voice_of
+
+    def start(self, session_id: str) -> State:
+        """See `Core`."""
+        return State()
+
+    def apply(self, state: State, happening: Happening, now_us: int) -> Step[State]:
+        """See `Core`."""
+        match happening:
+            case Received(Response() as response, _, recorded):
+                return self._response(state, response, recorded, now_us)
+            case Received(Control(kind=ControlKind.BARGE_IN) as barge_in):
+                return self._void(state, barge_in.turn, now_us)
+            case Received(Session(kind=SessionKind.ENDED)) | Received(Control(kind=ControlKind.ERASE)):
+                return Step(state, (End(),))
+            case Answered(ask_id, reply, last) if state.speaking is not None and state.speaking.ask_id == ask_id:
+                return self._spoken(state, state.speaking, reply, last, now_us)
+            case Failed(ask_id) if state.speaking is not None and state.speaking.ask_id == ask_id:
+                return self._failed(state, state.speaking, now_us)
+            case _:
+                return Step(state)
+
+    def _response(self, state: State, response: Response, recorded: tuple[Event, ...], now_us: int) -> Step[State]:
+        match response.kind:
+            case ResponseKind.SENTENCE if response.turn <= state.void_turn:
+                return Step(state, (Drop("interrupted_turn"),))
+            case ResponseKind.SENTENCE:
+                return self._sentence(state, response, recorded, now_us)
+            case ResponseKind.COMPLETED if response.turn > state.void_turn:
+                return self._next(replace(state, queue=(*state.queue, response)), now_us)
+            case ResponseKind.CANCELLED:
+                voided = self._void(state, response.turn, now_us)
+                return Step(voided.state, (*voided.outcomes, Emit(_end_of_turn(response, voided.state, now_us))))
+            case _:
+                return Step(state)
+
+    def _sentence(self, state: State, sentence: Response, recorded: tuple[Event, ...], now_us: int) -> Step[State]:
+        chunks = [event for event in recorded if isinstance(event, SpeechChunk)]
+        if not chunks:
+            return self._next(replace(state, queue=(*state.queue, sentence)), now_us)
+        said = sum(len(chunk.pcm) for chunk in chunks)
+        state = _in_turn(state, sentence.turn)
+        next_sample = max(chunk.sample_index + len(chunk.pcm) // BYTES_A_SAMPLE for chunk in chunks)
+        state = replace(state, next_sample=max(state.next_sample, next_sample))
+        if any(chunk.last_of_sentence for chunk in chunks):
+            return Step(state)
+        speaking = Speaking(sentence, _ask_id(sentence, 1), 1, len(chunks), said, said)
+        return Step(replace(state, speaking=speaking), (self._speak(speaking),))
+
+    def _next(self, state: State, now_us: int) -> Step[State]:
+        """Takes from the queue until a sentence is at the engine or nothing waits."""
+        outcomes: list[Outcome] = []
+        while state.speaking is None and state.queue:
+            response, *rest = state.queue
+            state = replace(_in_turn(state, response.turn), queue=tuple(rest))
+            if response.kind is ResponseKind.COMPLETED:
+                outcomes.append(Emit(_end_of_turn(response, state, now_us)))
+            else:
+                state = replace(state, speaking=Speaking(response, _ask_id(response, 1)))
+                assert state.speaking is not None
+                outcomes.append(self._speak(state.speaking))
+        return Step(state, tuple(outcomes))
+
+    def _speak(self, speaking: Speaking) -> Ask:
+        voice = self._voice_of(speaking.sentence.agent_id)
+        request = Speak(speaking.sentence.text, voice.name, voice.speed)
+        return Ask(speaking.ask_id, "tts", request, ASK_S)
+
+    def _spoken(self, state: State, speaking: Speaking, reply: Spoken | None, last: bool, now_us: int) -> Step[State]:
+        outcomes: list[Outcome] = []
+        if reply is not None:
+            skipped = reply.pcm[: speaking.bytes_to_skip]
+            speaking = replace(speaking, bytes_to_skip=speaking.bytes_to_skip - len(skipped))
+            fresh = reply.pcm[len(skipped) :]
+            for start in range(0, len(fresh), CHUNK_BYTES_MAX):
+                state, speaking, event = _chunk(
+                    state, speaking, fresh[start : start + CHUNK_BYTES_MAX], now_us, model=reply.model
+                )
+                outcomes.append(Emit(replace(event, compute_ms=reply.compute_ms if start == 0 else 0.0)))
+        state = replace(state, speaking=speaking)
+        if not last:
+            return Step(state, tuple(outcomes))
+        return self._finish(state, speaking, outcomes, now_us)
+
+    def _finish(self, state: State, speaking: Speaking, outcomes: list[Outcome], now_us: int) -> Step[State]:
+        if speaking.bytes_said == 0:
+            return self._failed(state, speaking, now_us)
+        pause = bytes(SENTENCE_PAUSE_MS * SAMPLE_RATE_HZ // 1000 * BYTES_A_SAMPLE)
+        state, _, event = _chunk(state, speaking, pause, now_us, last_of_sentence=True)
+        following = self._next(replace(state, speaking=None), now_us)
+        return Step(following.state, (*outcomes, Emit(event), *following.outcomes))
+
+    def _failed(self, state: State, speaking: Speaking, now_us: int) -> Step[State]:
+        """Once more from where it stopped; then the words go out as text, so that a display can show them."""
+        sentence = speaking.sentence
+        if speaking.tries < TRIES_MAX:
+            tries = speaking.tries + 1
+            again = replace(speaking, ask_id=_ask_id(sentence, tries), tries=tries, bytes_to_skip=speaking.bytes_said)
+            return Step(replace(state, speaking=again), (self._speak(again),))
+        text = caused(
+            sentence,
+            SpeechChunk,
+            f"chunk-{speaking.chunks}",
+            now_us,
+            kind=SpeechChunkKind.TEXT,
+            text=sentence.text,
+            sentence=sentence.sentence,
+            sample_index=state.next_sample,
+            last_of_sentence=True,
+            speech_ended_at=sentence.speech_ended_at,
+        )
+        following = self._next(replace(state, speaking=None), now_us)
+        return Step(following.state, (Emit(text), *following.outcomes))
+
+    def _void(self, state: State, turn: int, now_us: int) -> Step[State]:
+        """Silences that turn and those before it, whatever has been queued of them."""
+        outcomes: list[Outcome] = []
+        state = replace(
+            state,
+            void_turn=max(state.void_turn, turn),
+            queue=tuple(response for response in state.queue if response.turn > turn),
+        )
+        if state.speaking is not None and state.speaking.sentence.turn <= turn:
+            outcomes.append(Cancel(state.speaking.ask_id))
+            state = replace(state, speaking=None)
+        following = self._next(state, now_us)
+        return Step(following.state, (*outcomes, *following.outcomes))
+
+    def save(self, state: State) -> bytes:
+        """The turn's position; nothing waits while no ask is open."""
+        if state.turn < 0 and state.void_turn < 0:
+            return b""
+        return msgspec.msgpack.encode((state.turn, state.next_sample, state.void_turn))
+
+    def load(self, session_id: str, data: bytes) -> State:
+        """See `Core`."""
+        if not data:
+            return State()
+        turn, next_sample, void_turn = msgspec.msgpack.decode(data, type=tuple[int, int, int])
+        return State(turn, next_sample, void_turn)
+
+
+def _in_turn(state: State, turn: int) -> State:
+    return state if turn == state.turn else replace(state, turn=turn, next_sample=0)
+
+
+def _ask_id(sentence: Response, tries: int) -> str:
+    return f"{sentence.event_id}/{tries}"
+
+
+def _chunk(
+    state: State, speaking: Speaking, pcm: bytes, now_us: int, *, model: str = "", last_of_sentence: bool = False
+) -> tuple[State, Speaking, SpeechChunk]:
+    sentence = speaking.sentence
+    event: SpeechChunk = caused(
+        sentence,
+        SpeechChunk,
+        f"chunk-{speaking.chunks}",
+        now_us,
+        kind=SpeechChunkKind.AUDIO,
+        pcm=pcm,
+        sample_index=state.next_sample,
+        sentence=sentence.sentence,
+        last_of_sentence=last_of_sentence,
+        text=sentence.text if speaking.chunks == 0 else "",
+        revision=sentence.revision,
+        committed=sentence.committed,
+        speech_ended_at=sentence.speech_ended_at,
+        model=model,
+    )
+    state = replace(state, next_sample=state.next_sample + len(pcm) // BYTES_A_SAMPLE)
+    speaking = replace(speaking, chunks=speaking.chunks + 1, bytes_said=speaking.bytes_said + len(pcm))
+    return state, speaking, event
+
+
+def _end_of_turn(response: Response, state: State, now_us: int) -> SpeechChunk:
+    event: SpeechChunk = caused(
+        response,
+        SpeechChunk,
+        "end-of-turn",
+        now_us,
+        kind=SpeechChunkKind.END_OF_TURN,
+        sample_index=state.next_sample if state.turn == response.turn else 0,
+        sentence=response.sentence,
+        revision=response.revision,
+        committed=response.committed,
+        speech_ended_at=response.speech_ended_at,
+    )
+    return event
+
+
+def create_core(agents: Mapping[str, Agent]) -> TtsCore:
+    """The core with the agents' voices; an unknown agent speaks with the engine's default voice."""
+
+    def voice_of(agent_id: str) -> Voice:
+        agent = agents.get(agent_id)
+        return agent.voice if agent is not None else Voice()
+
+    return TtsCore(voice_of)

@@ -1,0 +1,158 @@
+"""The tts core: order, the end of a turn, interruption, and going on where a crash cut a sentence."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from processors.agents import Voice
+from processors.engine import Speak, Spoken
+from processors.stage import Answered, Ask, Cancel, Drop, Emit, Failed, Happening, Outcome, Position, Received
+from processors.tts.core import SENTENCE_PAUSE_MS, State, TtsCore
+from schemas.events import Control, ControlKind, Response, ResponseKind, SpeechChunk, SpeechChunkKind
+
+NOW_US = 1_763_900_000_000_000
+CORE = TtsCore(lambda agent_id: Voice(name="anna", speed=1.1))
+PAUSE = bytes(SENTENCE_PAUSE_MS * 32)
+
+
+def envelope(event_id: str, turn: int) -> dict[str, Any]:
+    return {
+        "event_id": event_id,
+        "session_id": "s1",
+        "tenant_id": "demo",
+        "agent_id": "shop",
+        "turn": turn,
+        "seq": 1,
+        "occurred_at": NOW_US,
+    }
+
+
+def a_sentence(index: int, text: str = "Hello.", turn: int = 1) -> Response:
+    return Response(**envelope(f"r{turn}-{index}", turn), kind=ResponseKind.SENTENCE, sentence=index, text=text)
+
+
+def completed(turn: int = 1) -> Response:
+    return Response(**envelope(f"c{turn}", turn), kind=ResponseKind.COMPLETED, sentence=2)
+
+
+def received(event: Any, *recorded: Any) -> Received:
+    return Received(event, Position(event.TOPIC, 0, 1), recorded)
+
+
+def played(state: State, *happenings: Happening) -> tuple[State, list[Outcome]]:
+    outcomes: list[Outcome] = []
+    for happening in happenings:
+        step = CORE.apply(state, happening, NOW_US)
+        state = step.state
+        outcomes.extend(step.outcomes)
+    return state, outcomes
+
+
+def chunks(outcomes: list[Outcome]) -> list[SpeechChunk]:
+    return [
+        outcome.event for outcome in outcomes if isinstance(outcome, Emit) and isinstance(outcome.event, SpeechChunk)
+    ]
+
+
+def asks(outcomes: list[Outcome]) -> list[Ask]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Ask)]
+
+
+def spoken(ask_id: str, *pieces: bytes) -> list[Happening]:
+    return [*(Answered(ask_id, Spoken(piece, "anna"), last=False) for piece in pieces), Answered(ask_id, None, True)]
+
+
+def test_a_sentence_is_spoken_with_the_agents_voice_as_it_is_made() -> None:
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    (ask,) = asks(outcomes)
+    assert ask.request == Speak("Hello.", "anna", 1.1)
+    state, outcomes = played(state, *spoken(ask.ask_id, b"\1\0" * 100, b"\2\0" * 50))
+    first, second, pause = chunks(outcomes)
+    assert (first.sample_index, first.text, first.last_of_sentence) == (0, "Hello.", False)
+    assert (second.sample_index, second.text) == (100, "")
+    assert (pause.sample_index, pause.pcm, pause.last_of_sentence) == (150, PAUSE, True)
+
+
+def test_sentences_wait_for_each_other_and_the_turn_ends_last() -> None:
+    state, outcomes = played(
+        CORE.start("s1"), received(a_sentence(0, "One.")), received(a_sentence(1, "Two.")), received(completed())
+    )
+    (first,) = asks(outcomes)
+    state, outcomes = played(state, *spoken(first.ask_id, b"\1\0" * 10))
+    (second,) = asks(outcomes)
+    assert isinstance(second.request, Speak)
+    assert second.request.text == "Two."
+    state, outcomes = played(state, *spoken(second.ask_id, b"\1\0" * 10))
+    *_, end = chunks(outcomes)
+    assert end.kind is SpeechChunkKind.END_OF_TURN
+    assert end.sample_index == 20 + 2 * SENTENCE_PAUSE_MS * 16
+    assert state.queue == ()
+
+
+def test_each_turn_counts_its_own_samples() -> None:
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    state, _ = played(state, *spoken(asks(outcomes)[0].ask_id, b"\1\0" * 10))
+    state, outcomes = played(state, received(a_sentence(0, turn=2)))
+    state, outcomes = played(state, *spoken(asks(outcomes)[0].ask_id, b"\1\0" * 10))
+    assert chunks(outcomes)[0].sample_index == 0
+
+
+def test_barge_in_cancels_what_is_spoken_and_queued_and_silences_the_rest_of_the_turn() -> None:
+    barge_in = Control(**envelope("b", 1), kind=ControlKind.BARGE_IN)
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)), received(a_sentence(1)), received(barge_in))
+    assert outcomes[-1] == Cancel(asks(outcomes)[0].ask_id)
+    state, outcomes = played(state, received(a_sentence(2)), received(completed()), received(a_sentence(0, turn=2)))
+    assert outcomes[0] == Drop("interrupted_turn")
+    assert [ask.ask_id for ask in asks(outcomes)] == ["r2-0/1"]
+
+
+def test_a_cancelled_answer_ends_its_turn() -> None:
+    cancelled = Response(**envelope("x", 1), kind=ResponseKind.CANCELLED)
+    _, outcomes = played(CORE.start("s1"), received(a_sentence(0)), received(cancelled))
+    assert Cancel(asks(outcomes)[0].ask_id) in outcomes
+    assert chunks(outcomes)[-1].kind is SpeechChunkKind.END_OF_TURN
+
+
+def test_an_engine_that_fails_twice_leaves_the_words_as_text_and_the_next_sentence_is_spoken() -> None:
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)), received(a_sentence(1)))
+    state, outcomes = played(state, Failed(asks(outcomes)[0].ask_id, "crashed"))
+    (again,) = asks(outcomes)
+    state, outcomes = played(state, Failed(again.ask_id, "timeout"))
+    (text,) = chunks(outcomes)
+    assert (text.kind, text.text, text.last_of_sentence) == (SpeechChunkKind.TEXT, "Hello.", True)
+    assert [ask.ask_id for ask in asks(outcomes)] == ["r1-1/1"]
+
+
+def test_an_engine_that_dies_in_mid_sentence_goes_on_where_it_stopped() -> None:
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    first = asks(outcomes)[0]
+    state, said = played(state, Answered(first.ask_id, Spoken(b"\1\0\2\0"), False), Failed(first.ask_id, "crashed"))
+    state, rest = played(state, *spoken(asks(said)[0].ask_id, b"\1\0", b"\2\0\3\0"))
+    assert b"".join(chunk.pcm for chunk in chunks([*said, *rest])) == b"\1\0\2\0\3\0" + PAUSE
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(0, 8))
+def test_whatever_was_recorded_before_a_crash_the_speech_is_whole_and_once(lengths: list[int], recorded: int) -> None:
+    pieces = [bytes([index + 1, 0]) * length for index, length in enumerate(lengths)]
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    _, outcomes = played(state, *spoken(asks(outcomes)[0].ask_id, *pieces))
+    undisturbed = chunks(outcomes)
+    kept = undisturbed[:recorded]
+
+    state, outcomes = played(CORE.load("s1", b""), received(a_sentence(0), *kept), received(completed()))
+    if asks(outcomes):
+        state, more = played(state, *spoken(asks(outcomes)[0].ask_id, *pieces))
+        outcomes += more
+    redone = [*kept, *(chunk for chunk in chunks(outcomes) if chunk.kind is SpeechChunkKind.AUDIO)]
+    assert b"".join(chunk.pcm for chunk in redone) == b"".join(pieces) + PAUSE
+    assert len({chunk.event_id for chunk in redone}) == len(redone)
+    indexes = [chunk.sample_index for chunk in redone]
+    assert indexes == [sum(len(chunk.pcm) for chunk in redone[:n]) // 2 for n in range(len(redone))]
+    assert chunks(outcomes)[-1].kind is SpeechChunkKind.END_OF_TURN
+
+
+@pytest.mark.parametrize("state", [State(), State(3, 480, 2)])
+def test_the_position_survives(state: State) -> None:
+    assert CORE.load("s1", CORE.save(state)) == state

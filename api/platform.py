@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -44,7 +44,8 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
     parts.append(_python(settings, "clickhouse", "processors.clickhouse.sink", needs={"topics"}))
     if layout.own_erp:
         parts.append(_erp(settings))
-    parts.append(_python(settings, "api", "api.server", needs={"topics"}))
+    # First, so that calls end while the stages can still hear of it.
+    parts.append(replace(_python(settings, "api", "api.server", needs={"topics"}), stops_first=True))
     return parts
 
 

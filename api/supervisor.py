@@ -21,18 +21,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import psutil
-import structlog
 
 from api.errors import OperatorError
 from streams import ready
 from streams.clock import Clock, SystemClock
 from streams.settings import REPOSITORY, Settings
 
-log = structlog.get_logger(__name__)
-
 _LAUNCHER = Path(__file__).with_name("launch.py")
 _POLL_S = 0.05
 _LOGS_KEPT = 3
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class State(StrEnum):
@@ -63,6 +61,7 @@ class Process:
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_within_s: float = 120.0
     stop_within_s: float = 8.0
+    stops_first: bool = False
     settled_s: float = 20.0
 
 
@@ -103,9 +102,9 @@ Report = Callable[[str, float], None]
 class Supervisor:
     """Keeps the processes of one data directory running, from `run` until a signal or `stop`.
 
-    `report(name, seconds)` is called as each process or step becomes ready for the first time. `facts` go into the
-    state file as they are (ports, environment). With `echo_logs` the processes write where this one writes, as
-    containers want it, and not to files of their own.
+    `report(name, seconds)` is called as each process or step becomes ready for the first time; `say` gets a line for
+    each process that dies. `facts` go into the state file as they are (ports, environment). With `echo_logs` the
+    processes write where this one writes, as containers want it, and not to files of their own.
     """
 
     def __init__(
@@ -116,6 +115,7 @@ class Supervisor:
         name: str = "platform",
         facts: Mapping[str, Any] | None = None,
         report: Report = lambda name, seconds: None,
+        say: Callable[[str], None] = lambda line: None,
         clock: Clock | None = None,
         backoff_s: float = 0.5,
         echo_logs: bool = False,
@@ -128,6 +128,7 @@ class Supervisor:
         self._done = {part.name: asyncio.Event() for part in parts}
         self._facts = dict(facts or {})
         self._report = report
+        self._say = say
         self._clock = clock or SystemClock()
         self._backoff_s = backoff_s
         self._echo_logs = echo_logs
@@ -196,13 +197,13 @@ class Supervisor:
                 async with asyncio.timeout(kept.process.ready_within_s):
                     await self._until_ready(kept, running)
             if kept.state is not State.READY and running.returncode is None:
-                log.warning("process_not_ready_in_time", process=kept.process.name, pid=running.pid)
+                self._say(f"{kept.process.name} was not ready within {kept.process.ready_within_s:g} s and is ended")
                 await self._end(running, kept.process.stop_within_s)
             code = await running.wait()
             await self._died(kept, code)
 
     async def _start(self, kept: _Kept) -> asyncio.subprocess.Process:
-        process = kept.process
+        process, kept.started_s = kept.process, self._clock.monotonic_s()
         kept.command = await asyncio.to_thread(process.command)
         ready.withdraw(self._settings, process.name)
         watch = ["--watch", str(self._lifeline[0])] if self._lifeline else []
@@ -222,7 +223,7 @@ class Supervisor:
             )
         finally:
             os.close(output)
-        kept.pid, kept.created, kept.started_s = running.pid, _created(running.pid), self._clock.monotonic_s()
+        kept.pid, kept.created = running.pid, _created(running.pid)
         self._write()
         return running
 
@@ -244,12 +245,13 @@ class Supervisor:
         kept.deaths.append(now_s)
         kept.pid, kept.restarts = None, kept.restarts + 1
         died_often = len(kept.deaths) >= 3
-        log.warning("process_died", process=kept.process.name, code=code, restarts=kept.restarts)
         if died_often and not kept.ready_once:
             raise OperatorError(
                 f"{kept.process.name} died {len(kept.deaths)} times while starting ({_last_words(code)}); its log is "
                 f"{self._log_path(kept.process.name)}; what it says last: {self._log_end(kept.process.name)}"
             )
+        name = kept.process.name
+        self._say(f"{name} died ({_last_words(code)}) and is started again; its log is {self._log_path(name)}")
         self._turn(kept, State.FAILING if died_often else State.RESTARTING)
         if died_often:
             await self._clock.sleep(min(10.0, self._backoff_s * 2.0 ** (len(kept.deaths) - 3)))
@@ -286,7 +288,7 @@ class Supervisor:
             await _end_process(psutil.Process(running.pid), within_s, self._clock)
 
     def _ranks(self) -> list[list[_Kept]]:
-        """The processes by the longest chain of needs below them."""
+        """The processes by the longest chain of needs below them; the last are stopped first."""
         needs = {name: kept.process.needs for name, kept in self._kept.items()}
         needs |= {step.name: step.needs for step in self._steps}
 
@@ -295,7 +297,7 @@ class Supervisor:
 
         ranks: dict[int, list[_Kept]] = {}
         for name, kept in self._kept.items():
-            ranks.setdefault(rank(name), []).append(kept)
+            ranks.setdefault(len(needs) if kept.process.stops_first else rank(name), []).append(kept)
         return [ranks[key] for key in sorted(ranks)]
 
     def _became_ready(self, name: str, began_s: float) -> None:
@@ -347,12 +349,12 @@ class Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self._stop_asked.set)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _STOP_SIGNALS:
                 loop.remove_signal_handler(number)
 
 
@@ -434,7 +436,6 @@ async def end_leftovers(settings: Settings, name: str = "platform") -> list[str]
     for entry in state.get("processes", ()):
         if not _is_same(entry.get("pid"), entry.get("created"), entry.get("command")):
             continue
-        log.warning("leftover_process", process=entry["name"], pid=entry["pid"])
         with contextlib.suppress(psutil.NoSuchProcess):
             await _end_process(psutil.Process(entry["pid"]), 5.0, SystemClock())
         ended.append(str(entry["name"]))

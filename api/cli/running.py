@@ -76,7 +76,7 @@ def platform_supervisor(layout: Layout, progress: Progress) -> Supervisor:
     """The supervisor of the whole platform; the caller holds the data directory."""
     facts = {"url": api_url(layout.settings), "environment": environment(layout.settings)}
     parts = embedded(layout, progress.say)
-    return Supervisor(layout.settings, _in_order(parts), facts=facts, report=progress.ready)
+    return Supervisor(layout.settings, _in_order(parts), facts=facts, report=progress.ready, say=progress.say)
 
 
 def _in_order(parts: Sequence[Process | Step]) -> list[Process | Step]:
@@ -119,18 +119,20 @@ def up_detached(data_dir: Path | None, port: int | None, as_json: bool) -> None:
 
 
 def _follow(settings: Settings, child: subprocess.Popen[bytes], log: Path) -> None:
-    """Shows the log of the `up` that was started until it is ready or has failed."""
+    """Shows what the `up` that was started says, until it is ready or has failed."""
+    failure = f"`up` ended unexpectedly; its log is {log}"
     with log.open(errors="replace") as lines:
         while True:
             code = child.poll()
             state = read_state(settings) or {}
             is_up = state.get("pid") == child.pid and state.get("ready")
-            said = lines.read()
-            failure = said.rpartition("trunkline: ")
-            sys.stdout.write(failure[0] if code and failure[1] else said)
-            sys.stdout.flush()
+            for line in lines.read().splitlines():
+                if line.startswith("trunkline: "):
+                    failure = line.removeprefix("trunkline: ")
+                else:
+                    print(line, flush=True)
             if code is not None:
-                raise OperatorError(failure[2].strip() if failure[1] else f"`up` ended with {code}; its log is {log}")
+                raise OperatorError(failure)
             if is_up:
                 return
             time.sleep(0.1)
@@ -222,7 +224,7 @@ async def worker(stage: str, data_dir: Path | None) -> None:
     with hold(settings, name):
         await end_leftovers(settings, name)
         parts = worker_parts(settings, stage)
-        supervisor = Supervisor(settings, parts, name=name, report=progress.ready, echo_logs=True)
+        supervisor = Supervisor(settings, parts, name=name, report=progress.ready, say=progress.say, echo_logs=True)
         await supervisor.run(when_ready=lambda: progress.say(f"{stage} is at work"))
 
 

@@ -1,0 +1,254 @@
+"""One suite for every language model a stage can ask: llama.cpp in its own process, and OpenAI-compatible over HTTP."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xllamacpp
+from pydantic import SecretStr
+
+from processors import models
+from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Transcribe
+from processors.engine_client import SocketEngine, engine_client, hosted_roles
+from processors.llm.openai_compatible import OpenAICompatible
+from streams.settings import Settings
+from tests.support.engines import HostProcess, replies, running_host, settings_in
+
+KEY = "a-key-of-the-test"
+SYSTEM = Message("system", "You are a friendly shop assistant. Answer in one short sentence.")
+
+
+@dataclass
+class Endpoint:
+    """A real OpenAI-compatible server, llama.cpp's own, behind a key."""
+
+    server: Any
+    address: str
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    with running_host(settings_in(tmp_path_factory.mktemp("llm"), threads=1), "llm") as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Endpoint:
+    params = xllamacpp.CommonParams()
+    params.model.path = str(models.resolve(Settings(), "smollm2").path)
+    params.n_ctx, params.n_parallel, params.n_batch, params.verbosity = 4096, 2, 128, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.api_keys = [KEY]
+    server = xllamacpp.Server(params)
+    return Endpoint(server, f"{server.listening_address}/v1")
+
+
+def remote(tmp_path: Path, address: str, key: str = KEY, model: str = "") -> Settings:
+    return settings_in(tmp_path, llm="openai", llm_base_url=address, llm_key=SecretStr(key), llm_model=model)
+
+
+@pytest.fixture(params=["llama-cpp", "openai"])
+async def client(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EngineClient]:
+    if request.param == "openai":
+        settings = remote(tmp_path, request.getfixturevalue("endpoint").address)
+    else:
+        settings = request.getfixturevalue("host").settings
+    client = engine_client(settings, "llm")
+    yield client
+    await client.close()
+
+
+def chat(text: str, **options: Any) -> Generate:
+    return Generate((SYSTEM, Message("user", text)), **{"max_tokens": 24, "temperature": 0.0, **options})
+
+
+async def pieces(client: EngineClient, request: Generate, deadline_s: float = 120) -> list[Generated]:
+    return [reply for reply in await replies(client, request, deadline_s) if isinstance(reply, Generated)]
+
+
+async def test_an_answer_is_streamed_and_counted(client: EngineClient) -> None:
+    answer = await pieces(client, chat("Do you like hiking?"))
+    *words, last = answer
+    assert len(words) > 3
+    assert all(piece.text and not piece.tokens_out for piece in words)
+    assert last.text == ""
+    assert last.model
+    assert last.tokens_in > 20
+    assert 0 < last.tokens_out <= 24
+    assert last.compute_ms > 0
+    assert "".join(piece.text for piece in words).strip()
+
+
+async def test_the_same_question_at_temperature_zero_has_the_same_answer(client: EngineClient) -> None:
+    first, second = ["".join(piece.text for piece in await pieces(client, chat("What is a tent?"))) for _ in range(2)]
+    assert first == second
+
+
+async def test_max_tokens_and_stop_end_an_answer(client: EngineClient) -> None:
+    full = await pieces(client, chat("Count from one to ten in words.", max_tokens=30))
+    words = "".join(piece.text for piece in full).split()
+    assert len(full) - 1 > 5
+    short = await pieces(client, chat("Count from one to ten in words.", max_tokens=5))
+    assert short[-1].tokens_out <= 5
+    stopped = await pieces(client, chat("Count from one to ten in words.", max_tokens=30, stop=(words[3],)))
+    text = "".join(piece.text for piece in stopped)
+    assert words[3] not in text
+    assert text.split()[0] == words[0]
+
+
+async def test_two_answers_at_once_do_not_mix(client: EngineClient) -> None:
+    questions = [chat("What is a tent?"), chat("What is a boat?")]
+    alone = ["".join(piece.text for piece in await pieces(client, question)) for question in questions]
+    both = await asyncio.gather(*(pieces(client, question) for question in questions))
+    for text, other in zip(["".join(piece.text for piece in answer) for answer in both], alone, strict=True):
+        assert text.split()[:3] == other.split()[:3]
+
+
+async def test_closing_the_stream_frees_the_model_at_once(client: EngineClient) -> None:
+    """Both slots are taken by answers that would run for minutes; closed, they make room for the next."""
+    for _ in range(2):
+        streams = [client.ask(chat("Tell me a very long story.", max_tokens=1900), 300) for _ in range(2)]
+        for stream in streams:
+            async with aclosing(stream):
+                assert isinstance(await anext(stream), Generated)
+    assert (await pieces(client, chat("Hello?"), 20))[-1].tokens_out > 0
+
+
+async def test_an_ask_is_cancelled_while_its_prompt_is_read(client: EngineClient) -> None:
+    """Read to the end, the prompts would keep both slots busy for longer than the last ask waits."""
+    for _ in range(8):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await pieces(client, chat("word " * 1700))
+    assert (await pieces(client, chat("Hello?"), 20))[-1].tokens_out > 0
+
+
+async def test_the_deadline_ends_an_answer_in_the_middle(client: EngineClient) -> None:
+    with pytest.raises(EngineError) as raised:
+        await pieces(client, chat("Tell me a very long story.", max_tokens=1900), 1.0)
+    assert raised.value.reason == "timeout"
+    assert (await pieces(client, chat("Hello?")))[-1].tokens_out > 0
+
+
+async def test_a_chat_too_long_for_the_model_is_refused(client: EngineClient) -> None:
+    with pytest.raises(EngineError) as raised:
+        await pieces(client, chat("word " * 20_000))
+    assert raised.value.reason == "invalid"
+    assert "word" not in raised.value.detail
+
+
+async def test_odd_input_is_answered_or_refused(client: EngineClient) -> None:
+    assert (await pieces(client, chat("")))[-1].tokens_out > 0
+    assert (await pieces(client, chat("\x00\x07 <|im_start|>system <|im_end|> 🙂 \u202e ملاحظة")))[-1].tokens_out > 0
+    for wrong in (Generate((Message("user", "\ud800"),)), Transcribe(b"")):
+        with pytest.raises(EngineError) as raised:
+            await replies(client, wrong)
+        assert raised.value.reason == "invalid"
+
+
+async def test_a_chat_without_messages_is_refused_by_our_own_engine(host: HostProcess) -> None:
+    client = SocketEngine(host.settings, "llm")
+    with pytest.raises(EngineError, match="invalid: expected at least one message"):
+        await replies(client, Generate(()))
+    await client.close()
+
+
+async def test_the_real_model_killed_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, threads=1)
+    client = SocketEngine(settings, "llm")
+    with running_host(settings, "llm") as first:
+        stream = client.ask(chat("Tell me a very long story.", max_tokens=1900), 300)
+        await anext(stream)
+        first.process.send_signal(signal.SIGKILL)
+        with pytest.raises(EngineError, match="crashed"):
+            assert [reply async for reply in stream] == []
+    with running_host(settings, "llm"):
+        assert (await pieces(client, chat("Hello?")))[-1].tokens_out > 0
+    await client.close()
+
+
+# What only an endpoint can do wrong.
+
+
+async def test_a_wrong_key_is_said_to_be_wrong(endpoint: Endpoint, tmp_path: Path) -> None:
+    client = OpenAICompatible(remote(tmp_path, endpoint.address, key="not-the-key", model="any"))
+    with pytest.raises(EngineError, match=r"invalid: the endpoint answered 401: check TRUNKLINE_ENGINES__LLM_KEY"):
+        await pieces(client, chat("Hello?"))
+    await client.close()
+
+
+async def test_a_wrong_path_is_said_to_be_wrong(endpoint: Endpoint, tmp_path: Path) -> None:
+    client = OpenAICompatible(remote(tmp_path, endpoint.address + "/nowhere", model="any"))
+    with pytest.raises(EngineError, match=r"invalid: the endpoint answered 404"):
+        await pieces(client, chat("Hello?"))
+    await client.close()
+
+
+async def test_an_absent_endpoint_counts_as_crashed(tmp_path: Path) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{one.getsockname()[1]}/v1"
+    client = OpenAICompatible(remote(tmp_path, address))
+    with pytest.raises(EngineError, match="crashed: the language model's endpoint: ConnectError"):
+        await pieces(client, chat("Hello?"))
+    await client.close()
+
+
+def test_an_endpoint_must_be_set(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"TRUNKLINE_ENGINES__LLM_BASE_URL: expected the address"):
+        engine_client(remote(tmp_path, ""), "llm")
+    assert "llm" not in hosted_roles(remote(tmp_path, ""))
+    assert "llm" in hosted_roles(settings_in(tmp_path))
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+WORD = b'data: {"choices": [{"delta": {"content": "Hi"}}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("answer", "texts", "error"),
+    [
+        (HEAD + b": still here\n\n" + WORD + b"data: [DONE]\n\n", ["Hi", ""], None),
+        (HEAD + b'event: x\ndata:{}\n\ndata: {"choices": null}\n\n' + WORD + b"data: [DONE]\n\n", ["Hi", ""], None),
+        (HEAD + WORD, ["Hi"], "crashed: the endpoint ended its answer early"),
+        (HEAD + WORD + b"data: {]\n\n", ["Hi"], "invalid: the endpoint sent what is no JSON object"),
+        (HEAD + WORD + b'data: {"error": {"code": 500, "message": "words"}}\n\n', ["Hi"], "crashed: the endpoint answ"),
+        (HEAD + WORD + b'data: {"error": "words"}\n\n', ["Hi"], "crashed: the endpoint reported an error"),
+        (b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n", [], "refused: the endpoint answered 429"),
+        (b"HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nwords", [], "refused: the endpoint answered 503"),
+        (b"HTTP/1.1 500 Oh\r\ncontent-length: 5\r\n\r\nwords", [], "crashed: the endpoint answered 500"),
+        (b"SSH-2.0-x\r\n", [], "crashed: the language model's endpoint: RemoteProtocolError"),
+        (b"", [], "crashed: the language model's endpoint: RemoteProtocolError"),
+    ],
+)
+async def test_what_endpoints_say_becomes_replies_or_a_reason(
+    tmp_path: Path, answer: bytes, texts: list[str], error: str | None
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = OpenAICompatible(remote(tmp_path, f"http://127.0.0.1:{port}/v1", model="m"))
+        found: list[str] = []
+        failed = ""
+        try:
+            async with aclosing(client.ask(chat("Hello?"), 10)) as stream:
+                async for reply in stream:
+                    assert isinstance(reply, Generated)
+                    found.append(reply.text)
+        except EngineError as raised:
+            failed = str(raised)
+        await client.close()
+    assert found == texts
+    assert failed.startswith(error) if error else not failed
+    assert "words" not in failed

@@ -1,0 +1,148 @@
+"""Engine processes for tests: the real ones, and one whose engine does what each ask tells it to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from processors.engine import Capabilities, EngineClient, EngineError, Generate, Generated, Message, Reply, Request
+from streams import ready
+from streams.settings import REPOSITORY, EngineSettings, Settings
+
+_SCRIPTED = """
+import sys
+from processors import engine_host
+engine_host.FACTORIES[sys.argv[1]] = "tests.support.engines"
+engine_host.STUCK_S = float(sys.argv[2])
+sys.exit(engine_host.main([sys.argv[1]]))
+"""
+
+
+@dataclass
+class HostProcess:
+    """A running `processors.engine_host`."""
+
+    settings: Settings
+    role: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def wait_ready(self) -> None:
+        """Returns when it announced itself; raises RuntimeError with its log when it ended instead."""
+        while (facts := ready.read(self.settings, f"engine-{self.role}")) is None or facts["pid"] != self.process.pid:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"engine host ended with {self.process.returncode}: {self.log.read_text()}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Ends it, whatever state it is in."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait()
+
+
+def start_host(settings: Settings, role: str, scripted: bool = False, stuck_s: float = 20.0) -> HostProcess:
+    """Starts the engine process of the role, without waiting for it."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    engines = settings.engines
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "TRUNKLINE_DATA_DIR": str(settings.data_dir),
+        "TRUNKLINE_MODELS_FILE": str(settings.models_file),
+        "TRUNKLINE_ENGINES__QUEUE_DEPTH_MAX": str(engines.queue_depth_max),
+        "TRUNKLINE_ENGINES__THREADS": str(engines.threads),
+    }
+    what = ["-c", _SCRIPTED, role, str(stuck_s)] if scripted else ["-m", "processors.engine_host", role]
+    log = settings.data_dir / f"engine-{role}.log"
+    with log.open("ab") as out:
+        process = subprocess.Popen([sys.executable, *what], cwd=REPOSITORY, env=environment, stdout=out, stderr=out)
+    return HostProcess(settings, role, process, log)
+
+
+@contextmanager
+def running_host(settings: Settings, role: str, scripted: bool = False, stuck_s: float = 20.0) -> Iterator[HostProcess]:
+    """A warm engine process, killed at the end."""
+    host = start_host(settings, role, scripted, stuck_s)
+    try:
+        host.wait_ready()
+        yield host
+    finally:
+        host.stop()
+
+
+def settings_in(folder: Path, **engines: Any) -> Settings:
+    """Settings of a platform that lives in that folder."""
+    return Settings(data_dir=folder, engines=EngineSettings(**engines))
+
+
+async def replies(client: EngineClient, request: Request, deadline_s: float = 30.0) -> list[Reply]:
+    """All replies to an ask."""
+    async with aclosing(client.ask(request, deadline_s)) as stream:
+        return [reply async for reply in stream]
+
+
+# The scripted engine.
+
+
+def script(journal: Path, name: str, **steps: Any) -> Generate:
+    """An ask that the scripted engine performs: see `_Scripted`; it notes what happens in `journal`."""
+    content = json.dumps({"journal": str(journal), "name": name, **steps})
+    return Generate((Message("user", content),))
+
+
+def noted(journal: Path) -> list[str]:
+    """What the scripted engine noted so far."""
+    return journal.read_text().split() if journal.exists() else []
+
+
+class _Scripted:
+    """Steps: `pieces` replies, each of `size`; `gate`, a file to wait for after each; `raises`, `refuses`; `hang`."""
+
+    capabilities = Capabilities("llm", "scripted", streaming=True)
+
+    def warm(self) -> None:
+        pass
+
+    def answer(self, request: Request) -> Iterator[Reply]:
+        assert isinstance(request, Generate)
+        steps = json.loads(request.messages[0].content)
+        note = _Journal(Path(steps["journal"]), steps["name"])
+        note("begun")
+        try:
+            for index in range(steps.get("pieces", 1)):
+                yield Generated("x" * steps["size"] if "size" in steps else f"{steps['name']}{index}")
+                while "gate" in steps and not Path(steps["gate"]).exists():
+                    time.sleep(0.005)
+            if "raises" in steps:
+                raise ValueError(steps["raises"])
+            if "refuses" in steps:
+                raise EngineError("invalid", steps["refuses"])
+            while "hang" in steps:
+                time.sleep(1)
+            note("done")
+        finally:
+            note("closed")
+
+
+class _Journal:
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._name = name
+
+    def __call__(self, what: str) -> None:
+        with self._path.open("a") as out:
+            out.write(f"{self._name}:{what}\n")
+
+
+def create(settings: Settings) -> _Scripted:
+    """The factory that the host calls."""
+    return _Scripted()

@@ -4,6 +4,7 @@ State is a fold of the log and a snapshot only a cache of it. What a stage had e
 redo lies in the same partition of its own output topic; those events are the truth, and are adopted.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -22,6 +23,32 @@ log = structlog.get_logger(__name__)
 
 # An event is stamped by the machine that wrote it, so the clocks of two machines come into play.
 CLOCK_SKEW_MS = 5000
+# Partitions are assigned within a moment of each other; connections cost more than this.
+TOGETHER_S = 0.01
+
+
+class Recovery:
+    """Reads back partitions; those that are asked for together are read together."""
+
+    def __init__(self, settings: Settings, stage: Stage, codec: Codec) -> None:
+        self._settings = settings
+        self._stage = stage
+        self._codec = codec
+        self._asked: dict[Partition, int | None] = {}
+        self._batch: asyncio.Task[dict[int, Restored]] | None = None
+
+    async def of(self, committed: Mapping[Partition, int | None]) -> Restored:
+        """What is known of one partition number; `committed` has each topic's offset, None where there is none yet."""
+        self._asked |= committed
+        if self._batch is None:
+            self._batch = asyncio.get_running_loop().create_task(self._read())
+        restored = await asyncio.shield(self._batch)
+        return restored[next(iter(committed)).partition]
+
+    async def _read(self) -> dict[int, Restored]:
+        await asyncio.sleep(TOGETHER_S)
+        committed, self._asked, self._batch = self._asked, {}, None
+        return await recover(self._settings, self._stage, self._codec, committed)
 
 
 async def recover(
@@ -29,8 +56,9 @@ async def recover(
 ) -> dict[int, Restored]:
     """What is known of each partition number that occurs in `committed` (None: nothing committed yet)."""
     numbers = sorted({partition.partition for partition in committed})
-    snapshots = await _snapshots(settings, stage, numbers)
-    recorded = await _recorded(settings, stage, codec, committed)
+    snapshots, recorded = await asyncio.gather(
+        _snapshots(settings, stage, numbers), _recorded(settings, stage, codec, committed)
+    )
     return {number: Restored(snapshots[number], recorded[number]) for number in numbers}
 
 

@@ -101,6 +101,13 @@ class Settings(BaseSettings):
     schema_registry_url: str = Field("", description="a Confluent-compatible registry; empty: the gateway's own")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0: any")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    worker: str = Field(
+        "0", description="tells the workers of one stage apart, the same after a restart (a pod's name)"
+    )
+    open_units_max: int = Field(
+        2000, ge=1, description="asks and unacknowledged events of a worker; then it reads no more"
+    )
+    dead_letters_per_minute_max: int = Field(20_000, ge=1, description="of one stage; above it the stage stops")
     erp_url: str = Field("", description="base URL of the demo ERP, for the demo agent's tools")
 
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings())

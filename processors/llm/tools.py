@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import httpx
 import structlog
@@ -38,7 +38,7 @@ class HttpTools:
         # The deadline of each call is kept here, whatever a server does, so httpx needs none of its own.
         self._client = client or httpx.AsyncClient(limits=limits, timeout=None, follow_redirects=False)
 
-    async def ask(self, request: Request, deadline_s: float) -> AsyncIterator[Reply]:
+    async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """Yields one ToolReturned, whatever its status; raises EngineError: timeout, crashed, invalid."""
         if not isinstance(request, CallTool):
             raise EngineError("refused", f"expected CallTool, got {type(request).__name__}")

@@ -1,0 +1,199 @@
+"""Connects a stage's runner to Faust: records in, acknowledgements out, partitions taken over and given up.
+
+Faust reads and keeps the group; everything else is the runner's. No record is acknowledged before the runner calls it
+done, and Faust's exception handling is never relied on: it would acknowledge what raised.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+import structlog
+
+from processors import metrics
+from processors.dead_letters import DeadLetterCeilingError, DeadLetters
+from processors.engine import EngineClient
+from processors.pipeline import Stage
+from processors.recovery import Recovery
+from processors.runner import Limits, Record, Runner
+from processors.stage import Core, Position, Refuse
+from schemas.event import Event
+from streams.client import Partition
+from streams.clock import Clock
+from streams.codec import Codec, CodecError
+from streams.faust_app import create_app, run
+from streams.faust_transport import Committed
+from streams.keys import partition_of
+from streams.producer import LogProducer
+from streams.settings import Settings
+from streams.topics import state_topic
+
+log = structlog.get_logger(__name__)
+
+DRAIN_S = 1.5
+
+
+class ProducerLog:
+    """The runner's view of the log, on the real producer."""
+
+    def __init__(self, producer: LogProducer) -> None:
+        self._producer = producer
+
+    def publish(self, event: Event) -> Awaitable[Any]:
+        """See `runner.Log`."""
+        return self._producer.publish(event)
+
+    def publish_state(self, stage: str, session_id: str, snapshot: bytes | None) -> Awaitable[Any]:
+        """See `runner.Log`."""
+        return self._producer.publish_raw(state_topic(stage), session_id.encode(), snapshot)
+
+
+class Shell:
+    """One stage's worker; it is the `PartitionListener` of its Faust application."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        stage: Stage,
+        core: Core[Any],
+        engines: Mapping[str, EngineClient],
+        producer: LogProducer,
+        codec: Codec,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._stage = stage
+        self._codec = codec
+        self._guarded = {event.TOPIC for event in stage.guards}
+        self._undone: dict[Position, Any] = {}
+        self._stopping = asyncio.Event()
+        self._bug: BaseException | None = None
+        output = ProducerLog(producer)
+        self._letters = DeadLetters(stage.name, output.publish, clock, settings.dead_letters_per_minute_max)
+        self._recovery = Recovery(settings, stage, codec)
+        self._runner: Runner[Any] = Runner(
+            stage,
+            core,
+            engines,
+            output,
+            clock,
+            on_done=self._done,
+            on_refused=self._refused,
+            on_bug=self.stop,
+            limits=Limits(open_units_max=settings.open_units_max),
+        )
+        self._app = create_app(
+            settings,
+            stage.group,
+            tuple(event.TOPIC for event in stage.consumes),
+            self,
+            instance_id=f"{stage.group}.{settings.worker}",
+        )
+        self._app.agent(self._app.records, name=stage.name)(self._consume)
+
+    async def run(self) -> None:
+        """Works until `stop`; raises what stopped it if that was no orderly stop."""
+        await run(self._app, self._stopping)
+        if self._bug is not None:
+            raise self._bug
+
+    async def ready(self) -> None:
+        """Returns when the worker is in its group and its partitions are prepared."""
+        await self._app.ready.wait()
+
+    def stop(self, bug: BaseException | None = None) -> None:
+        """Ends `run`: orderly, or because of a bug, after which the undone records are somebody else's."""
+        if bug is not None and self._bug is None:
+            log.error("worker_stops", stage=self._stage.name, error=type(bug).__name__, detail=str(bug))
+            self._bug = bug
+        self._stopping.set()
+
+    # ---- partitions
+
+    async def assigned(self, partitions: Mapping[Partition, Committed]) -> None:
+        """Takes over one partition number of each topic."""
+        number = next(iter(partitions)).partition
+        restored = await self._recovery.of({where: committed.offset for where, committed in partitions.items()})
+        self._runner.restore(number, restored)
+        log.info("partition_taken", stage=self._stage.name, partition=number, sessions=len(restored.snapshots))
+
+    async def revoked(self, partitions: set[Partition]) -> None:
+        """Finishes what is in flight, as far as the time allows, and forgets the partitions."""
+        await self._runner.drain(DRAIN_S)
+        await self.lost(partitions)
+
+    async def lost(self, partitions: set[Partition]) -> None:
+        """Forgets the partitions; nothing of them is acknowledged any more."""
+        for number in {partition.partition for partition in partitions}:
+            self._runner.forget(number)
+        self._undone = {
+            position: event
+            for position, event in self._undone.items()
+            if Partition(position.topic, position.partition) not in partitions
+        }
+
+    # ---- records
+
+    async def _consume(self, stream: Any) -> None:
+        async for event in stream.noack().events():
+            await self._runner.room()
+            try:
+                self._deliver(event)
+            except DeadLetterCeilingError as ceiling:
+                self.stop(ceiling)
+            if self._bug is not None:
+                return
+
+    def _deliver(self, event: Any) -> None:
+        message = event.message
+        position = Position(message.topic, message.partition, message.offset)
+        key, value, headers = message.key, message.value, _headers(message.headers)
+        self._undone[position] = event
+        try:
+            decoded = self._codec.decode_keyed(position.topic, key, value)
+            if partition_of(decoded.session_id, self._settings.kafka.partitions) != position.partition:
+                raise CodecError("wrong_key", "the partition that murmur2 gives the session id is expected")
+        except CodecError as error:
+            self._undecodable(position, key, value, headers, error)
+            return
+        self._runner.deliver(Record(position, decoded, key, value, headers))
+
+    def _undecodable(
+        self,
+        position: Position,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Mapping[str, bytes],
+        error: CodecError,
+    ) -> None:
+        """One stage guards each topic; for the others the record does not exist."""
+        if position.topic not in self._guarded:
+            metrics.dropped.labels(self._stage.name, error.reason).inc()
+            self._done(position)
+            return
+        sent = asyncio.ensure_future(self._letters.send(position, key, value, headers, error.reason, error.detail))
+
+        def acknowledged(done: "asyncio.Future[Any]") -> None:
+            if done.cancelled():
+                return
+            if (failure := done.exception()) is not None:
+                self.stop(failure)
+                return
+            self._done(position)
+
+        sent.add_done_callback(acknowledged)
+
+    def _refused(self, record: Record, refuse: Refuse) -> Awaitable[Any]:
+        return self._letters.send(
+            record.position, record.key, record.value, record.headers, refuse.reason, refuse.detail, record.event
+        )
+
+    def _done(self, position: Position) -> None:
+        event = self._undone.pop(position, None)
+        if event is not None:
+            event.ack()
+
+
+def _headers(headers: Any) -> dict[str, bytes]:
+    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
+    return {name: value for name, value in pairs if value is not None}

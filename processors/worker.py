@@ -1,0 +1,134 @@
+"""A stage's process: `python -m processors.worker STAGE`."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import structlog
+import uvloop
+from numpy.typing import NDArray
+from prometheus_client import start_http_server
+
+from processors.agents import Agent, load_agents
+from processors.engine import Embed, Embedded, EngineClient
+from processors.engine_client import engine_client
+from processors.pipeline import STAGES, Stage
+from processors.shell import Shell
+from processors.stage import Core
+from streams import ready
+from streams.clock import SystemClock
+from streams.logs import configure
+from streams.producer import LogProducer
+from streams.registry import codec_for
+from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+EMBED_S = 60.0
+EmbedTexts = Callable[[tuple[str, ...]], NDArray[np.float32]]
+
+
+def build_core(settings: Settings, stage: Stage, agents: Mapping[str, Agent], embed: EmbedTexts) -> Core[Any]:
+    """The stage's core; stages are imported only where they run, since some load large libraries."""
+    match stage.name:
+        case "stt":
+            from processors.stt import vad
+            from processors.stt.core import SttCore
+            from processors.stt.endpoint import rules_of
+
+            return SttCore(vad.create(settings), rules_of(agents))
+        case "intent":
+            from processors.intent.core import create_core as intent_core
+
+            return intent_core(agents, embed)
+        case "llm":
+            from processors.llm.stage import create_core as llm_core
+
+            return llm_core(settings, agents, embed)
+        case "tts":
+            from processors.tts.core import create_core as tts_core
+
+            return tts_core(agents)
+        case _:
+            raise ValueError(f"{stage.name}: no such stage")
+
+
+def build_engines(settings: Settings, stage: Stage) -> dict[str, EngineClient]:
+    """A client for each role that the stage asks."""
+    engines: dict[str, EngineClient] = {}
+    for role in stage.roles:
+        if role == "tools":
+            from processors.llm.tools import HttpTools
+
+            engines[role] = HttpTools()
+        else:
+            engines[role] = engine_client(settings, role)
+    return engines
+
+
+def embedder(engines: Mapping[str, EngineClient], loop: asyncio.AbstractEventLoop) -> EmbedTexts:
+    """A blocking function, for threads other than the loop's, that embeds texts: float32 (n, d), unit rows."""
+
+    async def ask(texts: tuple[str, ...]) -> NDArray[np.float32]:
+        async for reply in engines["embeddings"].ask(Embed(texts), EMBED_S):
+            if isinstance(reply, Embedded):
+                return np.frombuffer(reply.vectors, np.float32).reshape(-1, reply.dimensions)
+        raise RuntimeError("the embedding engine gave no answer")
+
+    def embed(texts: tuple[str, ...]) -> NDArray[np.float32]:
+        return asyncio.run_coroutine_threadsafe(ask(texts), loop).result()
+
+    return embed
+
+
+async def work(settings: Settings, stage: Stage) -> None:
+    """Runs the stage until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    agents = load_agents(settings.agents_dir)
+    engines = build_engines(settings, stage)
+    core = await asyncio.to_thread(build_core, settings, stage, agents, embedder(engines, loop))
+    codec = codec_for(settings)
+    producer = LogProducer(settings, f"{stage.group}.{settings.worker}", codec)
+    shell = Shell(settings, stage, core, engines, producer, codec, SystemClock())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, shell.stop)
+    server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
+    announcing = loop.create_task(_announce(settings, stage, shell, server.server_port))
+    try:
+        await shell.run()
+    finally:
+        announcing.cancel()
+        ready.withdraw(settings, stage.name)
+        await producer.close()
+        for engine in engines.values():
+            await engine.close()
+        server.shutdown()
+
+
+async def _announce(settings: Settings, stage: Stage, shell: Shell, metrics_port: int) -> None:
+    await shell.ready()
+    ready.announce(settings, stage.name, metrics_port=metrics_port)
+    log.info("ready", stage=stage.name)
+
+
+def main() -> int:
+    """Exits 0 after an orderly stop, 1 after a failure, 2 for an unknown stage."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in STAGES:
+        print(f"usage: python -m processors.worker {{{','.join(STAGES)}}}", file=sys.stderr)
+        return 2
+    settings = Settings()
+    configure(settings, name)
+    try:
+        uvloop.run(work(settings, STAGES[name]))
+    except Exception:
+        log.exception("worker_failed", stage=name)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

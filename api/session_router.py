@@ -28,6 +28,8 @@ TOPICS = ("voice.transcripts", "voice.intents", "voice.responses", "voice.audio.
 RECENT_MAX = 500
 REPEATS_MAX = 4096
 READER_RETRY_S = 1.0
+START_PATIENCE_S = 15.0
+START_RETRY_S = 0.1
 
 
 @dataclass(slots=True)
@@ -105,7 +107,12 @@ class SessionRouter:
     async def start(self) -> None:
         """Opens the log and reads from its end; returns when calls can be taken. Raises LogError."""
         self._producer = LogProducer(self.settings, "trunkline.api", self.codec)
-        reader = await self._open_reader()
+        try:
+            reader = await self._patiently_opened()
+        except LogError as error:
+            log.error("the log cannot be read", error=str(error), brokers=self.settings.kafka.bootstrap_servers)
+            await self._producer.close()
+            raise
         self._task = asyncio.create_task(self._read_on(reader))
 
     async def stop(self) -> None:
@@ -171,6 +178,17 @@ class SessionRouter:
         for call in calls:
             call.end(reason, close_code)
         await asyncio.gather(*(call.closed() for call in calls))
+
+    async def _patiently_opened(self) -> LogReader:
+        """Partitions of topics that were created a moment ago have no leader yet."""
+        patience_until_s = self.clock.monotonic_s() + START_PATIENCE_S
+        while True:
+            try:
+                return await self._open_reader()
+            except LogError:
+                if self.clock.monotonic_s() >= patience_until_s:
+                    raise
+            await self.clock.sleep(START_RETRY_S)
 
     async def _open_reader(self) -> LogReader:
         reader = LogReader(self.settings, "trunkline.api")

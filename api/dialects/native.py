@@ -137,7 +137,9 @@ def _type_of(event: Event) -> str:
 
 
 def _start(message: Mapping[str, Any]) -> Command:
-    agent, caller = message.get("agent") or "", message.get("caller")
+    agent, caller, context = message.get("agent"), message.get("caller"), message.get("context")
+    agent = "" if agent is None else agent
+    context = {} if context is None else context
     if not isinstance(agent, str):
         return _invalid("agent", "the name of an agent; GET /v1/agents lists them")
     if caller is not None and (not isinstance(caller, str) or len(caller) > 256):
@@ -149,7 +151,6 @@ def _start(message: Mapping[str, Any]) -> Command:
             "The sample rate is not supported.",
             f"Resample to {SAMPLE_RATE_HZ} Hz, PCM16 mono, and say sample_rate_hz: {SAMPLE_RATE_HZ}.",
         )
-    context = message.get("context") or {}
     if not isinstance(context, dict) or len(context) > CONTEXT_ENTRIES_MAX:
         return _invalid("context", f"an object of at most {CONTEXT_ENTRIES_MAX} texts")
     if not all(isinstance(value, str | int | float | bool) for value in context.values()):

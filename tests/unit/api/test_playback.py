@@ -1,0 +1,264 @@
+"""What the caller hears, as conversations in milliseconds."""
+
+import itertools
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.playback import Act, Cut, Effect, Heard, Play, Playback, Tell
+from schemas.event import Event
+from schemas.events import Response, ResponseKind, SpeechChunk, SpeechChunkKind, Transcript, TranscriptKind
+
+STARTED, PARTIAL, RESUMED, FINAL = (
+    TranscriptKind.SPEECH_STARTED,
+    TranscriptKind.PARTIAL,
+    TranscriptKind.SPEECH_RESUMED,
+    TranscriptKind.FINAL,
+)
+_ids = itertools.count()
+
+
+def _envelope(turn: int) -> dict[str, Any]:
+    return {
+        "event_id": f"e{next(_ids)}",
+        "session_id": "s",
+        "tenant_id": "t",
+        "agent_id": "a",
+        "turn": turn,
+        "seq": 0,
+        "occurred_at": 0,
+    }
+
+
+def audio(turn: int, ms: int, sentence: int = 0, **fields: Any) -> SpeechChunk:
+    pcm = bytes(32 * ms)
+    return SpeechChunk(**_envelope(turn), kind=SpeechChunkKind.AUDIO, pcm=pcm, sentence=sentence, **fields)
+
+
+def end(turn: int) -> SpeechChunk:
+    return SpeechChunk(**_envelope(turn), kind=SpeechChunkKind.END_OF_TURN)
+
+
+def heard(kind: TranscriptKind, utterance: int, text: str = "", turn: int = 0, revision: int = 0) -> Transcript:
+    turn = turn or utterance + 1
+    return Transcript(**_envelope(turn), kind=kind, utterance=utterance, text=text, revision=revision)
+
+
+def done(turn: int, action: str = "") -> Response:
+    return Response(**_envelope(turn), kind=ResponseKind.COMPLETED, action=action, action_target="+1")
+
+
+def without_tell(effects: list[Effect]) -> list[Effect]:
+    return [effect for effect in effects if not isinstance(effect, Tell)]
+
+
+def run(playback: Playback, until: float) -> list[tuple[float, Effect]]:
+    """Lets time pass, waking as the playback asks; returns what happened when."""
+    happened: list[tuple[float, Effect]] = []
+    for _ in range(1000):
+        due = playback.due()
+        if due is None or due > until:
+            return happened
+        happened += [(due, effect) for effect in playback.tick(due)]
+    raise AssertionError("the playback asks to be woken again and again")
+
+
+def test_sentences_and_the_turn_are_reported_when_they_were_heard() -> None:
+    playback = Playback()
+    playback.event(audio(0, 300, last_of_sentence=True), 1000)
+    playback.event(audio(0, 200, sentence=1, last_of_sentence=True), 1010)
+    playback.event(end(0), 1020)
+    assert run(playback, 9000) == [(1300, Heard(0, 0, 300, False)), (1500, Heard(0, 1, 500, True))]
+    assert not playback.playing(1501)
+    assert playback.due() is None
+
+
+def test_an_end_of_turn_that_comes_late_is_reported_then() -> None:
+    playback = Playback()
+    playback.event(audio(0, 100, last_of_sentence=True), 0)
+    assert run(playback, 500) == [(100, Heard(0, 0, 100, False))]
+    assert without_tell(playback.event(end(0), 500)) == [Heard(0, 0, 100, True)]
+
+
+def test_reports_overrule_the_clock() -> None:
+    playback = Playback()
+    playback.event(audio(0, 300, last_of_sentence=True), 0)
+    playback.event(end(0), 0)
+    assert playback.playout(0, 100, 400) == []  # it plays later than believed
+    assert run(playback, 600) == []
+    assert playback.playout(0, 300, 650) == [Heard(0, 0, 300, True)]
+    assert playback.playout(0, 300, 700) == []
+    assert playback.playout(7, 300, 700) == []
+
+
+def test_reports_that_stop_coming_are_waited_for_only_so_long() -> None:
+    playback = Playback()
+    playback.event(audio(0, 300, last_of_sentence=True), 0)
+    playback.event(end(0), 0)
+    playback.playout(0, 100, 100)
+    assert run(playback, 9000) == [(2300, Heard(0, 0, 300, True))]
+
+
+def test_words_over_the_agent_cut_the_turn_at_once() -> None:
+    playback = Playback()
+    playback.event(audio(0, 500, last_of_sentence=True), 0)
+    playback.event(audio(0, 5000, sentence=1), 0)
+    assert without_tell(playback.event(heard(STARTED, 0), 600)) == []
+    words = heard(PARTIAL, 0, "stop")
+    assert without_tell(playback.event(words, 700)) == [Cut(0, 1, 700, words)]
+    assert playback.event(audio(0, 100, sentence=1), 710) == []
+    assert not playback.playing(720)
+    playback.event(heard(FINAL, 0, "stop"), 1500)
+    reply = audio(1, 100)
+    assert playback.event(reply, 1600) == [Play(reply)]
+
+
+def test_the_sentence_being_heard_is_named() -> None:
+    playback = Playback()
+    playback.event(audio(0, 500, last_of_sentence=True), 0)
+    playback.event(audio(0, 500, sentence=1, last_of_sentence=True), 0)
+    assert run(playback, 600) == [(500, Heard(0, 0, 500, False))]
+    words = heard(PARTIAL, 0, "stop")
+    assert without_tell(playback.event(words, 700)) == [Cut(0, 1, 700, words)]
+
+
+def test_speech_that_lasts_cuts_without_words_and_a_cough_does_not() -> None:
+    for quiet in (False, True):
+        playback = Playback(barge_in_ms=250)
+        playback.event(audio(0, 5000), 0)
+        started = heard(STARTED, 0)
+        playback.event(started, 1000)
+        if quiet:
+            playback.event(heard(PARTIAL, 0, ""), 1100)
+        assert run(playback, 2000) == ([] if quiet else [(1250, Cut(0, 0, 1250, started))])
+
+
+def test_speech_before_and_after_the_agent_speaks_cuts_nothing() -> None:
+    playback = Playback()
+    playback.event(heard(STARTED, 0), 0)
+    playback.event(heard(PARTIAL, 0, "hello"), 200)
+    playback.event(heard(FINAL, 0, "hello"), 900)
+    playback.event(audio(1, 300, last_of_sentence=True), 1000)
+    assert without_tell(playback.event(heard(PARTIAL, 0, "hello"), 1010)) == []  # its own utterance, late
+    playback.event(end(1), 1020)
+    assert [effect for _, effect in run(playback, 2000)] == [Heard(1, 0, 300, True)]
+    assert without_tell(playback.event(heard(STARTED, 1), 2000)) == []
+    assert without_tell(playback.event(heard(PARTIAL, 1, "and"), 2100)) == []
+
+
+def test_a_reply_waits_while_the_caller_goes_on_and_is_said_if_nothing_comes_of_it() -> None:
+    playback = Playback()
+    playback.event(heard(FINAL, 0, "my order"), 0)
+    playback.event(heard(PARTIAL, 1, "and"), 200)
+    reply = audio(1, 300)
+    assert playback.event(reply, 300) == []
+    assert run(playback, 5000) == [(1200, Play(reply))]
+
+
+def test_a_reply_that_was_overtaken_is_never_said() -> None:
+    playback = Playback()
+    playback.event(heard(FINAL, 0, "my order"), 0)
+    playback.event(heard(PARTIAL, 1, "and"), 200)
+    playback.event(audio(1, 300), 300)
+    final = heard(FINAL, 1, "and my boots")
+    assert without_tell(playback.event(final, 900)) == [Cut(1, 0, 0, final)]
+    assert playback.event(audio(1, 300), 950) == []
+
+
+def test_speculation_is_held_until_its_revision_is_committed() -> None:
+    playback = Playback()
+    first, second = audio(1, 100, revision=1, committed=False), audio(1, 100, revision=2, committed=False)
+    assert playback.event(first, 0) == playback.event(second, 0) == []
+    final = heard(FINAL, 0, "yes", revision=2)
+    assert playback.event(final, 10) == [Tell(final), Play(second)]
+    later = audio(1, 100, revision=2, committed=False)
+    assert playback.event(later, 20) == [Play(later)]
+    assert playback.due() is None
+
+
+def test_speech_that_resumes_voids_what_was_made_for_the_pause() -> None:
+    playback = Playback()
+    playback.event(audio(1, 100, revision=1, committed=False), 0)
+    playback.event(heard(RESUMED, 0, revision=1), 10)
+    final = heard(FINAL, 0, "yes", revision=1)
+    assert without_tell(playback.event(final, 20)) == []
+
+
+def test_the_action_follows_the_words() -> None:
+    orders: tuple[tuple[Event, ...], ...] = (
+        (done(0, "hang_up"), audio(0, 300, last_of_sentence=True), end(0)),
+        (audio(0, 300, last_of_sentence=True), end(0), done(0, "hang_up")),
+    )
+    for events in orders:
+        playback = Playback()
+        for event in events:
+            playback.event(event, 0)
+        assert run(playback, 1000) == [(300, Heard(0, 0, 300, True)), (300, Act(0, "hang_up", "+1"))]
+
+
+def test_an_action_without_words_and_one_whose_voice_failed() -> None:
+    playback = Playback()
+    playback.event(done(0, "transfer"), 0)
+    assert without_tell(playback.event(end(0), 5)) == [Heard(0, 0, 0, True), Act(0, "transfer", "+1")]
+    playback = Playback()
+    playback.event(done(0, "hang_up"), 0)
+    assert run(playback, 60_000) == [(10_000, Heard(0, 0, 0, True)), (10_000, Act(0, "hang_up", "+1"))]
+    playback = Playback()
+    playback.event(end(0), 0)
+    assert without_tell(playback.event(done(0, "hang_up"), 5)) == [Act(0, "hang_up", "+1")]
+
+
+def test_a_caller_who_speaks_over_the_goodbye_stays() -> None:
+    playback = Playback()
+    for event in (done(0, "hang_up"), audio(0, 900), end(0)):
+        playback.event(event, 0)
+    playback.event(heard(PARTIAL, 0, "one more thing"), 100)
+    assert run(playback, 60_000) == []
+
+
+_STEPS = st.one_of(
+    st.builds(
+        audio,
+        st.integers(0, 3),
+        st.integers(0, 400),
+        st.integers(0, 2),
+        last_of_sentence=st.booleans(),
+        committed=st.booleans(),
+        revision=st.integers(0, 2),
+    ),
+    st.builds(end, st.integers(0, 3)),
+    st.builds(
+        heard,
+        st.sampled_from(list(TranscriptKind)),
+        st.integers(0, 3),
+        st.sampled_from(["", "word"]),
+        st.integers(0, 3),
+        st.integers(0, 2),
+    ),
+    st.builds(done, st.integers(0, 3), st.sampled_from(["", "hang_up"])),
+    st.tuples(st.integers(0, 3), st.integers(0, 2000)),  # a report: turn, heard_ms
+)
+
+
+@given(st.lists(st.tuples(_STEPS, st.integers(0, 700)), max_size=40))
+def test_in_any_order_of_events_time_comes_to_rest_and_cut_turns_stay_silent(steps: list[tuple[Any, int]]) -> None:
+    playback = Playback()
+    now = 0.0
+    effects: list[Effect] = []
+    for step, wait_ms in steps:
+        new = playback.playout(step[0], step[1], now) if isinstance(step, tuple) else playback.event(step, now)
+        effects += new
+        effects += [effect for _, effect in run(playback, now + wait_ms)]
+        now += wait_ms
+    effects += [effect for _, effect in run(playback, now + 1_000_000)]
+    cut: set[int] = set()
+    for effect in effects:
+        if isinstance(effect, Cut):
+            assert effect.heard_ms >= 0
+            assert effect.turn not in cut
+            cut.add(effect.turn)
+        elif isinstance(effect, Play):
+            assert effect.chunk.turn not in cut
+    ends = [effect.turn for effect in effects if isinstance(effect, Heard) and effect.end_of_turn]
+    assert len(ends) == len(set(ends))

@@ -99,6 +99,9 @@ class LogReader:
         self._loop = asyncio.get_running_loop()
         self._buffer: deque[Record] = deque()
         self._buffer_records_max = buffer_records_max
+        # Counted by the thread and by the loop; the difference is what waits, on its way to the buffer or in it.
+        self._delivered = 0
+        self._taken = 0
         self._arrived = asyncio.Event()
         self._error: LogError | None = None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -119,7 +122,6 @@ class LogReader:
         """Stops reading these; records of theirs that were not yet iterated over are dropped."""
         gone = set(partitions)
         await self._call(lambda: self._remove(gone))
-        self._buffer = deque(record for record in self._buffer if (record.topic, record.partition) not in gone)
 
     async def partitions(self, topic: str) -> tuple[Partition, ...]:
         """The topic's partitions; raises LogError where it does not exist."""
@@ -161,6 +163,7 @@ class LogReader:
     async def _records(self) -> AsyncIterator[Record]:
         while self._buffer or await self.more():
             while self._buffer:
+                self._taken += 1
                 yield self._buffer.popleft()
 
     async def batches(self) -> AsyncIterator[list[Record]]:
@@ -173,6 +176,7 @@ class LogReader:
         """Everything that waits, perhaps nothing."""
         batch = list(self._buffer)
         self._buffer.clear()
+        self._taken += len(batch)
         return batch
 
     async def more(self) -> bool:
@@ -234,10 +238,10 @@ class LogReader:
 
     def _run(self) -> None:
         while not self._closing:
-            full = len(self._buffer) >= self._buffer_records_max
-            self._serve_commands(wait=full or not self._assigned)
-            if not full and self._assigned:
-                self._read()
+            room = self._buffer_records_max - (self._delivered - self._taken)
+            self._serve_commands(wait=room <= 0 or not self._assigned)
+            if room > 0 and self._assigned:
+                self._read(room)
         while not self._commands.empty():
             self._commands.get_nowait()()
         self._consumer.close()
@@ -255,11 +259,11 @@ class LogReader:
         except queue.Empty:
             pass
 
-    def _read(self) -> None:
+    def _read(self, room: int) -> None:
         first = self._consumer.poll(_POLL_S)
         if first is None:
             return
-        messages = [first, *self._consumer.consume(_BATCH_RECORDS, 0)]
+        messages = [first, *self._consumer.consume(min(_BATCH_RECORDS, room - 1), 0)] if room > 1 else [first]
         records = []
         ended = set()
         for message in messages:
@@ -270,6 +274,7 @@ class LogReader:
                 ended.add(Partition(message.topic() or "", _number(message.partition())))
             else:
                 self._failed(error, message)
+        self._delivered += len(records)
         self._to_loop(self._deliver, records, ended)
 
     def _failed(self, error: KafkaError, message: Message) -> None:
@@ -279,16 +284,16 @@ class LogReader:
         self._to_loop(self._stop, LogError(f"{message.topic()}-{message.partition()}: not read: {error.str()}"))
 
     def _add(self, starts: dict[Partition, int]) -> None:
-        # librdkafka takes half a second to resolve a logical offset by itself.
-        for logical in (BEGINNING, END):
-            starts |= self._offsets_at([partition for partition in starts if starts[partition] == logical], logical)
+        # librdkafka takes half a second to resolve a logical offset by itself, and longer to find nothing there.
+        first = self._offsets_at(tuple(starts), BEGINNING)
+        last = self._offsets_at([partition for partition, start in starts.items() if start == END], END)
+        for partition, start in starts.items():
+            starts[partition] = first[partition] if start == BEGINNING else last.get(partition, start)
         pairs = [TopicPartition(*partition, start) for partition, start in starts.items()]
         if not self._assigned:
             # Connects and learns the leaders now; an assignment alone would take up to a second over it.
             self._consumer.list_topics(timeout=_QUERY_S)
-        again = [pair for pair in pairs if (pair.topic, pair.partition) in self._assigned]
-        if again:
-            self._consumer.incremental_unassign(again)
+        self._remove(set(starts))
         self._consumer.incremental_assign(pairs)
         self._assigned.update(starts)
 
@@ -296,7 +301,8 @@ class LogReader:
         gone = partitions & self._assigned
         if gone:
             self._consumer.incremental_unassign([TopicPartition(*partition) for partition in gone])
-        self._assigned -= gone
+            self._assigned -= gone
+            self._to_loop(self._forget, gone)
 
     def _partitions(self, topic: str) -> tuple[Partition, ...]:
         metadata = self._queries.list_topics(topic, timeout=_QUERY_S).topics[topic]
@@ -311,12 +317,14 @@ class LogReader:
         while left := [partition for partition in partitions if partition not in found]:
             # BEGINNING and END are -2 and -1, which mean the same in Kafka's ListOffsets.
             asked = [TopicPartition(*partition, timestamp_ms) for partition in left]
-            for pair in self._queries.offsets_for_times(asked, timeout=_QUERY_S):
-                if pair.error is None:
+            try:
+                for pair in self._queries.offsets_for_times(asked, timeout=_QUERY_S):
+                    if pair.error is not None:
+                        raise KafkaException(pair.error)
                     found[Partition(pair.topic, pair.partition)] = pair.offset
-                elif pair.error.code() not in _LEADERLESS or time.monotonic() > deadline:
-                    raise LogError(f"{pair.topic}-{pair.partition}: {pair.error.str()}")
-            if len(found) < len(partitions):
+            except KafkaException as error:
+                if error.args[0].code() not in _LEADERLESS or time.monotonic() > deadline:
+                    raise LogError(f"{_listed(left)}: {error.args[0].str()}") from None
                 time.sleep(_POLL_S)
         beyond = [partition for partition, offset in found.items() if offset < 0]
         return found | (self._offsets_at(beyond, END) if beyond else {})
@@ -331,6 +339,14 @@ class LogReader:
         self._buffer.extend(records)
         self.ended |= ended
         self._arrived.set()
+
+    def _forget(self, gone: set[Partition]) -> None:
+        """Drops what was read of these; comes after everything read of them and before anything read anew."""
+        kept = [record for record in self._buffer if (record.topic, record.partition) not in gone]
+        self._taken += len(self._buffer) - len(kept)
+        self._buffer.clear()
+        self._buffer.extend(kept)
+        self.ended -= gone
 
     def _stop(self, error: LogError) -> None:
         self._error = error
@@ -348,6 +364,10 @@ def _record(message: Message) -> Record:
         tuple(headers),
         message.timestamp()[1],
     )
+
+
+def _listed(partitions: Iterable[Partition]) -> str:
+    return ", ".join(f"{partition.topic}-{partition.partition}" for partition in partitions)
 
 
 def _number(value: int | None) -> int:

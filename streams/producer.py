@@ -46,6 +46,8 @@ class LogProducer:
                 "partitioner": "murmur2_random",
                 "linger.ms": 0,
                 "delivery.timeout.ms": int(timeout_s * 1000),
+                # Topics are made beforehand: one that is unknown for this long is not there.
+                "topic.metadata.propagation.max.ms": 5000,
                 "message.max.bytes": max(topic.record_bytes_max for topic in TOPICS.values()) + 1024,
                 "queue.buffering.max.messages": queue_records_max,
             }
@@ -104,9 +106,7 @@ class LogProducer:
             await asyncio.wait(pending, timeout=timeout_s)
         self._closing = True
         await asyncio.to_thread(self._thread.join)
-        for future in tuple(self._pending):
-            if not future.done():
-                future.set_exception(LogError("the producer was closed before the broker acknowledged the record"))
+        self._resolve()
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,11 +121,16 @@ class LogProducer:
     def _poll(self) -> None:
         while not self._closing:
             self._producer.poll(_POLL_S)
+        # What is left fails now, and lets go of its callbacks and so of this producer and its connections.
+        self._producer.purge()
+        self._producer.poll(0)
 
     def _report(self, future: asyncio.Future[Position], topic: str, error: KafkaError | None, message: Message) -> None:
         outcome: Position | LogError
         if error is None:
             outcome = Position(topic, _known(message.partition()), _known(message.offset()))
+        elif error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+            outcome = LogError(f"{topic}: the producer was closed before the broker acknowledged the record")
         else:
             outcome = LogError(f"{topic}: not written: {error.str()}")
         self._delivered.append((future, outcome))

@@ -191,8 +191,8 @@ def status(data_dir: Path | None, as_json: bool) -> int:
 
 def _entries(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """A component's line, and its engine's below it."""
-    engine = row.get("engine")
-    return [(row["name"], row), *([(f"{row['name']}.engine", engine)] if engine else [])]
+    entries = [(row["name"], row), (f"{row['name']}.engine", row.get("engine") or {})]
+    return [(name, entry) for name, entry in entries if "state" in entry]
 
 
 def restart(component: str, data_dir: Path | None) -> None:

@@ -68,6 +68,6 @@ class Options:
     #: How long `revoked` may take.
     revoke_limit_s: float = 2.0
     #: How often the consumer's thread looks for commands; records wake it at once.
-    poll_s: float = 0.05
+    poll_s: float = 0.1
     #: Records of one partition that may wait for room in a stream before fetching it is paused.
     held_records_max: int = 64

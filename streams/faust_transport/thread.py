@@ -79,6 +79,7 @@ class PollThread(ConsumerThread):
         self._assignment: frozenset[TP] = frozenset()
         self._generation = 0
         self._handed_over = 0
+        self._ending = False
 
     # On the event loop.
 
@@ -211,14 +212,18 @@ class PollThread(ConsumerThread):
 
     @Service.task
     async def _poll(self) -> None:
-        loop_served_at = time.monotonic()
-        while not self.should_stop:
+        # The thread's own event loop has nothing to do meanwhile.
+        while not self._ending and not self.should_stop:
             self._run_commands()
             self._read()
-            # The thread's event loop only carries Faust's stop signal.
-            if (now := time.monotonic()) - loop_served_at > self._options.poll_s / 2:
-                loop_served_at = now
-                await asyncio.sleep(0)
+
+    @Service.task
+    async def _thread_keepalive(self) -> None:
+        """Nothing: Faust would keep the thread's event loop turning, which waits while the thread polls."""
+
+    def _stopped_set(self) -> None:
+        self._ending = True
+        super()._stopped_set()
 
     async def on_thread_stop(self) -> None:
         """Leaves the group (a static member only disconnects)."""

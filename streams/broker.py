@@ -164,6 +164,9 @@ def _jvm_flags(settings: Settings, runtime: Java, classes: str) -> list[str]:
     archive = _class_archive(settings, runtime, classes)
     # An archive that does not fit is left unused by the JVM, which says so on its output.
     flags += ["-Xshare:auto", "-Xlog:disable", "-Xlog:all=error:stderr"]
+    if runtime.version >= 24:
+        # What Kafka 4.1 and its compression libraries do there would be warned of on the output.
+        flags += ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
     return [*flags, f"-XX:{'SharedArchiveFile' if _is_complete(archive) else 'ArchiveClassesAtExit'}={archive}"]
 
 

@@ -1,5 +1,9 @@
-"""Makes the cluster's topics what the catalogue says: safe to repeat, and refuses what would break keying."""
+"""Makes the cluster's topics what the catalogue says: safe to repeat, and refuses what would break keying.
 
+`python -m streams.provision` does so for the cluster of the environment's settings, and says what it changed.
+"""
+
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -18,7 +22,7 @@ from confluent_kafka.admin import (
     TopicMetadata,
 )
 
-from streams.client import client_config
+from streams.client import LogError, client_config
 from streams.settings import Settings
 from streams.topics import TOPICS, Topic
 
@@ -203,3 +207,20 @@ def _await(done: Callable[[], bool], otherwise: str) -> None:
 def _reason(error: KafkaException) -> str:
     cause = error.args[0]
     return cause.str() if isinstance(cause, KafkaError) else str(cause)
+
+
+def main() -> None:
+    """Provisions once; exits with 1 and a message when the cluster is not fit."""
+    try:
+        report = ensure_topics(Settings())
+    except (ProvisionError, LogError) as error:
+        sys.exit(f"trunkline: {error}")
+    for name in report.created:
+        print(f"{name} created")
+    for change in report.changed:
+        print(f"{change.topic} {change.key} {change.before} -> {change.after}")
+    print(f"{len(report.created)} created, {len(report.changed)} changed, {len(report.unchanged)} as they should be")
+
+
+if __name__ == "__main__":
+    main()

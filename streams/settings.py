@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -86,9 +91,18 @@ class EngineSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set; `TRUNKLINE_KAFKA__PARTITIONS=16` sets `kafka.partitions`."""
+    """Everything that can be set; `TRUNKLINE_KAFKA__PARTITIONS=16` sets `kafka.partitions`.
 
-    model_config = SettingsConfigDict(env_prefix="TRUNKLINE_", env_nested_delimiter="__", extra="ignore")
+    A container's secret files do, too: /run/secrets/trunkline_api__key holds `api.key`. The environment goes first.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRUNKLINE_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        secrets_dir="/run/secrets",
+        secrets_dir_missing="ok",
+    )
 
     data_dir: Path = Path.home() / ".trunkline"
     cache_dir: Path = Field(
@@ -114,6 +128,18 @@ class Settings(BaseSettings):
     clickhouse: ClickHouseSettings = Field(default_factory=lambda: ClickHouseSettings())
     api: ApiSettings = Field(default_factory=lambda: ApiSettings())
     engines: EngineSettings = Field(default_factory=lambda: EngineSettings())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nested names in secret files, as in the environment: `__` between them."""
+        return init_settings, env_settings, NestedSecretsSettingsSource(file_secret_settings)
 
     @cached_property
     def run_dir(self) -> Path:

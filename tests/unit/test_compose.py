@@ -1,0 +1,171 @@
+"""docker-compose.yml read as Compose interpolates it, and its environment read by the settings class."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic_settings import SettingsConfigDict
+
+from processors.pipeline import STAGES
+from streams import jars
+from streams.settings import REPOSITORY, Settings
+
+SECRETS = {"TRUNKLINE_API__KEY": "an-api-key", "TRUNKLINE_CLICKHOUSE__PASSWORD": "a-password"}
+COMPOSE_FILE = REPOSITORY / "docker-compose.yml"
+ENV_EXAMPLE = REPOSITORY / "infra" / "docker" / "example.env"
+
+_VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?:(?P<kind>:-|:\?)(?P<rest>[^}]*))?\}")
+
+
+def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
+    """`${NAME:-default}` and `${NAME:?message}`, which are the forms of the file; KeyError where a required one lacks."""
+    if isinstance(value, dict):
+        return {key: interpolated(item, environment) for key, item in value.items()}
+    if isinstance(value, list):
+        return [interpolated(item, environment) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if found := environment.get(match["name"]):
+            return found
+        if match["kind"] == ":-":
+            return match["rest"]
+        raise KeyError(match["name"])
+
+    return _VARIABLE.sub(replace, value)
+
+
+def services(environment: Mapping[str, str] = SECRETS) -> dict[str, dict[str, Any]]:
+    """The services by name, with what a container finds in its environment under "environment"."""
+    loaded = interpolated(yaml.safe_load(COMPOSE_FILE.read_text())["services"], environment)
+    for service in loaded.values():
+        given = {
+            name: environment.get(name) if item is None else item
+            for name, item in service.get("environment", {}).items()
+        }
+        service["environment"] = {name: str(item) for name, item in given.items() if item is not None}
+    return dict(loaded)
+
+
+def known_variables(model: type[BaseModel] = Settings, prefix: str = "TRUNKLINE_") -> Iterator[str]:
+    """Every variable that the settings read."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from known_variables(kind, f"{prefix}{name}__".upper())
+        else:
+            yield f"{prefix}{name}".upper()
+
+
+OURS = [name for name, service in services().items() if service["image"].startswith("trunkline:") and name != "erp"]
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the given variables the only ones of ours."""
+
+    def replace(environment: Mapping[str, str]) -> None:
+        for name in [name for name in os.environ if name.startswith("TRUNKLINE_")]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    return replace
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_settings_read_the_environment_of_each_service(name: str, only: Any) -> None:
+    only(services()[name]["environment"])
+    settings = Settings()
+    assert settings.kafka.bootstrap_servers == "kafka-1:9092,kafka-2:9092,kafka-3:9092"
+    assert (settings.kafka.replication_factor, settings.kafka.min_insync_replicas) == (3, 2)
+    assert settings.kafka.partitions == 16
+
+
+def test_the_same_settings_hold_the_embedded_defaults(only: Any) -> None:
+    only({})
+    settings = Settings()
+    assert settings.kafka.bootstrap_servers == ""
+    assert settings.clickhouse.host == ""
+    assert settings.kafka.replication_factor == 1
+    assert settings.api.host == "127.0.0.1"
+
+
+def test_the_exposed_gateway_has_a_key_and_finds_clickhouse(only: Any) -> None:
+    only(services()["api"]["environment"])
+    settings = Settings()
+    assert settings.api.host == "0.0.0.0"
+    assert settings.api.key is not None
+    assert settings.api.key.get_secret_value() == "an-api-key"
+    assert (settings.clickhouse.host, settings.clickhouse.password.get_secret_value()) == ("clickhouse", "a-password")
+    assert settings.api.twilio_auth_token is None
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_of_ours_is_a_setting(name: str) -> None:
+    listed = yaml.safe_load(COMPOSE_FILE.read_text())["services"][name]["environment"]
+    assert {variable for variable in listed if variable.startswith("TRUNKLINE_")} <= set(known_variables())
+
+
+def test_every_stage_has_a_worker() -> None:
+    commands = [service.get("command") for service in services().values()]
+    assert [["worker", stage] in commands for stage in STAGES] == [True] * len(STAGES)
+    assert ["api"] in commands
+    assert ["sink"] in commands
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_nothing_starts_without_its_secrets(secret: str) -> None:
+    with pytest.raises(KeyError, match=secret):
+        services({name: value for name, value in SECRETS.items() if name != secret})
+
+
+def test_no_secret_has_a_value_in_the_files() -> None:
+    text = COMPOSE_FILE.read_text() + ENV_EXAMPLE.read_text()
+    given = re.findall(r"^[ #]*(\w*(?:KEY|PASSWORD|TOKEN))[:=] *(\S.*)$", text, re.MULTILINE)
+    assert [(name, value) for name, value in given if not value.startswith("${")] == []
+
+
+def test_images_are_pinned_and_kafka_is_the_embedded_one() -> None:
+    images = {service["image"] for service in services().values()}
+    assert all(re.search(r":v?\d+\.\d+", image) for image in images), images
+    assert f"apache/kafka:{jars.KAFKA_VERSION}" in images
+    stages = re.findall(r"^FROM (\S+)", (REPOSITORY / "infra/docker/Dockerfile").read_text(), re.MULTILINE)
+    assert all(re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", image) for image in stages), stages
+
+
+def test_ports_are_on_loopback_and_containers_of_ours_are_confined() -> None:
+    published = {name: service["ports"] for name, service in services().items() if "ports" in service}
+    assert published == {"api": ["127.0.0.1:8080:8080"], "clickhouse": ["127.0.0.1:8123:8123"]}
+    for name in OURS:
+        service = services()[name]
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+
+
+def test_the_brokers_differ_only_in_their_names() -> None:
+    brokers = [services()[f"kafka-{node}"]["environment"] for node in (1, 2, 3)]
+    assert [broker.pop("KAFKA_NODE_ID") for broker in brokers] == ["1", "2", "3"]
+    assert [broker.pop("KAFKA_ADVERTISED_LISTENERS") for broker in brokers] == [
+        f"PLAINTEXT://kafka-{node}:9092" for node in (1, 2, 3)
+    ]
+    assert brokers[0] == brokers[1] == brokers[2]
+
+
+def test_secret_files_set_what_the_environment_does_not(tmp_path: Path, only: Any) -> None:
+    only({"TRUNKLINE_API__PORT": "9000"})
+    (tmp_path / "trunkline_api__key").write_text("from-a-file\n")
+
+    class Mounted(Settings):
+        model_config = SettingsConfigDict(secrets_dir=str(tmp_path))
+
+    settings = Mounted()
+    assert settings.api.port == 9000
+    assert settings.api.key is not None
+    assert settings.api.key.get_secret_value() == "from-a-file"

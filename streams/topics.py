@@ -28,8 +28,9 @@ _DAY_MS = 24 * 60 * 60 * 1000
 _MIB = 1024 * 1024
 _RETENTION_DAYS = {"voice.audio.in": 32, "voice.audio.out": 32, "voice.deadletters": 92, "voice.deliveries": 92}
 _TEXT_RETENTION_DAYS = 400
-# A dead letter holds a whole record of another topic and its envelope.
-_RECORD_BYTES_MAX = {"voice.audio.in": _MIB // 4, "voice.deadletters": 2 * _MIB}
+# A dead letter holds a whole record of another topic and its envelope. Kafka applies the limit to a batch, not to a
+# record: none is below librdkafka's default batch of 1,000,000 bytes, or other people's bursts would be refused whole.
+_RECORD_BYTES_MAX = {"voice.deadletters": 2 * _MIB}
 
 
 @dataclass(frozen=True, slots=True)

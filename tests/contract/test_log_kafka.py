@@ -86,6 +86,15 @@ async def test_the_order_of_calls_is_the_order_of_offsets(settings: Settings) ->
         assert [default_codec().decode(r.topic, r.value).seq for r in records] == list(range(100))
 
 
+async def test_a_burst_larger_than_a_topics_limit_is_written(settings: Settings) -> None:
+    size = TOPICS["voice.audio.in"].record_bytes_max // 20
+    async with LogProducer(settings, "test") as producer:
+        futures = [producer.publish_raw("voice.audio.in", b"burst", bytes(size)) for _ in range(200)]
+        await producer.flush()
+    offsets = [future.result().offset for future in futures]
+    assert offsets == list(range(offsets[0], offsets[0] + 200))
+
+
 async def test_partitions_are_chosen_as_the_jvm_does(settings: Settings) -> None:
     async with LogProducer(settings, "test") as producer:
         for session_id in [str(uuid.uuid4()) for _ in range(50)]:

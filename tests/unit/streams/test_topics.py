@@ -46,3 +46,7 @@ def test_settings_override_retention_and_demand_replicas() -> None:
 def test_a_dead_letter_has_room_for_any_record() -> None:
     largest = max(topic.record_bytes_max for name, topic in TOPICS.items() if name != "voice.deadletters")
     assert TOPICS["voice.deadletters"].record_bytes_max > largest
+
+
+def test_no_topic_refuses_another_clients_default_batch() -> None:
+    assert min(topic.record_bytes_max for topic in TOPICS.values()) > 1_000_000

@@ -337,10 +337,9 @@ class Call:
             log.error("event not written", session_id=self.summary.session_id, error=str(error))
             self.end("failed", 1011)
 
-    @property
-    def unacknowledged(self) -> int:
-        """Events that the log has not confirmed yet."""
-        return self._unacknowledged
+    def depths(self) -> tuple[int, int]:
+        """See `LiveCall`."""
+        return self._unacknowledged, self._line.waiting_bytes
 
 
 class Connection:

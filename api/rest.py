@@ -195,6 +195,7 @@ def health_routes(router: SessionRouter) -> APIRouter:
     @api.get("/metrics")
     async def metrics() -> Response:
         """Prometheus."""
+        router.measure_queues()
         return Response(generate_latest(router.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return api

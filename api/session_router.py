@@ -65,6 +65,10 @@ class LiveCall(Protocol):
         """Returns when its socket is closed."""
         ...
 
+    def depths(self) -> tuple[int, int]:
+        """Events that the log has not confirmed, and bytes that the client has not taken."""
+        ...
+
 
 class Repeats:
     """The newest event ids of a session, to drop what comes twice."""
@@ -170,6 +174,12 @@ class SessionRouter:
     def find(self, session_id: str) -> LiveCall | None:
         """The live call, if it is here."""
         return self._calls.get(session_id.encode())
+
+    def measure_queues(self) -> None:
+        """Sets the gauges of the fullest queues; for each scrape."""
+        depths = [call.depths() for call in self._calls.values()]
+        self.metrics.queue_depth.labels("incoming", "events").set(max((depth[0] for depth in depths), default=0))
+        self.metrics.queue_depth.labels("outgoing", "bytes").set(max((depth[1] for depth in depths), default=0))
 
     async def end_all(self, reason: str, close_code: int) -> None:
         """Takes no more calls and ends those there are; returns when their sockets are closed."""

@@ -319,6 +319,7 @@ async def test_sessions_over_rest(gateway: Gateway, caller: Caller, peer: Peer, 
         assert (await http.get("/nowhere")).json()["code"] == "not_found"
         metrics = (await http.get("/metrics")).text
         assert 'trunkline_api_sessions_ended_total{channel="websocket",reason="hung_up"} 1.0' in metrics
+        assert 'trunkline_api_queue_depth{queue="outgoing",unit="bytes"} 0.0' in metrics
         assert sid not in metrics
         assert "/v1/sessions/{session_id}" in (await http.get("/openapi.json")).json()["paths"]
 

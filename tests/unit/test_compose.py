@@ -23,7 +23,7 @@ _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?:(?P<kind>:-|:\?)(?P<rest>[^}]*))?\}
 
 
 def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
-    """`${NAME:-default}` and `${NAME:?message}`, which are the forms of the file; KeyError where a required one lacks."""
+    """`${NAME:-default}` and `${NAME:?message}`, the forms of the file; KeyError where a required one lacks."""
     if isinstance(value, dict):
         return {key: interpolated(item, environment) for key, item in value.items()}
     if isinstance(value, list):

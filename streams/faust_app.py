@@ -13,7 +13,7 @@ await run(app, stopping)
 # mypy: allow-subclassing-any
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import faust
@@ -70,6 +70,10 @@ class StageApp(faust.App):
     def on_init_dependencies(self) -> Iterable[Any]:
         """Without Faust's monitor, which costs more for each event than all the rest."""
         return self.boot_strategy.server()  # type: ignore[no-any-return]
+
+    def read_with(self, shell: Callable[[Any], Awaitable[None]]) -> None:
+        """Makes the function the agent that reads the stage's records; the same as `@app.agent(app.records)`."""
+        self.agent(self.records)(shell)
 
     @property
     def ready(self) -> asyncio.Event:

@@ -32,11 +32,11 @@ async def stage(
     """An application whose agent awaits `handle(event)` for each record; it acknowledges nothing by itself."""
     app = create_app(kafka.settings(), group, topics, **options)
 
-    @app.agent(app.records)
     async def shell(stream: Any) -> None:
         async for event in stream.noack().events():
             await handle(event)
 
+    app.read_with(shell)
     stopping = asyncio.Event()
     running = asyncio.create_task(run(app, stopping))
     try:
@@ -49,7 +49,7 @@ async def stage(
 async def eventually(true: Callable[[], Any]) -> None:
     """Waits until it holds."""
     async with asyncio.timeout(LIMIT_S):
-        while not true():  # noqa: ASYNC110: what is waited for happens in other threads and processes
+        while not true():  # noqa: ASYNC110  it happens in other threads and processes
             await asyncio.sleep(0.01)
 
 
@@ -183,7 +183,6 @@ async def test_a_handler_that_raises_stops_the_worker_and_keeps_its_record(
     write(kafka, topic, 5)
     app = create_app(kafka.settings(), group, [topic])
 
-    @app.agent(app.records)
     async def shell(stream: Any) -> None:
         async for event in (stream if acknowledging else stream.noack()).events():
             if event.message.offset == 2:
@@ -191,6 +190,7 @@ async def test_a_handler_that_raises_stops_the_worker_and_keeps_its_record(
             if not acknowledging:
                 event.ack()
 
+    app.read_with(shell)
     with pytest.raises(RuntimeError, match="a bug"):
         await asyncio.wait_for(run(app, asyncio.Event()), LIMIT_S)
     assert committed(kafka, group, topic) == 2

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -56,13 +57,13 @@ async def work(bootstrap_servers: str, group: str, instance: str, topics: str, f
         commit_interval_s=0.2,
     )
 
-    @app.agent(app.records)
-    async def shell(stream: object) -> None:
-        async for event in stream.noack().events():  # type: ignore[attr-defined]
+    async def shell(stream: Any) -> None:
+        async for event in stream.noack().events():
             message = event.message
             notes.write("did", message.topic, message.partition, message.offset)
             event.ack()
 
+    app.read_with(shell)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     await run(app, stopping)

@@ -154,6 +154,7 @@ class IntentSpec(_Part):
     tool: str | None = None
     templates: Mapping[OutcomeName, Variants] = Field(default_factory=dict, description="texts by outcome")
     documents: tuple[str, ...] = Field((), description="knowledge documents that answer it")
+    courtesy: bool = Field(False, description="said beside the matter: gives way to what else is meant")
     escalate: bool = False
     end_call: bool = False
 

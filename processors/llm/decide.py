@@ -11,9 +11,9 @@ from processors.templates import Template
 from schemas.events import Intent
 
 ASK_TRIES_MAX = 2
-# A value from an earlier turn may be acted upon only while the talk is still about it.
 WRITE_MEMORY_TURNS = 3
 OVERRIDE_CONFIDENCE = 0.6
+ALTERNATIVE_CONFIDENCE = 0.7
 
 _FILLERS = word_set(
     "a an and number order it is its it's i my the that that's this please yes yeah yep sure okay ok um uh er oh "
@@ -62,7 +62,7 @@ def decide(agent: Agent, memory: Memory, event: Intent) -> Plan:
     if not any(character.isalnum() for character in text):
         clarification = pick(agent.texts.clarification, event.turn).render(shared)
         return Say(clarification, "clarification", pending=memory.pending)
-    spec = agent.intent(event.intent) if event.confidence >= agent.limits.confidence_min else None
+    spec = _meant(agent, event)
     if agent.escalation.target and ((spec and spec.escalate) or _contains(text, agent.escalation.phrases)):
         return _escalate(agent, spec, event.turn, shared)
     said = {entity.name: entity.value[:VALUE_CHARS_MAX] for entity in event.entities if entity.value}
@@ -73,6 +73,18 @@ def decide(agent: Agent, memory: Memory, event: Intent) -> Plan:
     if spec is None:
         return Look(None)
     return _fulfil(agent, memory, spec, said, event.turn)
+
+
+def _meant(agent: Agent, event: Intent) -> IntentSpec | None:
+    """The intent, unless it is too unsure. In "Hello. Where is my order?" the order is meant, not the greeting."""
+    spec = agent.intent(event.intent) if event.confidence >= agent.limits.confidence_min else None
+    if spec is None or not spec.courtesy:
+        return spec
+    for alternative in event.alternatives:
+        other = agent.intent(alternative.intent)
+        if other is not None and not other.courtesy and alternative.confidence >= ALTERNATIVE_CONFIDENCE:
+            return other
+    return spec
 
 
 def shared_values(agent: Agent, memory: Memory) -> dict[str, object]:
@@ -162,8 +174,10 @@ def _remembered(agent: Agent, memory: Memory, spec: IntentSpec, name: str, turn:
     entity, value = agent.entity(name), memory.known(name)
     if entity is None or value is None or not entity.keep:
         return None
-    acts = spec.tool is not None and agent.tool(spec.tool).effect == "write"
-    return None if acts and turn - value.turn > WRITE_MEMORY_TURNS else value.value
+    if spec.tool is None or agent.tool(spec.tool).effect == "read":
+        return value.value
+    # What acts takes only what it needs, and only while the talk is still about it.
+    return value.value if name not in spec.optional and turn - value.turn <= WRITE_MEMORY_TURNS else None
 
 
 def _ask(agent: Agent, memory: Memory, spec: IntentSpec, slot: Slot, values: Mapping[str, str], tries: int) -> Say:

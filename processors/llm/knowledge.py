@@ -38,58 +38,62 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _Source:
+    """A passage and the rows of the index that it has: one for each sentence, then one for the whole."""
+
     document: str
     passage: Passage
     sentences: tuple[str, ...]
-    sentence: int
+    rows: slice
 
 
 class KnowledgeIndex:
-    """Every sentence of the documents under its headings, as a unit vector; searched by brute force.
+    """Every passage and each of its sentences under their headings, as unit vectors; searched by brute force.
 
     A few thousand sentences take well under a millisecond.
     """
 
-    def __init__(self, rows: Sequence[_Row], vectors: Vectors) -> None:
-        self._rows = tuple(rows)
+    def __init__(self, sources: Sequence[_Source], vectors: Vectors) -> None:
+        self._sources = tuple(sources)
         self._vectors = vectors
 
     @classmethod
     def build(cls, agent: Agent, embed: EmbedTexts) -> "KnowledgeIndex":
         """Embeds the agent's documents, in one request; `embed` returns a row of length 1 for each text."""
-        rows: list[_Row] = []
+        sources: list[_Source] = []
         texts: list[str] = []
         for document in agent.documents:
             for passage in document.passages:
                 sentences = split_sentences(passage.text)
+                if not sentences:
+                    continue
                 about = passage.heading if passage.heading == document.title else f"{document.title}: {passage.heading}"
-                for index, sentence in enumerate(sentences):
-                    rows.append(_Row(document.name, passage, sentences, index))
-                    texts.append(f"{about}. {sentence}" if passage.heading else sentence)
+                prefix = f"{about}. " if passage.heading else ""
+                own = [*sentences, passage.text] if len(sentences) > 1 else list(sentences)
+                rows = slice(len(texts), len(texts) + len(own))
+                sources.append(_Source(document.name, passage, sentences, rows))
+                texts.extend(prefix + text for text in own)
         vectors = np.asarray(embed(tuple(texts)), dtype=np.float32) if texts else np.zeros((0, 1), dtype=np.float32)
-        return cls(rows, vectors)
+        return cls(sources, vectors)
 
     def search(self, vector: Vectors, documents: Sequence[str] = (), passages_max: int = 3) -> list[Hit]:
-        """The best passages, best first, each once; only from `documents` when any are named.
+        """The best passages, best first; only from `documents` when any are named.
 
         A vector of another length than the index's finds nothing.
         """
-        if not self._rows or vector.shape != (self._vectors.shape[1],):
+        if not self._sources or vector.shape != (self._vectors.shape[1],):
             return []
         scores = self._vectors @ vector
-        hits: dict[tuple[str, str], Hit] = {}
-        for index in np.argsort(-scores, kind="stable"):
-            row = self._rows[index]
-            key = (row.document, row.passage.text)
-            if key in hits or (documents and row.document not in documents):
+        hits: list[Hit] = []
+        for source in self._sources:
+            if documents and source.document not in documents:
                 continue
-            hits[key] = Hit(row.document, row.passage, row.sentences, row.sentence, float(scores[index]))
-            if len(hits) == passages_max:
-                break
-        return list(hits.values())
+            own = scores[source.rows]
+            best = int(np.argmax(own[: len(source.sentences)]))
+            hits.append(Hit(source.document, source.passage, source.sentences, best, float(own.max())))
+        return sorted(hits, key=lambda hit: -hit.score)[:passages_max]
 
     def first(self, documents: Sequence[str]) -> Hit | None:
         """The beginning of the first of those documents, for when nothing can be compared."""
-        row = next((row for row in self._rows if row.document in documents), None)
-        return Hit(row.document, row.passage, row.sentences, 0, 0.0) if row else None
+        source = next((source for source in self._sources if source.document in documents), None)
+        return Hit(source.document, source.passage, source.sentences, 0, 0.0) if source else None

@@ -20,6 +20,7 @@ from processors.llm.stage import create_core
 from processors.stage import Answered, Ask, Cancel, Drop, Emit, End, Failed, Outcome, Position, Received, Refuse
 from schemas.event import Event
 from schemas.events import (
+    Alternative,
     Control,
     ControlKind,
     Entity,
@@ -288,6 +289,30 @@ def test_the_whole_utterance_is_the_problem_of_a_ticket(call: Call) -> None:
     }
     call.tool(201, {"number": "7001"})
     assert "ticket 7 0 0 1" in call.said(2)
+
+
+def test_what_acts_takes_from_memory_only_what_it_needs_and_only_fresh(call: Call) -> None:
+    call.receive(intent(1, "order_status", "order 1042", order_number="1042"))
+    call.tool(200, SHIPPED)
+    call.receive(intent(2, "start_return", "I want to return it"))
+    assert json.loads(call.ask("tools").request.body) == {"order_number": "1042"}
+    call.tool(201, {})
+    call.receive(intent(3, "open_ticket", "open a ticket"))
+    call.receive(intent(4, "none", "it is broken", 0.1))
+    assert json.loads(call.ask("tools").request.body)["order_number"] == ""
+    call.tool(201, {"number": 1})
+    call.receive(intent(9, "start_return", "I want to return it"))
+    assert "order number" in call.said(9)
+
+
+@pytest.mark.parametrize(("confidence", "answered"), [(0.9, "opening_hours"), (0.5, "greeting")])
+def test_a_courtesy_gives_way_to_what_else_is_meant(call: Call, confidence: float, answered: str) -> None:
+    hello = intent(1, "greeting", "hello. when are you open", 1.0)
+    others = (Alternative("thanks", 0.9), Alternative("opening_hours", confidence))
+    call.receive(replace(hello, alternatives=others))
+    if call.asks:
+        call.embedded()
+    assert call.last().intent == answered
 
 
 def test_words_cannot_change_a_tools_path(call: Call) -> None:

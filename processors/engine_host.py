@@ -372,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
     started_s = time.monotonic()
     try:
         engine = load(settings, role)
-    except (models.ModelError, ConfigError, EngineError) as error:
+    except (models.ModelError, ConfigError, EngineError, ValueError) as error:
         log.critical("engine not started", role=role, why=str(error))
         return os.EX_CONFIG
     load_ms = round(1000 * (time.monotonic() - started_s))

@@ -21,6 +21,7 @@ from streams.settings import Settings
 from tests.support.engines import HostProcess, replies, running_host, settings_in
 
 KEY = "a-key-of-the-test"
+STORY = Generate((Message("user", "Tell me a very long story."),), max_tokens=1900, temperature=0.0)  # takes a minute
 SYSTEM = Message("system", "You are a friendly shop assistant. Answer in one short sentence.")
 
 
@@ -113,7 +114,7 @@ async def test_two_answers_at_once_do_not_mix(client: EngineClient) -> None:
 async def test_closing_the_stream_frees_the_model_at_once(client: EngineClient) -> None:
     """Both slots are taken by answers that would run for minutes; closed, they make room for the next."""
     for _ in range(2):
-        streams = [client.ask(chat("Tell me a very long story.", max_tokens=1900), 300) for _ in range(2)]
+        streams = [client.ask(STORY, 300) for _ in range(2)]
         for stream in streams:
             async with aclosing(stream):
                 assert isinstance(await anext(stream), Generated)
@@ -131,7 +132,7 @@ async def test_an_ask_is_cancelled_while_its_prompt_is_read(client: EngineClient
 
 async def test_the_deadline_ends_an_answer_in_the_middle(client: EngineClient) -> None:
     with pytest.raises(EngineError) as raised:
-        await pieces(client, chat("Tell me a very long story.", max_tokens=1900), 1.0)
+        await pieces(client, STORY, 1.0)
     assert raised.value.reason == "timeout"
     assert (await pieces(client, chat("Hello?")))[-1].tokens_out > 0
 
@@ -163,7 +164,7 @@ async def test_the_real_model_killed_in_the_middle_of_an_answer(tmp_path: Path) 
     settings = settings_in(tmp_path, threads=1)
     client = SocketEngine(settings, "llm")
     with running_host(settings, "llm") as first:
-        stream = client.ask(chat("Tell me a very long story.", max_tokens=1900), 300)
+        stream = client.ask(STORY, 300)
         await anext(stream)
         first.process.send_signal(signal.SIGKILL)
         with pytest.raises(EngineError, match="crashed"):

@@ -1,0 +1,152 @@
+"""One suite for every voice, on the real models: what they say is heard again by a real recogniser."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faster_whisper import WhisperModel
+
+from processors import models
+from processors.engine import Capabilities, Embed, EngineError, Speak, Spoken
+from processors.engine_client import SocketEngine
+from processors.tts.engine import ENGINES, create
+from streams.settings import Settings
+from tests.support.engines import HostProcess, replies, running_host, settings_in
+
+Hear = Callable[[bytes], list[str]]
+HZ = 16000
+LONG = "You can return anything within thirty days. " * 8
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    with running_host(settings_in(tmp_path_factory.mktemp("tts"), tts=request.param), "tts") as host:
+        yield host
+
+
+@pytest.fixture
+async def client(host: HostProcess) -> AsyncIterator[SocketEngine]:
+    client = SocketEngine(host.settings, "tts")
+    yield client
+    await client.close()
+
+
+@pytest.fixture(scope="module")
+def hear() -> Hear:
+    """Transcribes PCM16 with another model; returns lower-case words and numbers."""
+    model = models.resolve(Settings(), "whisper-tiny-en")
+    whisper = WhisperModel(str(model.directory), device="cpu", compute_type="int8", cpu_threads=1)
+
+    def words(pcm: bytes) -> list[str]:
+        samples = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+        segments, _ = whisper.transcribe(samples, language="en", beam_size=5, temperature=0.0)
+        return re.findall(r"[a-z']+|\d+", "".join(segment.text for segment in segments).lower())
+
+    return words
+
+
+async def speech(client: SocketEngine, request: Speak, deadline_s: float = 60) -> list[Spoken]:
+    return [reply for reply in await replies(client, request, deadline_s) if isinstance(reply, Spoken)]
+
+
+async def say(client: SocketEngine, text: str) -> bytes:
+    return b"".join(piece.pcm for piece in await speech(client, Speak(text)))
+
+
+async def test_it_says_what_it_is(client: SocketEngine) -> None:
+    capabilities: Capabilities = await client.capabilities(30)
+    assert (capabilities.role, capabilities.streaming, capabilities.sample_rate_hz) == ("tts", True, HZ)
+    assert capabilities.licence
+
+
+@pytest.mark.parametrize(
+    "text", ["Your order is on its way and should arrive on Tuesday.", "You can return anything within a month."]
+)
+async def test_a_listener_hears_the_words(client: SocketEngine, hear: Hear, text: str) -> None:
+    assert await asyncio.to_thread(hear, await say(client, text)) == text.lower().rstrip(".").split()
+
+
+async def test_a_listener_hears_each_digit_of_an_order_number(client: SocketEngine, hear: Hear) -> None:
+    heard = "".join(await asyncio.to_thread(hear, await say(client, "Your order number is 48213.")))
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    for digit, name in enumerate(names):
+        heard = heard.replace(name, str(digit))
+    assert heard.endswith("48213")
+
+
+async def test_speech_comes_in_pieces_of_whole_samples(client: SocketEngine) -> None:
+    pieces = await speech(client, Speak("Hello, this is Pine and Peak. How can I help you today?"))
+    assert len(pieces) > 3
+    assert all(piece.pcm and len(piece.pcm) % 2 == 0 and len(piece.pcm) <= HZ * 2 for piece in pieces)
+    assert all(piece.model and piece.compute_ms > 0 for piece in pieces)
+
+
+async def test_speech_starts_at_once_and_is_neither_faint_nor_clipped(client: SocketEngine) -> None:
+    samples = np.frombuffer(await say(client, "Hello, this is Pine and Peak."), "<i2").astype(np.int32)
+    loud = np.flatnonzero(np.abs(samples) > 0.03 * 32768)
+    assert loud[0] < 0.12 * HZ
+    assert len(samples) - loud[-1] < 0.6 * HZ
+    assert 0.1 < np.abs(samples).max() / 32768 < 0.99
+
+
+async def test_speed_changes_the_length(client: SocketEngine) -> None:
+    text = "You can return anything within a month."
+    slow, plain, fast = [
+        sum(len(piece.pcm) for piece in await speech(client, Speak(text, speed=speed))) for speed in (0.7, 1.0, 1.5)
+    ]
+    assert slow > 1.2 * plain
+    assert fast < 0.85 * plain
+
+
+async def test_the_same_sentence_is_the_same_sound(client: SocketEngine) -> None:
+    assert await say(client, "Hello there.") == await say(client, "Hello there.")
+
+
+@pytest.mark.parametrize("text", ["", "   ", "...", "🙂", "\n\t"])
+async def test_without_words_there_is_no_sound(client: SocketEngine, text: str) -> None:
+    assert await say(client, text) == b""
+
+
+@pytest.mark.parametrize(
+    "text", ["ok", "Grüße aus Köln", "日本語", "a" * 300, "\u202e\x00x", "1" * 60, "?!" * 50 + "a"]
+)
+async def test_odd_text_never_breaks_the_voice(client: SocketEngine, text: str) -> None:
+    await say(client, text)
+    assert await say(client, "Hello.")
+
+
+async def test_what_it_cannot_say_is_refused_by_name(client: SocketEngine) -> None:
+    for request, expected in (
+        (Speak("x" * 5001), "expected at most 5000 characters, found 5001"),
+        (Speak("Hi", voice="nobody"), "found 'nobody'"),
+        (Speak("Hi", language="de"), "expected language en, found 'de'"),
+        (Speak("Hi", speed=9), "expected a speed of 0.5 to 2.0, found 9"),
+        (Speak("Hi", speed=float("nan")), "expected a speed"),
+        (Embed(("Hi",)), "expected Speak, found Embed"),
+    ):
+        with pytest.raises(EngineError) as raised:
+            await replies(client, request)
+        assert raised.value.reason == "invalid"
+        assert expected in raised.value.detail
+
+
+async def test_a_sentence_is_dropped_in_the_middle(client: SocketEngine) -> None:
+    for _ in range(4):
+        async with aclosing(client.ask(Speak(LONG), 60)) as stream:
+            assert isinstance(await anext(stream), Spoken)
+    assert await say(client, "Hello.")
+
+
+async def test_several_sentences_at_once_do_not_mix(client: SocketEngine) -> None:
+    sentences = ["Hello there.", "Your order is on its way.", "We are open until six."]
+    alone = [await say(client, sentence) for sentence in sentences]
+    assert await asyncio.gather(*(say(client, sentence) for sentence in sentences)) == alone
+
+
+def test_an_unknown_engine_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="TRUNKLINE_ENGINES__TTS: expected hibari, found 'nothing'"):
+        create(settings_in(tmp_path, tts="nothing"))

@@ -192,9 +192,8 @@ def _contains(text: str, phrases: tuple[str, ...]) -> bool:
 
 
 def _is_bare_answer(event: Intent) -> bool:
-    """Whether little more than values was said, as in answer to a question."""
+    """Whether nothing but values was said, as in answer to a question: "return 1187" says more than "it is 1187"."""
     rest = event.text
     for entity in sorted(event.entities, key=lambda entity: -entity.start):
         rest = f"{rest[: entity.start]} {rest[entity.end :]}"
-    words = [word for word in re.findall(r"[a-z']+", rest.lower()) if word not in _FILLERS]
-    return len(words) <= 1
+    return not set(re.findall(r"[a-z']+", rest.lower())) - _FILLERS

@@ -1,0 +1,96 @@
+"""Events as rows: the pure part of the sink. One topic is one table, one event one row."""
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+from schemas.event import Event, Part
+from schemas.events import (
+    EVENTS,
+    AudioFrame,
+    Control,
+    DeadLetter,
+    Delivery,
+    Intent,
+    Response,
+    Session,
+    SpeechChunk,
+    Transcript,
+)
+from streams.codec import CodecError
+
+TABLES: Mapping[type[Event], str] = {
+    AudioFrame: "audio_frames",
+    Control: "controls",
+    DeadLetter: "dead_letters",
+    Delivery: "deliveries",
+    Intent: "intents",
+    Response: "responses",
+    Session: "sessions",
+    SpeechChunk: "speech_chunks",
+    Transcript: "transcripts",
+}
+TABLE_OF_TOPIC: Mapping[str, str] = {event.TOPIC: TABLES[event] for event in EVENTS}
+
+_UUIDS = frozenset({"event_id", "session_id", "causation_id"})
+# DateTime64(6) in ClickHouse: 1900 to 2299.
+_TIME_US = range(-2_208_988_800_000_000, 10_413_792_000_000_000)
+_TIMES = frozenset({"occurred_at", "captured_at", "speech_ended_at"})
+
+Extract = Callable[[Any], Any]
+
+
+def columns(event: type[Event]) -> tuple[str, ...]:
+    """The columns that a row of this kind fills, in the order of `row`."""
+    return (*(column for column, _ in _plan(event)), "kafka_partition", "kafka_offset")
+
+
+def row(event: Event, partition: int, offset: int) -> tuple[Any, ...]:
+    """The event as a row. Raises CodecError(invalid_field) naming a field that its column cannot hold."""
+    return (*(extract(event) for _, extract in _plan(type(event))), partition, offset)
+
+
+@cache
+def _plan(event: type[Event]) -> tuple[tuple[str, Extract], ...]:
+    return tuple(_column(event, field.name) for field in fields(event))
+
+
+def _column(event: type[Event], name: str) -> tuple[str, Extract]:
+    if name == "pcm":
+        return "pcm_bytes", lambda value: len(value.pcm)
+    if name in _UUIDS:
+        return name, lambda value: _uuid(name, getattr(value, name))
+    if name in _TIMES:
+        return name, lambda value: _time(name, getattr(value, name))
+    if name in event.PARTS:
+        return name, lambda value: [_part(part) for part in getattr(value, name)]
+    if name in event.ENUMS:
+        return name, lambda value: str(getattr(value, name))
+    return name, lambda value: _plain(getattr(value, name))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _part(part: Part) -> dict[str, Any]:
+    return part.to_record()
+
+
+def _uuid(name: str, value: str | None) -> uuid.UUID | None:
+    if value is None:
+        return None
+    try:
+        return uuid.UUID(value)
+    except ValueError:
+        raise CodecError("invalid_field", f"{name}: a UUID is expected") from None
+
+
+def _time(name: str, value: int | None) -> int | None:
+    if value is not None and value not in _TIME_US:
+        raise CodecError("invalid_field", f"{name}: microseconds between the years 1900 and 2299 are expected")
+    return value

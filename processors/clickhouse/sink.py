@@ -1,0 +1,209 @@
+"""The sink's process: `python -m processors.clickhouse.sink`.
+
+It reads every topic of events, without a consumer group's rebalances, and writes batches. A batch is first planned
+(which offsets of which partitions), then written table by table under a token that makes a repeat harmless, then the
+offsets move. A crash in between repeats exactly the planned batch, so every record has one row.
+"""
+
+import asyncio
+import signal
+import sys
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+import uvloop
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from prometheus_client import Counter, Gauge, start_http_server
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+
+from processors.clickhouse.http import Questions, serve
+from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row
+from processors.clickhouse.store import Store
+from processors.dead_letters import DeadLetters
+from processors.stage import Position
+from schemas.event import Event
+from schemas.events import AudioFrame, DeadLetter, Delivery, SpeechChunk
+from streams import ready
+from streams.client import Partition
+from streams.clock import Clock, SystemClock
+from streams.codec import Codec, CodecError
+from streams.consumer import BEGINNING, LogReader, Record, read_range
+from streams.logs import configure
+from streams.producer import LogProducer
+from streams.registry import codec_for
+from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+GROUP = "trunkline.clickhouse"
+# Topics that no stage reads: the sink sends their undecodable records to the dead letters.
+GUARDED = frozenset(event.TOPIC for event in (SpeechChunk, Delivery, DeadLetter))
+SEEN_MAX = 200_000
+
+rows_written = Counter("trunkline_sink_rows", "Rows written.", ["table"])
+batches_written = Counter("trunkline_sink_batches", "Batches written.")
+repeats = Counter("trunkline_sink_repeats", "Records whose event was already there.")
+unreadable = Counter("trunkline_sink_unreadable", "Records that are no event.", ["reason"])
+waiting = Gauge("trunkline_sink_waiting", "Records read and not yet written.")
+
+
+class Sink:
+    """Turns records into batches; `run` works until it is cancelled."""
+
+    def __init__(self, settings: Settings, store: Store, producer: LogProducer, codec: Codec, clock: Clock) -> None:
+        self._settings = settings
+        self._store = store
+        self._codec = codec
+        self._clock = clock
+        self._letters = DeadLetters("clickhouse", producer.publish, clock, settings.dead_letters_per_minute_max)
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._batch = 0
+
+    async def start(self) -> None:
+        """Migrates and finishes the batch that a crash interrupted."""
+        await self._patiently(self._store.migrate)
+        self._batch, plan = await self._patiently(self._store.last_plan)
+        offsets = await self._patiently(self._store.offsets)
+        if any(last >= offsets.get(partition, 0) for partition, (_, last) in plan.items()):
+            log.info("batch_repeated", batch=self._batch)
+            ranges = {partition: (first, last + 1) for partition, (first, last) in plan.items()}
+            records = [record async for record in read_range(self._settings, ranges, f"{GROUP}.repeat")]
+            await self._write(self._batch, plan, await self._tables(records))
+
+    async def run(self) -> None:
+        """Reads from where the tables end, for ever."""
+        offsets = await self._patiently(self._store.offsets)
+        async with LogReader(self._settings, GROUP, GROUP, self._settings.clickhouse.batch_rows_max) as reader:
+            starts: dict[Partition, int] = {}
+            for topic in TABLE_OF_TOPIC:
+                for partition in await reader.partitions(topic):
+                    starts[partition] = offsets.get(partition, BEGINNING)
+            first = await reader.begin_offsets(starts)
+            await reader.add({partition: max(start, first[partition]) for partition, start in starts.items()})
+            while await reader.more():
+                await self._clock.sleep(self._settings.clickhouse.batch_wait_ms / 1000)
+                records = reader.take()
+                if records:
+                    await self._store_batch(records, reader)
+
+    async def _store_batch(self, records: Sequence[Record], reader: LogReader) -> None:
+        waiting.set(len(records))
+        ranges: dict[Partition, tuple[int, int]] = {}
+        for record in records:
+            partition = Partition(record.topic, record.partition)
+            ranges[partition] = (ranges.get(partition, (record.offset, 0))[0], record.offset)
+        tables = await self._tables(records)
+        self._batch += 1
+        await self._patiently(self._store.plan, self._batch, ranges)
+        await self._write(self._batch, ranges, tables)
+        await reader.commit({partition: last + 1 for partition, (_, last) in ranges.items()})
+        waiting.set(0)
+
+    async def _tables(self, records: Sequence[Record]) -> Mapping[type[Event], list[tuple[Any, ...]]]:
+        """Rows by kind of event; what is no event goes to the dead letters before its batch is written."""
+        tables: dict[type[Event], list[tuple[Any, ...]]] = defaultdict(list)
+        letters = []
+        for record in records:
+            try:
+                event = self._codec.decode_keyed(record.topic, record.key, record.value)
+                found = row(event, record.partition, record.offset)
+            except CodecError as error:
+                unreadable.labels(error.reason).inc()
+                if record.topic in GUARDED:
+                    position = Position(record.topic, record.partition, record.offset)
+                    headers = {name: value for name, value in record.headers if value is not None}
+                    letters.append(
+                        asyncio.ensure_future(
+                            self._letters.send(position, record.key, record.value, headers, error.reason, error.detail)
+                        )
+                    )
+                continue
+            if isinstance(event, AudioFrame) or self._first(event.event_id):
+                tables[type(event)].append(found)
+        await asyncio.gather(*letters)
+        return tables
+
+    def _first(self, event_id: str) -> bool:
+        """The first event with an id is the truth; a repeat long after is merged away by the table itself."""
+        if event_id in self._seen:
+            repeats.inc()
+            return False
+        self._seen[event_id] = None
+        if len(self._seen) > SEEN_MAX:
+            self._seen.popitem(last=False)
+        return True
+
+    async def _write(
+        self,
+        batch: int,
+        ranges: Mapping[Partition, tuple[int, int]],
+        tables: Mapping[type[Event], list[tuple[Any, ...]]],
+    ) -> None:
+        for event, rows in tables.items():
+            await self._patiently(self._store.write, batch, TABLES[event], columns(event), rows)
+            rows_written.labels(TABLES[event]).inc(len(rows))
+        await self._patiently(self._store.written, ranges)
+        batches_written.inc()
+
+    async def _patiently(self, work: Any, *arguments: Any) -> Any:
+        """Does it off the loop; while ClickHouse is away it tries again, and the log waits in Kafka meanwhile."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type((ClickHouseError, OSError)),
+            wait=wait_exponential_jitter(initial=0.2, max=5),
+            before_sleep=lambda state: log.warning("clickhouse_away", attempt=state.attempt_number),
+            reraise=True,
+        ):
+            with attempt:
+                return await asyncio.to_thread(work, *arguments)
+        raise AssertionError("tries without end")
+
+
+async def work(settings: Settings) -> None:
+    """Runs the sink, and the embedded ClickHouse's HTTP interface, until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    codec = codec_for(settings)
+    store = await asyncio.to_thread(Store, settings, GROUP)
+    producer = LogProducer(settings, GROUP, codec)
+    sink = Sink(settings, store, producer, codec, SystemClock())
+    await sink.start()
+    server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
+    facts = {"metrics_port": server.server_port}
+    if not settings.clickhouse.host:
+        http, serving, facts["http_port"] = await serve(settings, await asyncio.to_thread(Questions, settings))
+    running = loop.create_task(sink.run(), name="sink")
+    ready.announce(settings, "clickhouse", **facts)
+    stopped = loop.create_task(stopping.wait())
+    await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    ready.withdraw(settings, "clickhouse")
+    failure = running.exception() if running.done() else None
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    if not settings.clickhouse.host:
+        http.should_exit = True
+        await serving
+    await producer.close()
+    await asyncio.to_thread(store.close)
+    server.shutdown()
+    if failure is not None:
+        raise failure
+
+
+def main() -> int:
+    """Exits 0 after an orderly stop, 1 after a failure."""
+    settings = Settings()
+    configure(settings, "clickhouse")
+    try:
+        uvloop.run(work(settings))
+    except Exception:
+        log.exception("sink_failed")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -64,6 +64,8 @@ class StageApp(faust.App):
 
     BootStrategy = Boot
     transport_options: Options
+    #: Set while this worker is in the group and every partition it was given is prepared and delivers.
+    ready: asyncio.Event
     #: The stage's topics as one channel of raw records.
     records: Any
 
@@ -74,11 +76,6 @@ class StageApp(faust.App):
     def read_with(self, shell: Callable[[Any], Awaitable[None]]) -> None:
         """Makes the function the agent that reads the stage's records; the same as `@app.agent(app.records)`."""
         self.agent(self.records)(shell)
-
-    @property
-    def ready(self) -> asyncio.Event:
-        """Set while this worker is in the group and every partition it was given is prepared and delivers."""
-        return self.consumer.ready  # type: ignore[no-any-return]
 
     async def on_stop(self) -> None:
         """Gives the partitions up first, while the stage can still finish what is in flight."""
@@ -149,6 +146,7 @@ def create_app(
         revoke_limit_s=revoke_limit_s,
         held_records_max=buffer_records_max,
     )
+    app.ready = asyncio.Event()
     app.records = app.topic(*topics, key_serializer="raw", value_serializer="raw")
     return app
 

@@ -55,8 +55,6 @@ class Consumer(ThreadDelegateConsumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         #: Records taken from the thread; it waits when they lag behind what it handed over.
         self.records_seen = 0
-        #: Set while every assigned partition is prepared and delivers.
-        self.ready = asyncio.Event()
         self._owned: dict[TP, Owned] = {}
         self._generation = 0
         self._generations: dict[int, dict[TP, Owned]] = {}
@@ -65,6 +63,8 @@ class Consumer(ThreadDelegateConsumer):
         self._commit_lock = asyncio.Lock()
         self._draining = False
         super().__init__(*args, **kwargs)
+        #: Set while every assigned partition is prepared and delivers; the application's own, where it has one.
+        self.ready: asyncio.Event = getattr(self.app, "ready", None) or asyncio.Event()
 
     @property
     def options(self) -> Options:

@@ -65,6 +65,8 @@ class Call:
         self._playback = Playback(settings.barge_in_ms)
         self._frames = Frames(settings.frame_ms)
         self._repeats = Repeats()
+        # What a stage answers before the log's acknowledgement is here waits until the client is told of the start.
+        self._early: list[Event] | None = []
         self._seqs = {"session": 0, "control": 0}
         self._frame_count = 0
         self._sample_count = 0
@@ -99,6 +101,9 @@ class Call:
         self._line.send(
             self._dialect.started(Started(self.summary.session_id, self.summary.agent, self._router.resume_token()))
         )
+        early, self._early = self._early or [], None
+        for event in early:
+            self.deliver(event)
         if not self.ended.is_set():
             self._watch = asyncio.create_task(self._watch_limits())
         log.info("call started", session_id=self.summary.session_id, agent=self.summary.agent)
@@ -154,6 +159,9 @@ class Call:
 
     def deliver(self, event: Event) -> None:
         """See `LiveCall`."""
+        if self._early is not None:
+            self._early.append(event)
+            return
         if self.ended.is_set() or not self._repeats.add(event.event_id):
             return
         if isinstance(event, Control):

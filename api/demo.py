@@ -24,18 +24,26 @@ from api.conversation import ConversationView
 from api.errors import OperatorError
 from api.platform import api_url, lay_out
 from api.supervisor import hold
+from schemas.event import Event
+from schemas.events import Intent, SpeechChunk, SpeechChunkKind, Transcript, TranscriptKind
 from streams.codec import default_codec
 from streams.consumer import session_records
 from streams.settings import REPOSITORY, Settings
 from streams.yamlfile import ConfigError, load_yaml
 
 ResultT = TypeVar("ResultT")
+Facts = dict[str, str]
 
 SCRIPT = REPOSITORY / "infra" / "demo" / "script.yaml"
 
 _TABLES_WITHIN_S = 15.0
 
-TOPIC_OF = {"transcripts": "voice.transcripts", "intents": "voice.intents", "responses": "voice.responses"}
+TOPIC_OF = {
+    "transcripts": "voice.transcripts",
+    "intents": "voice.intents",
+    "responses": "voice.responses",
+    "speech_chunks": "voice.audio.out",
+}
 # What is counted in the tables and on the topics: (table, kind).
 COUNTS: Mapping[str, tuple[str, str]] = {
     "final transcripts": ("transcripts", "final"),
@@ -45,10 +53,6 @@ COUNTS: Mapping[str, tuple[str, str]] = {
     "sentences": ("responses", "sentence"),
     "completed turns": ("responses", "completed"),
 }
-TURNS = """
-SELECT turn, anyIf(intent, intent != '') AS intent, count() AS events
-FROM responses FINAL WHERE session_id = '{session}' GROUP BY turn ORDER BY turn
-"""
 
 
 class ScriptTurn(BaseModel):
@@ -136,39 +140,61 @@ async def _call(settings: Settings, script: Script, turns: Sequence[Spoken]) -> 
 
 
 async def _account(settings: Settings, result: CallResult) -> bool:
-    """Prints what ClickHouse knows of the call beside what the topics hold; says whether the numbers agree."""
+    """Prints what ClickHouse knows of the call beside what the topics hold; says whether they agree."""
     with log_errors(settings):
-        on_topics = await _counted_on_topics(settings, result.session_id)
+        on_topics = await _facts_on_topics(settings, result.session_id)
     deadline_s = time.monotonic() + _TABLES_WITHIN_S
     while True:
-        in_tables = await asyncio.to_thread(_counted_in_tables, settings, result.session_id)
+        in_tables = await asyncio.to_thread(_facts_in_tables, settings, result.session_id)
         if in_tables == on_topics or time.monotonic() > deadline_s:
             break
         await asyncio.sleep(0.25)
-    print("The call in ClickHouse, beside the topics:")
-    rows = [(name, in_tables[name], on_topics[name]) for name in COUNTS]
-    print_table(("", "ClickHouse", "Kafka"), rows, right=("ClickHouse", "Kafka"))
-    print("\nIts turns, by ClickHouse (ms of work, and from end of speech to first audio on the log):")
-    answer = await asyncio.to_thread(ask, settings, TURNS.format(session=_checked(result.session_id)))
-    print_table([column["name"] for column in answer["meta"]], answer["data"])
+    print("The call in ClickHouse, beside the topics it came from:")
+    names = sorted({*in_tables, *on_topics}, key=lambda name: (name.startswith("turn "), name))
+    rows = [(name, in_tables.get(name, "-"), on_topics.get(name, "-")) for name in names]
+    print_table(("", "ClickHouse", "Kafka"), rows)
+    print()
     return in_tables == on_topics
 
 
-async def _counted_on_topics(settings: Settings, session_id: str) -> dict[str, int]:
+async def _facts_on_topics(settings: Settings, session_id: str) -> Facts:
+    """The counts of `COUNTS`, and each turn's intent and milliseconds from end of speech to first audio."""
     codec = default_codec()
     records = await session_records(settings, session_id, tuple(TOPIC_OF.values()))
-    kinds = Counter(
-        (record.topic, str(getattr(codec.decode(record.topic, record.value), "kind", ""))) for record in records
-    )
-    return {name: kinds[TOPIC_OF[table], kind] for name, (table, kind) in COUNTS.items()}
+    return facts_of([codec.decode(record.topic, record.value) for record in records])
 
 
-def _counted_in_tables(settings: Settings, session_id: str) -> dict[str, int]:
-    counted = {}
+def facts_of(events: Sequence[Event]) -> Facts:
+    """What is compared, from a call's events."""
+    kinds = Counter((event.TOPIC, str(getattr(event, "kind", ""))) for event in events)
+    facts: Facts = {name: str(kinds[TOPIC_OF[table], kind]) for name, (table, kind) in COUNTS.items()}
+    intents = {event.turn: event.intent for event in events if isinstance(event, Intent)}
+    ended, sounded = dict[int, int](), dict[int, int]()
+    for event in events:
+        if isinstance(event, Transcript) and event.kind is TranscriptKind.FINAL and event.speech_ended_at is not None:
+            ended[event.turn] = min(event.speech_ended_at, ended.get(event.turn, event.speech_ended_at))
+        elif isinstance(event, SpeechChunk) and event.kind is SpeechChunkKind.AUDIO:
+            sounded[event.turn] = min(event.occurred_at, sounded.get(event.turn, event.occurred_at))
+    for turn in ended.keys() & sounded.keys():
+        facts[f"turn {turn}"] = _turn_fact(intents.get(turn, ""), (sounded[turn] - ended[turn]) / 1000)
+    return facts
+
+
+def _facts_in_tables(settings: Settings, session_id: str) -> Facts:
+    session = f"session_id = '{_checked(session_id)}'"
+    facts = {}
     for name, (table, kind) in COUNTS.items():
-        query = f"SELECT count() FROM {table} FINAL WHERE session_id = '{_checked(session_id)}' AND kind = '{kind}'"
-        counted[name] = int(ask(settings, query)["data"][0][0])
-    return counted
+        query = f"SELECT count() FROM {table} FINAL WHERE {session} AND kind = '{kind}'"
+        facts[name] = str(ask(settings, query)["data"][0][0])
+    intents = dict(ask(settings, f"SELECT turn, intent FROM intents FINAL WHERE {session}")["data"])
+    turns = f"SELECT turn, total_ms FROM turns WHERE {session} AND total_ms IS NOT NULL"
+    for turn, total_ms in ask(settings, turns)["data"]:
+        facts[f"turn {turn}"] = _turn_fact(intents.get(turn, ""), total_ms)
+    return facts
+
+
+def _turn_fact(intent: str, total_ms: float) -> str:
+    return f"{intent}, {total_ms:.0f} ms to first audio"
 
 
 def _checked(session_id: str) -> str:

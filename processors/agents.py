@@ -63,6 +63,9 @@ class Limits(_Part):
     sentences_max: int = Field(3, ge=1, le=10, description="sentences of a freely generated answer")
     tokens_max: int = Field(120, ge=16, le=2000, description="tokens of a freely generated answer")
     turn_s_max: float = Field(12.0, gt=0, le=120, description="seconds that an answer may take in all")
+    first_sentence_ms_max: int = Field(
+        800, ge=50, le=60_000, description="how long a freely generated answer may take to begin"
+    )
     history_turns: int = Field(12, ge=1, le=50, description="turns that the language model is told")
     knowledge_score_min: float = Field(0.5, ge=0, le=1, description="similarity from which a passage answers")
     confidence_min: float = Field(0.3, ge=0, le=1, description="below it an intent counts as none")

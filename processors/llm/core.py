@@ -18,13 +18,27 @@ from processors.agents import Agent, IntentSpec, Tool
 from processors.engine import Embed, Embedded, Generate, Generated, Message, ToolReturned
 from processors.llm import memory as remembering
 from processors.llm.decide import Call, Look, Plan, Say, decide, pick, shared_values, template_values
-from processors.llm.grounding import is_grounded
+from processors.llm.grounding import is_grounded, is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
 from processors.llm.memory import Exchange, Memory, Pending
 from processors.llm.requests import render_call, tool_outcome
 from processors.llm.sentences import split_sentences, take_sentences
 from processors.llm.turn import Made, ToolCall, Turn, cancelled, complete, opened, respond, speak
-from processors.stage import Answered, Ask, Cancel, Drop, End, Failed, Happening, Outcome, Received, Refuse, Step
+from processors.stage import (
+    Answered,
+    Ask,
+    Cancel,
+    Drop,
+    End,
+    Failed,
+    Happening,
+    Outcome,
+    Received,
+    Refuse,
+    Step,
+    Wake,
+    Woken,
+)
 from processors.templates import RenderError
 from schemas.events import Control, ControlKind, Intent, Response, ResponseKind, Session, SessionKind
 
@@ -82,6 +96,8 @@ class Conversation:
                 return self._intent(state, event, happening.recorded, now_us)
             case Received(Control() as event):
                 return self._control(state, event, now_us)
+            case Woken(name):
+                return self._woken(state, name, now_us)
             case Answered(ask_id) | Failed(ask_id):
                 turn = next((turn for turn in state.open if turn.ask_id == ask_id), None)
                 if turn is None:
@@ -361,7 +377,17 @@ class Conversation:
         turn = replace(turn, told=told, ask_id=f"turn-{turn.number}-model")
         request = Generate(messages, max_tokens=agent.limits.tokens_max)
         ask = Ask(turn.ask_id, "llm", request, agent.limits.turn_s_max)
-        return Step(_with(state, turn), (*outcomes, ask))
+        patience = Wake(turn.ask_id, now_us + agent.limits.first_sentence_ms_max * 1000)
+        return Step(_with(state, turn), (*outcomes, ask, patience))
+
+    def _woken(self, state: State, name: str, now_us: int) -> Step[State]:
+        """The model has not made a sentence in time: callers would rather hear that there is no answer."""
+        turn = next((turn for turn in state.open if turn.ask_id == name), None)
+        if turn is None or turn.sentences:
+            return Step(state)
+        agent = self._agents[turn.cause.agent_id]
+        step = self._give_up(state, agent, replace(turn, ask_id=""), "clarification", now_us)
+        return Step(step.state, (Cancel(name), *step.outcomes))
 
     def _generated(self, state: State, turn: Turn, happening: Answered | Failed, now_us: int) -> Step[State]:
         agent = self._agents[turn.cause.agent_id]
@@ -395,13 +421,13 @@ class Conversation:
         for text in texts:
             if text in turn.sentences:
                 continue
-            if not is_grounded(text, turn.told):
+            if not is_grounded(text, turn.told) or is_repetitive(text):
                 return turn, outcomes, True
             turn, spoken = speak(turn, (text,), "model", now_us)
             outcomes += spoken
             if len(turn.sentences) >= agent.limits.sentences_max:
                 return turn, outcomes, True
-        return turn, outcomes, False
+        return turn, outcomes, is_repetitive(turn.buffer)
 
     def _give_up(self, state: State, agent: Agent, turn: Turn, source: str, now_us: int) -> Step[State]:
         """Says that there is no answer, rather than an invented one."""

@@ -12,7 +12,9 @@ def _llama_cpp(settings: Settings) -> Engine:
 
     model = models.resolve(settings, models.chosen(settings, "llm").name)
     engines = settings.engines
-    return LlamaCpp(model.path, model.name, model.licence, engines.threads, gpu=engines.device == "cuda")
+    # Its threads wait for each other at every layer: with one for each core, a busy core stalls every token.
+    threads = max(1, engines.threads // 2)
+    return LlamaCpp(model.path, model.name, model.licence, threads, gpu=engines.device == "cuda")
 
 
 # `openai` is not here: it is no process of ours but a service, which stages ask through `openai_compatible.py`.

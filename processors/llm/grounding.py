@@ -5,8 +5,11 @@ does not claim that something was done or will be done: only tools do things.
 """
 
 import re
+from collections import Counter
 
 from processors.llm.sentences import word_set
+
+LOOP_RUNS = 3
 
 _NUMBER_WORDS = word_set(
     "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -52,6 +55,13 @@ def is_grounded(sentence: str, told: str) -> bool:
     if _is_question(said):
         return True
     return not any(match[0] not in known for claim in (_DONE, _PROMISE, _THEIRS) for match in claim.finditer(said))
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether the model has fallen into a loop: the same three words for the third time."""
+    words = re.findall(r"[\w']+", text.lower())
+    runs = Counter(zip(words, words[1:], words[2:], strict=False))
+    return any(count >= LOOP_RUNS for count in runs.values())
 
 
 def _is_question(said: str) -> bool:

@@ -17,7 +17,21 @@ from processors.engine import CallTool, Embed, Embedded, Generate, Generated, To
 from processors.llm.core import Conversation, State, tool_call_id
 from processors.llm.knowledge import KnowledgeIndex, Vectors
 from processors.llm.stage import create_core
-from processors.stage import Answered, Ask, Cancel, Drop, Emit, End, Failed, Outcome, Position, Received, Refuse
+from processors.stage import (
+    Answered,
+    Ask,
+    Cancel,
+    Drop,
+    Emit,
+    End,
+    Failed,
+    Outcome,
+    Position,
+    Received,
+    Refuse,
+    Wake,
+    Woken,
+)
 from schemas.event import Event
 from schemas.events import (
     Alternative,
@@ -686,3 +700,32 @@ def test_the_index_finds_each_passage_once_and_only_in_the_documents_named() -> 
     assert len({hit.passage.text for hit in hits}) == len(hits) == 3
     assert {hit.document for hit in index.search(vector, ["shop/returns"])} == {"shop/returns"}
     assert index.search(vector[:5]) == []
+
+
+def test_a_model_that_does_not_begin_in_time_is_not_waited_for(call: Call) -> None:
+    call.receive(intent(1, "none", "which colours suit mountain people", 0.1))
+    call.embedded()
+    call.answer("llm", Generated("Bright colours"), last=False)
+    (patience,) = [outcome for outcome in call.other if isinstance(outcome, Wake) and outcome.at_us is not None]
+    assert patience.at_us == NOW_US + AGENTS["shop"].limits.first_sentence_ms_max * 1000
+    call.apply(Woken(patience.name))
+    assert call.kinds(1)[-1] == "completed"
+    assert {event.source for event in call.log if event.turn == 1} == {"clarification"}
+    assert not call.asks
+
+
+def test_a_model_that_has_begun_is_let_finish(call: Call) -> None:
+    call.receive(intent(1, "none", "which colours suit mountain people", 0.1))
+    call.embedded()
+    call.answer("llm", Generated("Bright colours are easy to see. They"), last=False)
+    call.apply(Woken("turn-1-model"))
+    assert call.kinds(1) == ["sentence"]
+    assert call.ask("llm")
+
+
+def test_a_model_in_a_loop_is_stopped(call: Call) -> None:
+    call.receive(intent(1, "none", "which colours suit mountain people", 0.1))
+    call.embedded()
+    call.model("I am sorry, I am sorry, ", "I am sorry, I am sorry", "I am sorry. ")
+    assert call.kinds(1)[-1] == "completed"
+    assert {event.source for event in call.log if event.turn == 1} == {"clarification"}

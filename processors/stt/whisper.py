@@ -136,7 +136,7 @@ class WhisperReader:
             return reading
         other = self._generate(encoded, seconds, request, language, ngram=_NGRAM_BANNED)
         if other.suspect:
-            return replace(other, text=collapsed(other.text))
+            return replace(other, text=collapsed(other.text), tokens=())
         return replace(other, suspect=True)
 
     def _generate(self, encoded: Any, seconds: float, request: Transcribe, language: str, ngram: int) -> Reading:
@@ -249,7 +249,7 @@ class WhisperEngine:
         reader, encoded, reading = self._best(readers, request, duration_ms / 1000, language)
         words: tuple[HeardWord, ...] = ()
         if not reading.silent:
-            if request.partial or reading.suspect:  # a text that was cut to measure cannot be aligned
+            if request.partial or not reading.tokens:  # a text that was cut cannot be aligned
                 words = estimated(reading, duration_ms)
             else:
                 words = reader.align(encoded, reading, duration_ms / 1000)

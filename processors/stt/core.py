@@ -1,0 +1,564 @@
+"""The ear of a call: audio frames in, transcripts out.
+
+Time is counted in samples of the caller's stream, never by the clock, so that the same audio gives the same utterances
+however it was cut into frames and however often it is heard. While somebody speaks, partials are asked for; at the
+hesitation pause the best reading is, and published as a partial with `pause_ms`; at the turn-taking pause (if the words
+sound complete, see `endpoint.py`) or else at the completion pause it becomes the final. Speech before that makes the
+revision void (`speech_resumed`) and the utterance goes on.
+
+An utterance without words ends with a partial of empty text, and takes no turn. So does one that no engine could read,
+since a final without words would be answered: its audio is counted as `unheard`.
+
+Every window from an utterance's pre-roll on is heard again after a crash. Ids derive from the frame with which the
+onset was certain, so the second hearing emits the same events; a recorded final is adopted without asking anyone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from processors.engine import Transcribe, Transcribed
+from processors.stage import (
+    Answered,
+    Ask,
+    Cancel,
+    Drop,
+    Emit,
+    End,
+    Failed,
+    Happening,
+    Hold,
+    Outcome,
+    Position,
+    Received,
+    Refuse,
+    Release,
+    Step,
+    Wake,
+    Woken,
+    caused,
+    event_id,
+)
+from processors.stt.endpoint import SttRules, pause_needed_ms
+from processors.stt.state import (
+    ONSET_WINDOWS,
+    PAUSE_BELOW,
+    PRE_ROLL_WINDOWS,
+    SAMPLE_RATE_HZ,
+    SPEECH_ABOVE,
+    WINDOW_BYTES,
+    WINDOW_SAMPLES,
+    Asked,
+    Heard,
+    Hearing,
+    Reading,
+    Utterance,
+    Window,
+    advanced,
+    from_bytes,
+    ms,
+    samples,
+    to_bytes,
+)
+from schemas.events import AudioFrame, Control, ControlKind, Session, SessionKind, Transcript, TranscriptKind, Word
+
+GAP_MS_MAX = 1000  # lost audio up to this is heard as silence; past it the stream starts anew
+FRAME_MS_MAX = 2000
+UTTERANCE_MS_MAX = 28_000  # with pre-roll within the 30 s that an engine reads at once
+PARTIAL_FIRST_MS = 600
+PARTIAL_EVERY_MS = 600
+MISSED_MS_MAX = 100  # shorter than a word
+PARTIAL_LOAD_MAX = 3  # a partial may take at most one part in so many of the time
+FINAL_DEADLINE_S = 4.0  # the host serves the earliest deadline first, so finals overtake partials
+PARTIAL_DEADLINE_S = 8.0
+ATTEMPTS_MAX = 2
+ATTEMPTS_MAX_SEALED = 3
+STALLED_S = 1.0
+ABANDONED_S = 900.0
+
+# From these lengths on, an ever shorter pause ends the utterance, so that it is cut where it hurts least.
+_IMPATIENCE = ((24_000, 1), (20_000, 64), (15_000, 300))
+_HALF_WINDOW = WINDOW_SAMPLES // 2
+_STALLED = "stalled"
+_ABANDONED = "abandoned"
+_LOADED = "loaded"
+
+
+class Detector(Protocol):
+    """Tells speech from silence, one window after the other."""
+
+    def __call__(self, state: bytes, window: bytes) -> tuple[float, bytes]:
+        """The probability of speech in 512 samples of PCM16 at 16,000 Hz, and the state for the window after it.
+
+        `state` is empty before the first window. Deterministic: equal arguments give equal results.
+        """
+        ...
+
+
+class SttCore:
+    """The pure core of the stage; see `processors.stage.Core`. Its detector is the one thing that computes."""
+
+    def __init__(self, detector: Detector, rules: Callable[[str], SttRules] = lambda agent_id: SttRules()) -> None:
+        """`rules` gives what the agent of that id says about listening, and defaults for one that is unknown."""
+        self._detector = detector
+        self._rules = rules
+
+    def start(self, session_id: str) -> Hearing:
+        """See `Core`."""
+        return Hearing(session_id)
+
+    def apply(self, state: Hearing, happening: Happening, now_us: int) -> Step[Hearing]:
+        """See `Core`."""
+        work = _Work(state, self._detector, self._rules, now_us)
+        match happening:
+            case Received(AudioFrame() as frame, position, recorded):
+                work.hear(frame, position, recorded)
+            case Received(Control() as control):
+                work.control(control)
+            case Received(Session() as session):
+                work.session(session)
+            case Answered(ask_id, reply):
+                work.answered(ask_id, reply)
+            case Failed(ask_id):
+                work.failed(ask_id)
+            case Woken(name):
+                work.woken(name)
+        return Step(work.state, tuple(work.outcomes))
+
+    def save(self, state: Hearing) -> bytes:
+        """See `Core`."""
+        return to_bytes(state)
+
+    def load(self, session_id: str, data: bytes) -> Hearing:
+        """See `Core`."""
+        return from_bytes(session_id, data) if data else self.start(session_id)
+
+
+class _Work:
+    """One step in the making: the state so far and the outcomes so far."""
+
+    def __init__(self, state: Hearing, detector: Detector, rules: Callable[[str], SttRules], now_us: int) -> None:
+        self.state = state
+        self.outcomes: list[Outcome] = []
+        self._detector = detector
+        self._rules = rules
+        self._now_us = now_us
+
+    # ---- what happens
+
+    def hear(self, frame: AudioFrame, position: Position, recorded: tuple[Any, ...]) -> None:
+        """Cuts the frame's new samples into windows and judges each."""
+        if (reason := _wrong(frame)) is not None:
+            self.outcomes.append(Refuse("bad_frame", reason))
+            return
+        gap = frame.sample_index - self.state.next_sample
+        if gap + len(frame.pcm) // 2 <= 0:
+            self.outcomes.append(Drop("repeated"))
+            return
+        self.outcomes.append(Hold())
+        heard = Heard(replace(frame, pcm=b""), position, recorded)
+        self._watch_over()
+        if gap > samples(GAP_MS_MAX):
+            self._jump(frame.sample_index)
+            audio = frame.pcm
+        elif gap > 0:
+            self.outcomes.append(Drop("gap_filled"))
+            audio = bytes(2 * gap) + frame.pcm
+        else:
+            audio = frame.pcm[-2 * gap :]
+        self._cut(audio, heard)
+        if self.state.speech is not None or self.state.ending:
+            self._wake(_STALLED, STALLED_S)
+        self._release()
+
+    def control(self, control: Control) -> None:
+        """A hang-up ends the call once no more audio comes; an erasure at once."""
+        if control.kind is ControlKind.ERASE:
+            self.outcomes.append(End())
+        elif control.kind is ControlKind.HANG_UP:
+            self._end_soon()
+
+    def session(self, session: Session) -> None:
+        """Audio may still be on its way when the session's end is read: the topics have no common order."""
+        if session.kind is SessionKind.ENDED:
+            self._end_soon()
+        else:
+            self.state = replace(self.state, language=session.language)
+            self._watch_over()
+
+    def answered(self, ask_id: str, reply: Any) -> None:
+        """A reading came: of all speech so far, or of a part that speech has overtaken."""
+        speech = self.state.speech
+        if speech is None or speech.asked is None or speech.asked.ask_id != ask_id:
+            return
+        asked = speech.asked
+        if not isinstance(reply, Transcribed):
+            self.failed(ask_id)
+            return
+        reading = _reading(reply, speech.windows[0].start, asked.covers)
+        wait = max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
+        speech = self._set(asked=None, failures=0, partial_due=speech.position + wait)
+        if asked.best and asked.covers == speech.end:
+            self._set(reading=reading)
+            if reading.text and not speech.sealed:
+                self._publish(reading, ms(speech.pause))
+        elif reading.text and not speech.sealed and (speech.partial is None or speech.partial.text != reading.text):
+            self._publish(reading, 0)
+        self._judge()
+
+    def failed(self, ask_id: str) -> None:
+        """A partial that failed is not missed; the best reading is asked for again, a bounded number of times."""
+        speech = self.state.speech
+        if speech is None or speech.asked is None or speech.asked.ask_id != ask_id:
+            return
+        if speech.asked.best:
+            self._set(asked=None, failures=speech.failures + 1)
+        else:
+            self._set(asked=None, partial_due=speech.position + 2 * samples(PARTIAL_EVERY_MS))
+        self._judge()
+
+    def woken(self, name: str) -> None:
+        """Frames stopped coming, the call was forgotten by everyone, or its state was just loaded."""
+        if name == _STALLED and self.state.speech is not None:
+            self._seal()
+        elif name == _STALLED and self.state.ending:
+            self.outcomes.append(End())
+        elif name == _ABANDONED:
+            quiet_s = (self._now_us - self.state.frame_at_us) / 1e6
+            if quiet_s >= ABANDONED_S:
+                self.outcomes.append(End())
+            else:
+                self._wake(_ABANDONED, ABANDONED_S - quiet_s)
+        elif name == _LOADED:
+            self._watch_over()
+            if self.state.ending:
+                self._wake(_STALLED, STALLED_S)
+        self._release()
+
+    # ---- from frames to windows
+
+    def _jump(self, sample_index: int) -> None:
+        """Too much was lost to bridge: what was being said ends here."""
+        self.outcomes.append(Drop("gap"))
+        if self.state.speech is not None:
+            self._seal()
+        self.state = replace(self.state, next_sample=sample_index, pending=b"", detector=b"")
+        if self.state.speech is None:
+            self.state = replace(self.state, ring=(), ring_run=0, run=0)
+
+    def _cut(self, audio: bytes, heard: Heard) -> None:
+        state = self.state
+        offset = heard.position.offset
+        first_offset = state.pending_offset if state.pending else offset
+        start = state.next_sample - len(state.pending) // 2
+        buffer = state.pending + audio
+        whole = len(buffer) // WINDOW_BYTES * WINDOW_BYTES
+        self.state = replace(
+            state,
+            next_sample=state.next_sample + len(audio) // 2,
+            pending=buffer[whole:],
+            pending_offset=offset if whole else first_offset,
+            topic=heard.position.topic,
+            offset_next=offset + 1,
+            frame_at_us=self._now_us,
+        )
+        for at in range(0, whole, WINDOW_BYTES):
+            pcm = buffer[at : at + WINDOW_BYTES]
+            before = self.state.detector
+            probability, after = self._detector(before, pcm)
+            self.state = replace(self.state, detector=after)
+            self._feed(Window(start + at // 2, pcm, probability, before, first_offset if at == 0 else offset, heard))
+
+    def _feed(self, window: Window) -> None:
+        if self.state.speech is None:
+            self._idle(window)
+        else:
+            self._speaking(self.state.speech, window)
+
+    def _idle(self, window: Window) -> None:
+        state = self.state
+        ring, ring_run, run = state.ring, state.ring_run, state.run
+        if ring and ring[-1].end != window.start:
+            ring, ring_run, run = (), 0, 0
+        run = advanced(run, window.probability)
+        ring = (*ring, window)
+        if len(ring) > PRE_ROLL_WINDOWS + ONSET_WINDOWS:
+            ring_run = advanced(ring_run, ring[0].probability)
+            ring = ring[1:]
+        self.state = replace(state, ring=ring, ring_run=ring_run, run=run)
+        if run >= ONSET_WINDOWS:
+            self._begin(window, run)
+
+    def _begin(self, window: Window, run: int) -> None:
+        """Speech is certain: the utterance began with the run, and reading it with the ring."""
+        index = self.state.utterance
+        recorded = tuple(event for event in window.frame.recorded if event.utterance == index)
+        partials = [event for event in recorded if event.kind is TranscriptKind.PARTIAL]
+        start = window.end - run * WINDOW_SAMPLES
+        due = max([ms(start) + PARTIAL_FIRST_MS, *(event.audio_end_ms + PARTIAL_EVERY_MS for event in partials)])
+        ends = {event_id(window.frame.event.event_id, name) for name in (f"final-{index}", f"closed-{index}")}
+        speech = Utterance(
+            cause=window.frame,
+            windows=self.state.ring,
+            start=start,
+            end=window.end,
+            ended_at=window.frame.event.captured_at,
+            partial_due=samples(due),
+            revision=max((event.revision for event in recorded), default=0),
+            recorded=recorded,
+            closing=next((event for event in recorded if event.event_id in ends), None),
+        )
+        self.state = replace(self.state, speech=speech, ring=(), run=0)
+        self._emit(speech, TranscriptKind.SPEECH_STARTED, f"started-{index}")
+
+    def _speaking(self, speech: Utterance, window: Window) -> None:
+        if speech.sealed or window.start != speech.position:
+            self._set(later=(*speech.later, window))
+            return
+        windows = (*speech.windows, window)
+        if window.probability < (SPEECH_ABOVE if speech.paused else PAUSE_BELOW):
+            self._set(windows=windows, paused=True)
+        else:
+            if speech.published and speech.reading is not None and speech.closing is None:
+                revision = speech.reading.revision
+                name = f"resumed-{self.state.utterance}-{revision}"
+                self._emit(speech, TranscriptKind.SPEECH_RESUMED, name, revision=revision)
+            self._set(
+                windows=windows,
+                paused=False,
+                end=window.end,
+                ended_at=window.frame.event.captured_at,
+                reading=None,
+                published=False,
+                failures=0,
+            )
+        self._judge()
+
+    # ---- when is a turn over?
+
+    def _judge(self) -> None:
+        """Decides, after each window and each reading, whether to ask, to publish, to go on listening or to finish."""
+        speech = self.state.speech
+        if speech is None:
+            return
+        if speech.closing is not None:
+            closing = speech.closing
+            if speech.sealed or ms(speech.position) >= closing.audio_end_ms + closing.pause_ms:
+                self._close(closing.audio_end_ms, closing.kind is TranscriptKind.FINAL)
+            return
+        rules = self._rules_of(speech)
+        completion_ms = _completion_ms(speech, rules)
+        if not speech.paused and not speech.sealed:
+            if ms(speech.position - speech.windows[0].start) >= UTTERANCE_MS_MAX:
+                self._seal()
+            elif speech.asked is None and speech.position >= speech.partial_due:
+                self._ask(speech, best=False)
+            return
+        if speech.sealed or _lasted(speech, min(rules.hesitation_ms, completion_ms)):
+            speech = self._have_best(speech)
+        if speech.reading is not None:
+            needed_ms = min(pause_needed_ms(speech.reading.text, rules), completion_ms)
+            if speech.sealed or _lasted(speech, needed_ms):
+                self._finish(speech, speech.reading)
+                return
+        if speech.sealed and speech.asked is None:
+            self._give_up(speech)
+        elif not speech.sealed and _lasted(speech, completion_ms):
+            self._seal()
+
+    def _have_best(self, speech: Utterance) -> Utterance:
+        """Sees to it that the best reading of all speech so far is there, or asked for."""
+        if speech.reading is not None or (speech.asked and speech.asked.best and speech.asked.covers == speech.end):
+            return speech
+        for event in speech.recorded:
+            if event.kind is TranscriptKind.PARTIAL and event.pause_ms and event.audio_end_ms == ms(speech.end):
+                return self._set(reading=_recorded_reading(event, speech.end), published=True)
+        if speech.failures >= (ATTEMPTS_MAX_SEALED if speech.sealed else ATTEMPTS_MAX):
+            return speech
+        if speech.asked is not None:
+            self.outcomes.append(Cancel(speech.asked.ask_id))
+        return self._ask(speech, best=True)
+
+    def _seal(self) -> None:
+        """Nothing more belongs to the utterance; it ends as soon as it has been read."""
+        if self.state.speech is not None and not self.state.speech.sealed:
+            self._set(sealed=True)
+            self._judge()
+
+    def _give_up(self, speech: Utterance) -> None:
+        """No engine could read it to the end: a partial that missed next to nothing will do, else nothing does."""
+        partial = speech.partial
+        if partial is not None and speech.end - partial.covers <= samples(MISSED_MS_MAX):
+            self._finish(speech, replace(partial, covers=speech.end))
+            return
+        self.outcomes.append(Drop("unheard"))
+        self._finish(speech, Reading("", (), 0.0, self._language(speech), "", 0.0, speech.end, speech.revision + 1))
+
+    def _finish(self, speech: Utterance, reading: Reading) -> None:
+        index = self.state.utterance
+        if not reading.revision:
+            reading = replace(reading, revision=speech.revision + 1)
+        if reading.text:
+            self._emit_reading(speech, TranscriptKind.FINAL, f"final-{index}", reading, ms(speech.pause))
+        else:
+            self._emit_reading(speech, TranscriptKind.PARTIAL, f"closed-{index}", reading, ms(speech.pause))
+        self._close(ms(speech.end), final=bool(reading.text))
+
+    def _close(self, end_ms: int, final: bool) -> None:
+        """The utterance is over; what was heard after it is judged anew, as the beginning of what comes next."""
+        speech = self.state.speech
+        assert speech is not None
+        if speech.asked is not None:
+            self.outcomes.append(Cancel(speech.asked.ask_id))
+        rest = [window for window in (*speech.windows, *speech.later) if ms(window.start) >= end_ms]
+        self.state = replace(
+            self.state,
+            speech=None,
+            utterance=self.state.utterance + 1,
+            turn=self.state.turn + final,
+            ring=(),
+            ring_run=0,
+            run=0,
+        )
+        if self.state.ending:
+            self._wake(_STALLED, STALLED_S)
+        else:
+            self.outcomes.append(Wake(_STALLED, None))
+        for window in rest:
+            self._feed(window)
+        if self.state.speech is not None:
+            self._wake(_STALLED, STALLED_S)
+        self._release()
+
+    # ---- outcomes
+
+    def _ask(self, speech: Utterance, best: bool) -> Utterance:
+        rules = self._rules_of(speech)
+        asked = Asked(f"{self.state.utterance}-{speech.asks}", speech.end, best)
+        request = Transcribe(speech.pcm, self._language(speech), rules.vocabulary, partial=not best)
+        deadline_s = FINAL_DEADLINE_S if best else PARTIAL_DEADLINE_S
+        self.outcomes.append(Ask(asked.ask_id, "stt", request, deadline_s))
+        return self._set(asked=asked, asks=speech.asks + 1)
+
+    def _publish(self, reading: Reading, pause_ms: int) -> None:
+        """Emits the reading as the utterance's next revision."""
+        speech = self.state.speech
+        assert speech is not None
+        reading = replace(reading, revision=speech.revision + 1)
+        speech = self._set(revision=reading.revision, partial=reading)
+        if pause_ms:
+            self._set(reading=reading, published=True)
+        name = f"partial-{self.state.utterance}-{reading.revision}"
+        self._emit_reading(speech, TranscriptKind.PARTIAL, name, reading, pause_ms)
+
+    def _emit_reading(
+        self, speech: Utterance, kind: TranscriptKind, name: str, reading: Reading, pause_ms: int
+    ) -> None:
+        self._emit(
+            speech,
+            kind,
+            name,
+            revision=reading.revision,
+            text=reading.text,
+            words=reading.words,
+            confidence=reading.confidence,
+            language=reading.language,
+            pause_ms=pause_ms,
+            audio_end_ms=ms(reading.covers),
+            model=reading.model,
+            compute_ms=reading.compute_ms,
+        )
+
+    def _emit(self, speech: Utterance, kind: TranscriptKind, name: str, **fields: Any) -> None:
+        values = {
+            "kind": kind,
+            "utterance": self.state.utterance,
+            "turn": self.state.turn + 1,
+            "language": self._language(speech),
+            "audio_start_ms": ms(speech.start),
+            "audio_end_ms": ms(speech.end),
+            "speech_ended_at": None if kind is TranscriptKind.SPEECH_STARTED else speech.ended_at,
+            **fields,
+        }
+        self.outcomes.append(Emit(caused(speech.cause.event, Transcript, name, self._now_us, **values)))
+
+    def _watch_over(self) -> None:
+        """Before the first frame: a call whose gateway died must not be kept for ever."""
+        if self.state.frame_at_us == 0:
+            self._wake(_ABANDONED, ABANDONED_S)
+
+    def _end_soon(self) -> None:
+        self.state = replace(self.state, ending=True)
+        self._wake(_STALLED, STALLED_S)
+
+    def _wake(self, name: str, after_s: float) -> None:
+        self.outcomes.append(Wake(name, self._now_us + math.ceil(after_s * 1e6)))
+
+    def _release(self) -> None:
+        before = self.state.needed_offset
+        if before > self.state.released:
+            self.outcomes.append(Release(self.state.topic, before))
+            self.state = replace(self.state, released=before)
+
+    # ---- the utterance
+
+    def _set(self, **fields: Any) -> Utterance:
+        assert self.state.speech is not None
+        speech = replace(self.state.speech, **fields)
+        self.state = replace(self.state, speech=speech)
+        return speech
+
+    def _rules_of(self, speech: Utterance) -> SttRules:
+        return self._rules(speech.cause.event.agent_id)
+
+    def _language(self, speech: Utterance) -> str:
+        return self.state.language or self._rules_of(speech).language
+
+
+def _wrong(frame: AudioFrame) -> str | None:
+    """What is wrong with the frame, for people."""
+    if frame.sample_rate_hz != SAMPLE_RATE_HZ:
+        return f"sample_rate_hz: expected {SAMPLE_RATE_HZ}, found {frame.sample_rate_hz}"
+    if not frame.pcm or len(frame.pcm) % 2:
+        return f"pcm: expected whole 16-bit samples, found {len(frame.pcm)} bytes"
+    if len(frame.pcm) > 2 * samples(FRAME_MS_MAX):
+        return f"pcm: expected at most {FRAME_MS_MAX} ms, found {ms(len(frame.pcm) // 2)} ms"
+    if frame.sample_index < 0:
+        return f"sample_index: expected 0 or more, found {frame.sample_index}"
+    return None
+
+
+def _lasted(speech: Utterance, pause_ms: int) -> bool:
+    """Whether the pause has lasted that long, to the nearest window."""
+    return speech.pause + _HALF_WINDOW >= samples(pause_ms)
+
+
+def _completion_ms(speech: Utterance, rules: SttRules) -> int:
+    length_ms = ms(speech.position - speech.windows[0].start)
+    for from_ms, pause_ms in _IMPATIENCE:
+        if length_ms >= from_ms:
+            return min(pause_ms, rules.completion_ms)
+    return rules.completion_ms
+
+
+def _reading(reply: Transcribed, origin: int, covers: int) -> Reading:
+    begin_ms = ms(origin)
+    words = tuple(
+        Word(word.word, begin_ms + word.start_ms, begin_ms + word.end_ms, word.confidence) for word in reply.words
+    )
+    text = reply.text.strip()
+    return Reading(text, words, reply.confidence, reply.language, reply.model, reply.compute_ms, covers)
+
+
+def _recorded_reading(event: Transcript, covers: int) -> Reading:
+    return Reading(
+        event.text,
+        event.words,
+        event.confidence,
+        event.language,
+        event.model,
+        event.compute_ms,
+        covers,
+        event.revision,
+    )

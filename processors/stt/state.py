@@ -1,0 +1,207 @@
+"""What the ear keeps of a call: windows of audio, the utterance in progress, and the part that survives a crash."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from processors.stage import Position
+from schemas.events import AudioFrame, Transcript, Word
+
+SAMPLE_RATE_HZ = 16000
+WINDOW_SAMPLES = 512
+WINDOW_BYTES = 2 * WINDOW_SAMPLES
+
+SPEECH_ABOVE = 0.5  # probability at which speech begins, and resumes after a pause
+PAUSE_BELOW = 0.35  # probability at which it pauses
+ONSET_WINDOWS = 5  # 160 ms of speech in a row make an utterance
+PRE_ROLL_WINDOWS = 10  # 320 ms before the onset are read with it
+
+
+def samples(milliseconds: float) -> int:
+    """That many milliseconds in samples."""
+    return int(milliseconds * SAMPLE_RATE_HZ / 1000)
+
+
+def ms(sample: int) -> int:
+    """The time of a sample, or the length of so many, in whole milliseconds."""
+    return sample * 1000 // SAMPLE_RATE_HZ
+
+
+def advanced(run: int, probability: float) -> int:
+    """How many windows in a row are speech, after one more of that probability."""
+    return run + 1 if probability >= (PAUSE_BELOW if run else SPEECH_ABOVE) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A frame as it is remembered: its event without the audio, and what was recorded for it before a crash."""
+
+    event: AudioFrame
+    position: Position
+    recorded: tuple[Transcript, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """512 samples, their probability of speech, and the detector's state before them.
+
+    `first_offset` is the offset of the frame that holds its first sample, `frame` the one that holds its last.
+    """
+
+    start: int
+    pcm: bytes
+    probability: float
+    before: bytes
+    first_offset: int
+    frame: Heard
+
+    @property
+    def end(self) -> int:
+        """The sample after its last."""
+        return self.start + WINDOW_SAMPLES
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An ask that is open: for the best reading of the speech up to `covers`, or for a partial one."""
+
+    ask_id: str
+    covers: int
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A reading of the utterance up to the sample `covers`; word times count from the call's first sample."""
+
+    text: str
+    words: tuple[Word, ...]
+    confidence: float
+    language: str
+    model: str
+    compute_ms: float
+    covers: int
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """Speech from its onset until its final.
+
+    `windows` start with the pre-roll; `end` is the sample after the last speech, which `ended_at` is the arrival of.
+    Once `sealed`, what comes belongs to the next utterance and waits in `later`.
+    """
+
+    cause: Heard
+    windows: tuple[Window, ...]
+    start: int
+    end: int
+    ended_at: int
+    partial_due: int
+    paused: bool = False
+    sealed: bool = False
+    later: tuple[Window, ...] = ()
+    revision: int = 0
+    asks: int = 0
+    asked: Asked | None = None
+    failures: int = 0
+    reading: Reading | None = None
+    partial: Reading | None = None
+    published: bool = False
+    recorded: tuple[Transcript, ...] = ()
+    closing: Transcript | None = None
+
+    @property
+    def position(self) -> int:
+        """The sample after the last that was judged."""
+        return self.windows[-1].end
+
+    @property
+    def pause(self) -> int:
+        """Samples since the last speech."""
+        return self.position - self.end
+
+    @property
+    def pcm(self) -> bytes:
+        """All its audio so far."""
+        return b"".join(window.pcm for window in self.windows)
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """The state of the stage for one call.
+
+    `ring` are the latest windows while nobody speaks, the first of them preceded by `ring_run` windows of speech in a
+    row, the last followed by `run`. `pending` is audio that does not fill a window yet.
+    """
+
+    session_id: str
+    language: str = ""
+    ending: bool = False
+    utterance: int = 0
+    turn: int = 0
+    next_sample: int = 0
+    pending: bytes = b""
+    pending_offset: int = 0
+    detector: bytes = b""
+    ring: tuple[Window, ...] = ()
+    ring_run: int = 0
+    run: int = 0
+    speech: Utterance | None = None
+    topic: str = ""
+    offset_next: int = 0
+    released: int = 0
+    frame_at_us: int = 0
+
+    @property
+    def oldest(self) -> Window | None:
+        """The first window that is needed again after a crash."""
+        windows = self.speech.windows if self.speech is not None else self.ring
+        return windows[0] if windows else None
+
+    @property
+    def needed_offset(self) -> int:
+        """The first offset that is needed again after a crash."""
+        oldest = self.oldest
+        if oldest is not None:
+            return oldest.first_offset
+        return self.pending_offset if self.pending else self.offset_next
+
+
+class Durable(msgspec.Struct, frozen=True, array_like=True):
+    """The state as of the oldest window that is heard again after a crash."""
+
+    language: str
+    ending: bool
+    utterance: int
+    turn: int
+    next_sample: int
+    run: int
+    detector: bytes
+
+
+def to_bytes(state: Hearing) -> bytes:
+    """The part of the state that frames heard again do not bring back."""
+    oldest = state.oldest
+    start = state.next_sample - len(state.pending) // 2 if oldest is None else oldest.start
+    run = state.run if oldest is None else state.ring_run
+    detector = state.detector if oldest is None else oldest.before
+    return msgspec.msgpack.encode(
+        Durable(state.language, state.ending, state.utterance, state.turn, start, run, detector)
+    )
+
+
+def from_bytes(session_id: str, data: bytes) -> Hearing:
+    """The inverse of `to_bytes`; raises msgspec.DecodeError."""
+    durable = msgspec.msgpack.decode(data, type=Durable)
+    return Hearing(
+        session_id,
+        language=durable.language,
+        ending=durable.ending,
+        utterance=durable.utterance,
+        turn=durable.turn,
+        next_sample=durable.next_sample,
+        detector=durable.detector,
+        ring_run=durable.run,
+        run=durable.run,
+    )

@@ -183,7 +183,7 @@ def event_id(cause_id: str, name: str) -> str:
 
 
 def caused(cause: Event, event_class: type[Event], name: str, now_us: int, /, **fields: Any) -> Any:
-    """A new event of class `event_class` brought about by `cause`: the envelope is filled in, `seq` is left to the runner.
+    """A new event that `cause` brought about: the envelope is filled in, `seq` is left to the runner.
 
     `name` distinguishes the effects of one cause (`final`, `sentence-2`) and makes the id deterministic.
     `turn` may be given among the fields; else it is the cause's.

@@ -4,6 +4,7 @@ The scheme is that of VADER (Hutto and Gilbert, 2014) in small: word weights, a 
 and weakens a weight, an intensifier strengthens it, and the sum is squashed into -1 to 1.
 """
 
+import math
 import re
 
 _WEIGHTS = {
@@ -39,4 +40,4 @@ def sentiment(text: str) -> float:
         if NEGATIONS.intersection(before):
             weight *= _NEGATED
         total += weight
-    return max(-1.0, min(1.0, total / (total * total + _SQUASH) ** 0.5))
+    return max(-1.0, min(1.0, total / math.sqrt(total * total + _SQUASH)))

@@ -56,9 +56,10 @@ class Teller:
                 if intent.intent == "bad":
                     return Step(state, (Refuse("invalid_field", "intent: bad"),))
                 turn = state.turns + 1
-                if any(event.kind is ResponseKind.COMPLETED for event in recorded):
+                said_before = [event for event in recorded if isinstance(event, Response)]
+                if any(event.kind is ResponseKind.COMPLETED for event in said_before):
                     return Step(replace(state, turns=turn))
-                said = sum(event.kind is ResponseKind.SENTENCE for event in recorded)
+                said = sum(event.kind is ResponseKind.SENTENCE for event in said_before)
                 ask_id = f"ask-{turn}"
                 outcomes: list[Outcome] = [
                     Ask(ask_id, "llm", Generate((Message("user", f"{turn}"),)), 1.0),

@@ -3,7 +3,6 @@
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
 from schemas.event import Event, Part
@@ -44,15 +43,14 @@ Extract = Callable[[Any], Any]
 
 def columns(event: type[Event]) -> tuple[str, ...]:
     """The columns that a row of this kind fills, in the order of `row`."""
-    return (*(column for column, _ in _plan(event)), "kafka_partition", "kafka_offset")
+    return (*(column for column, _ in _PLANS[event]), "kafka_partition", "kafka_offset")
 
 
 def row(event: Event, partition: int, offset: int) -> tuple[Any, ...]:
     """The event as a row. Raises CodecError(invalid_field) naming a field that its column cannot hold."""
-    return (*(extract(event) for _, extract in _plan(type(event))), partition, offset)
+    return (*(extract(event) for _, extract in _PLANS[type(event)]), partition, offset)
 
 
-@cache
 def _plan(event: type[Event]) -> tuple[tuple[str, Extract], ...]:
     return tuple(_column(event, field.name) for field in fields(event))
 
@@ -94,3 +92,6 @@ def _time(name: str, value: int | None) -> int | None:
     if value is not None and value not in _TIME_US:
         raise CodecError("invalid_field", f"{name}: microseconds between the years 1900 and 2299 are expected")
     return value
+
+
+_PLANS = {event: _plan(event) for event in EVENTS}

@@ -208,7 +208,8 @@ class Conversation:
         turn, outcomes = self._speak_all(turn, split_sentences(plan.text), plan.source, now_us)
         outcomes += complete(turn, plan.outcome, now_us, plan.action, plan.action_target)
         memory = remembering.remember_values(state.memory, _kept(agent, plan.values), turn.number)
-        memory = msgspec.structs.replace(memory, turn=max(memory.turn, turn.number), pending=plan.pending)
+        memory = msgspec.structs.replace(memory, turn=max(memory.turn, turn.number))
+        memory = remembering.wait_for(memory, plan.pending)
         return Step(self._closed(replace(state, memory=memory), turn), tuple(outcomes))
 
     def _speak_all(
@@ -486,7 +487,7 @@ def _after_tool(agent: Agent, memory: Memory, spec: IntentSpec, values: Mapping[
     if required and (reads or outcome == "not_found"):
         others = {name: value for name, value in values.items() if name != required[-1]}
         pending = Pending(spec.name, required[-1], others, optional=True)
-    return msgspec.structs.replace(memory, pending=pending)
+    return remembering.wait_for(memory, pending)
 
 
 def _messages(agent: Agent, memory: Memory, turn: Turn, facts: list[str]) -> tuple[Message, ...]:

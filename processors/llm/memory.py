@@ -7,7 +7,10 @@ import msgspec
 HISTORY_BYTES_MAX = 5000
 EXCHANGE_CHARS_MAX = 400
 VALUE_CHARS_MAX = 400
-VALUES_MAX = 10
+VALUES_MAX = 8
+REMEMBERED_BYTES_MAX = 120
+PENDING_BYTES_MAX = 1200
+CALLER_CHARS_MAX = 60
 CONTEXT_BYTES_MAX = 1000
 
 # About how fast the agent speaks: how much of a sentence was heard is estimated from it.
@@ -64,7 +67,7 @@ def introduce(memory: Memory, caller: str | None, context: Mapping[str, str]) ->
         size += len(name.encode()) + len(text.encode())
         if size <= CONTEXT_BYTES_MAX:
             kept[name] = text
-    return msgspec.structs.replace(memory, caller=(caller or "")[:VALUE_CHARS_MAX], context=kept)
+    return msgspec.structs.replace(memory, caller=(caller or "")[:CALLER_CHARS_MAX], context=kept)
 
 
 def remember_turn(memory: Memory, exchange: Exchange, turns_max: int) -> Memory:
@@ -78,10 +81,23 @@ def remember_turn(memory: Memory, exchange: Exchange, turns_max: int) -> Memory:
 
 
 def remember_values(memory: Memory, values: Mapping[str, str], turn: int) -> Memory:
-    """Keeps values for later turns; the longest unused go first."""
-    new = [Value(name, text[:VALUE_CHARS_MAX], turn) for name, text in values.items()]
+    """Keeps values for later turns; the longest unused go first. One that is too long is asked for again, not cut."""
+    new = [Value(name, text, turn) for name, text in values.items() if len(text.encode()) <= REMEMBERED_BYTES_MAX]
     kept = [value for value in memory.values if value.name not in values]
     return msgspec.structs.replace(memory, values=tuple((*kept, *new)[-VALUES_MAX:]))
+
+
+def wait_for(memory: Memory, pending: Pending | None) -> Memory:
+    """Remembers what is waited for, with the values said so far, as many as fit."""
+    if pending is None:
+        return msgspec.structs.replace(memory, pending=None)
+    kept: dict[str, str] = {}
+    size = 0
+    for name, text in pending.values.items():
+        size += len(name.encode()) + len(text.encode())
+        if size <= PENDING_BYTES_MAX:
+            kept[name] = text
+    return msgspec.structs.replace(memory, pending=msgspec.structs.replace(pending, values=kept))
 
 
 def forget_values(memory: Memory, names: tuple[str, ...]) -> Memory:

@@ -669,6 +669,20 @@ def test_whatever_happens_a_turn_ends_once_and_state_stays_small(steps: list[tup
     assert sum(isinstance(outcome, End) for outcome in call.other) == sum(1 for _, e in steps if e == ended())
 
 
+def test_the_longest_of_everything_still_fits_a_snapshot() -> None:
+    call = Call()
+    wide = "𐐀" * 2000
+    call.receive(replace(started(context={f"key{n}": wide[:200] for n in range(50)}), caller=wide))
+    for turn in range(1, 40):
+        call.receive(intent(turn, "order_status", wide, order_number=wide))
+        call.tool(404, {})
+        assert call.state.memory.history[-1].turn == turn
+        assert len(CORE.save(call.state)) < 8192
+    call.receive(intent(40, "open_ticket", wide))
+    call.receive(intent(41, "none", wide, 0.1))
+    assert len(CORE.save(call.state)) < 8192
+
+
 def answer_any(call: Call, what: str) -> None:
     ask = next(iter(call.asks.values()), None)
     if ask is None:

@@ -24,6 +24,7 @@ from streams.logs import configure
 from streams.producer import LogProducer
 from streams.registry import codec_for
 from streams.settings import Settings
+from streams.topics import state_topic
 
 log = structlog.get_logger(__name__)
 
@@ -96,6 +97,8 @@ async def work(settings: Settings, stage: Stage) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, shell.stop)
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
+    # A producer's first record waits for connections and an id; that shall not be the first caller's.
+    await producer.publish_raw(state_topic(stage.name), b"warm-up", None)
     announcing = loop.create_task(_announce(settings, stage, shell, server.server_port))
     try:
         await shell.run()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jgo
 import requests
+from jgo.constants import MAVEN_CENTRAL_URL
 from jgo.maven import MavenContext
 
 from streams.settings import REPOSITORY, Settings
@@ -103,9 +104,8 @@ def _fetch(settings: Settings, missing: Sequence[Jar], store: Path, on_progress:
     """Fetches into a directory beside the store and moves what was verified: the store never holds half a jar."""
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=store) as staging:
-        context = MavenContext(
-            repo_cache=Path(staging), remote_repos={"maven": settings.kafka.maven_url.rstrip("/")}, timeout=_TIMEOUT_S
-        )
+        source = settings.kafka.maven_url.rstrip("/") or MAVEN_CENTRAL_URL
+        context = MavenContext(repo_cache=Path(staging), remote_repos={"maven": source}, timeout=_TIMEOUT_S)
 
         def fetch(jar: Jar) -> None:
             local = _in_local_repository(jar)
@@ -114,7 +114,7 @@ def _fetch(settings: Settings, missing: Sequence[Jar], store: Path, on_progress:
                 shutil.copyfile(local, path)
             else:
                 path = context.project(jar.group, jar.artifact).at_version(jar.version).artifact().resolve()
-            _verify(jar, path, f"It came from {settings.kafka.maven_url}, which is not to be trusted for it")
+            _verify(jar, path, f"It came from {source}, which is not to be trusted for it")
             os.replace(path, store / jar.file_name)
 
         with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
@@ -127,7 +127,7 @@ def _fetch(settings: Settings, missing: Sequence[Jar], store: Path, on_progress:
                 if isinstance(error, JarError):
                     raise
                 raise JarError(
-                    f"cannot fetch Apache Kafka from {settings.kafka.maven_url}: {error}. Without access to it, set "
+                    f"cannot fetch Apache Kafka from {source}: {error}. Without access to it, set "
                     "TRUNKLINE_KAFKA__MAVEN_URL to a mirror, or TRUNKLINE_KAFKA__DISTRIBUTION_DIR to an unpacked "
                     "Apache Kafka distribution"
                 ) from error

@@ -39,7 +39,7 @@ class KafkaSettings(BaseModel):
     heap_mb: int = Field(512, ge=128, description="heap of the embedded broker")
     distribution_dir: Path | None = Field(None, description="an unpacked Apache Kafka 4 to run instead of fetched jars")
     jars_dir: Path = Field(Path.home() / ".cache" / "trunkline" / "kafka", description="where fetched jars are kept")
-    maven_url: str = Field("https://repo.maven.apache.org/maven2", description="Maven repository, or a mirror of it")
+    maven_url: str = Field("", description="a mirror of Maven Central; empty: Maven Central")
 
 
 class ClickHouseSettings(BaseModel):

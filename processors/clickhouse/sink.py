@@ -151,7 +151,7 @@ class Sink:
         """Does it off the loop; while ClickHouse is away it tries again, and the log waits in Kafka meanwhile."""
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((ClickHouseError, OSError)),
-            wait=wait_exponential_jitter(initial=0.2, max=5),
+            wait=wait_exponential_jitter(multiplier=0.2, max=5),
             before_sleep=lambda state: log.warning("clickhouse_away", attempt=state.attempt_number),
             reraise=True,
         ):

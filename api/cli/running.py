@@ -174,12 +174,14 @@ def status(data_dir: Path | None, as_json: bool) -> int:
     settings = settings_of(data_dir)
     state = read_state(settings)
     rows: list[dict[str, Any]] = state["components"] if state else []
+    servers = state.get("environment", {}).get("TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS") if state else None
     if as_json:
-        print_json({"running": state is not None, "url": state.get("url") if state else None, "components": rows})
+        url = state.get("url") if state else None
+        print_json({"running": state is not None, "url": url, "bootstrap_servers": servers, "components": rows})
     elif state is None:
         print(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
     else:
-        print(f"{state['url']}, data in {settings.data_dir}, logs in {settings.log_dir}")
+        print(f"{state['url']}, Kafka at {servers}, data in {settings.data_dir}, logs in {settings.log_dir}")
         lines = [
             (name, entry["state"], entry["pid"], entry["restarts"], entry["since"])
             for row in rows

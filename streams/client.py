@@ -9,7 +9,8 @@ from streams.settings import Settings
 # Without Nagle's algorithm a small record leaves at once instead of waiting for the previous one's acknowledgement.
 _COMMON: dict[str, str | int | float | bool] = {
     "socket.nagle.disable": True,
-    "log_level": 3,
+    # What goes wrong comes back as errors of calls; librdkafka would print it a second time.
+    "log_level": 2,
     "reconnect.backoff.ms": 50,
     "reconnect.backoff.max.ms": 1000,
 }

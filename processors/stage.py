@@ -10,17 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from schemas.event import Event
+from streams.keys import Position as Position
 
 _IDS = uuid.UUID("6f1d6c1e-8f0b-5c39-9a5b-7472756e6b6c")
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a record lies in the log."""
-
-    topic: str
-    partition: int
-    offset: int
 
 
 # What can happen to a session, as its core sees it.

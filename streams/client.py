@@ -1,9 +1,9 @@
 """What every Kafka client here shares: its connection, the two places in the log, and the one error."""
 
-from typing import NamedTuple
-
 from confluent_kafka import TopicPartition
 
+from streams.keys import Partition as Partition
+from streams.keys import Position as Position
 from streams.settings import Settings
 
 # Without Nagle's algorithm a small record leaves at once instead of waiting for the previous one's acknowledgement.
@@ -18,21 +18,6 @@ _COMMON: dict[str, str | int | float | bool] = {
 
 class LogError(Exception):
     """The log could not be written or read; the message says where and why."""
-
-
-class Position(NamedTuple):
-    """Where a record lies in the log."""
-
-    topic: str
-    partition: int
-    offset: int
-
-
-class Partition(NamedTuple):
-    """One partition of a topic."""
-
-    topic: str
-    partition: int
 
 
 def client_config(settings: Settings, name: str) -> dict[str, str | int | float | bool]:

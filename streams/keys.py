@@ -1,11 +1,27 @@
-"""Keys and partitions: every topic is keyed by session id and partitioned by murmur2, as the JVM's clients do."""
+"""Keys, partitions and positions: topics are keyed by session id and partitioned by murmur2, as the JVM's clients do."""
 
 import uuid
 from collections.abc import Container
+from typing import NamedTuple
 
 _SEED = 0x9747B28C
 _M = 0x5BD1E995
 _MASK = 0xFFFFFFFF
+
+
+class Position(NamedTuple):
+    """Where a record lies in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Partition(NamedTuple):
+    """One partition of a topic."""
+
+    topic: str
+    partition: int
 
 
 def murmur2(data: bytes) -> int:

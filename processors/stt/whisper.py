@@ -1,15 +1,15 @@
 """Whisper on CTranslate2, read over as short a window as the speech needs, with a guard against repetition.
 
 Whisper was trained on windows of 30 s. Encoding 30 s for 3 s of speech costs most of the time, so the window here is
-the speech and a second more, yet at least 10 s. Short windows make the decoder repeat itself now and then; a reading
-that repeats is decoded again under a ban on repeated n-grams (the encoding is kept). Where the quick model is unsure, a
-second, larger one reads too. Nothing is sampled, so the same audio gives the same text.
+the speech and a second more, yet at least 10 s. Short windows make the decoder repeat itself now and then; but aligned
+with the audio, words that were said twice take time twice, and a loop's copies take next to none, so these are dropped.
+Where the quick model is unsure or looped, a second, larger one reads too. Nothing is sampled, so the same audio gives the
+same text.
 """
 
 import os
 import re
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -45,14 +45,21 @@ _PROMPT_TOKENS_MAX = 100
 UNSURE_BELOW = -0.25  # average log probability of a token
 _SILENT_ABOVE = 0.6  # probability of the no-speech token
 _SILENT_BELOW = -0.5
-_COMPRESSION_MAX = 2.4
-_REPEATS_MAX = {1: 6, 2: 4}  # copies in a row that still may be meant, by length of what is repeated in words
-_REPEATS_MAX_LONG = 2
+_REPEATED_WORDS_MIN = 3  # a repetition of fewer words is how people talk
+_REPEATED_LETTERS_MIN = 6
+_SQUEEZED_RATIO = (
+    0.45  # a loop's copy lasts less than this part of the longest copy; what was said twice, more than 0.6
+)
+_SQUEEZED_WORD_MS = 60
+_LOOPED_SPAN_MIN = 0.6  # what is left of a loop must span this part of the audio, or words are missing
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one model made of the audio. `suspect` means that it may be a repetition loop."""
+    """What one model made of the audio. `suspect` means that it went round in a loop, which was cut out.
+
+    `words` are there when finding that out has already told their times.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -61,6 +68,7 @@ class Reading:
     suspect: bool
     model: str
     language: str
+    words: tuple[HeardWord, ...] = ()
 
     @property
     def silent(self) -> bool:
@@ -130,13 +138,18 @@ class WhisperReader:
         return self._model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(mel, dtype=np.float32)))
 
     def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
-        """See `Reader`; a reading that repeats itself is made again with repeated n-grams banned."""
+        """See `Reader`; the copies of a loop are dropped, or else repeated n-grams are banned."""
         reading = self._generate(encoded, seconds, request, language, ngram=0)
-        if not reading.suspect:
+        if not repeats(reading.text):
             return reading
+        heard = self.align(encoded, reading, seconds)
+        kept = said(heard)
+        if len(kept) == len(heard):
+            return replace(reading, words=heard)
+        if kept and kept[-1].end_ms - kept[0].start_ms >= _LOOPED_SPAN_MIN * heard[-1].end_ms:
+            text = " ".join(word.word for word in kept)
+            return replace(reading, text=text, words=kept, suspect=True)
         other = self._generate(encoded, seconds, request, language, ngram=_NGRAM_BANNED)
-        if other.suspect:
-            return replace(other, text=collapsed(other.text), tokens=())
         return replace(other, suspect=True)
 
     def _generate(self, encoded: Any, seconds: float, request: Transcribe, language: str, ngram: int) -> Reading:
@@ -160,7 +173,7 @@ class WhisperReader:
             tokens=tokens,
             logprob=result.scores[0] * len(ids) / (len(ids) + 1),
             no_speech=result.no_speech_prob,
-            suspect=repeats(text),
+            suspect=False,
             model=self.name,
             language=language,
         )
@@ -249,7 +262,9 @@ class WhisperEngine:
         reader, encoded, reading = self._best(readers, request, duration_ms / 1000, language)
         words: tuple[HeardWord, ...] = ()
         if not reading.silent:
-            if request.partial or not reading.tokens:  # a text that was cut cannot be aligned
+            if reading.words:
+                words = reading.words
+            elif request.partial:
                 words = estimated(reading, duration_ms)
             else:
                 words = reader.align(encoded, reading, duration_ms / 1000)
@@ -286,22 +301,12 @@ def words_of(text: str) -> list[str]:
 
 
 def repeats(text: str) -> bool:
-    """Whether the text may be a repetition loop: it compresses too well, goes round in a circle, or is said twice."""
-    if len(text) > 40 and len(text.encode()) > _COMPRESSION_MAX * len(zlib.compress(text.encode())):
-        return True
-    words = words_of(text)
-    half = len(words) // 2
-    if half and len(words) % 2 == 0 and words[:half] == words[half:] and len("".join(words[:half])) > 5:
-        return True
-    return any(copies > _allowed(length) for _, length, copies in _runs(words))
-
-
-def _allowed(length: int) -> int:
-    return _REPEATS_MAX.get(length, _REPEATS_MAX_LONG)
+    """Whether something in the text is said again right after, at a length that a loop would have too."""
+    return next(_runs(words_of(text)), None) is not None
 
 
 def _runs(words: Sequence[str]) -> Iterator[tuple[int, int, int]]:
-    """Every n-gram that is followed by itself: where it starts, its length, how many copies there are in a row."""
+    """Every n-gram of weight that is followed by itself: where it starts, its length, the copies in a row."""
     for length in range(1, len(words) // 2 + 1):
         start = 0
         while start + 2 * length <= len(words):
@@ -309,20 +314,27 @@ def _runs(words: Sequence[str]) -> Iterator[tuple[int, int, int]]:
             gram = words[start : start + length]
             while words[start + copies * length : start + (copies + 1) * length] == gram:
                 copies += 1
-            if copies > 1:
+            weight = length * (copies - 1)
+            if weight >= _REPEATED_WORDS_MIN or (weight and len("".join(gram)) >= _REPEATED_LETTERS_MIN):
                 yield start, length, copies
             start += (copies - 1) * length + 1
 
 
-def collapsed(text: str) -> str:
-    """The text with each loop in it said once."""
-    pieces = text.split()
-    words = [" ".join(words_of(piece)) for piece in pieces]
+def said(heard: tuple[HeardWord, ...]) -> tuple[HeardWord, ...]:
+    """The words without those copies of a repetition for which the audio has no time."""
+    words = [" ".join(words_of(word.word)) for word in heard]
     for start, length, copies in _runs(words):
-        if copies > _allowed(length):
-            rest = pieces[: start + length] + pieces[start + copies * length :]
-            return collapsed(" ".join(rest))
-    return text
+        grams = [heard[at : at + length] for at in range(start, start + copies * length, length)]
+        lasted_ms = [gram[-1].end_ms - gram[0].start_ms for gram in grams]
+        least_ms = _SQUEEZED_WORD_MS * length
+        if length > 1:
+            least_ms = max(least_ms, _SQUEEZED_RATIO * max(lasted_ms))
+        kept = [gram for gram, ms in zip(grams, lasted_ms, strict=True) if ms >= least_ms]
+        if len(kept) < copies:
+            kept = kept or grams[:1]
+            rest = heard[start + copies * length :]
+            return said((*heard[:start], *(word for gram in kept for word in gram), *rest))
+    return heard
 
 
 def estimated(reading: Reading, duration_ms: int) -> tuple[HeardWord, ...]:

@@ -1,4 +1,4 @@
-"""Keys, partitions and positions: topics are keyed by session id and partitioned by murmur2, as the JVM's clients do."""
+"""Keys, partitions, positions: topics are keyed by session id and partitioned by murmur2, as the JVM's clients do."""
 
 import uuid
 from collections.abc import Container

@@ -1,0 +1,50 @@
+"""`python -m bench`: starts what it measures, measures, prints a table, writes JSON, and stops what it started."""
+
+import sys
+from enum import StrEnum
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from api.errors import OperatorError
+from bench import hops, report, voice
+from bench.machine import this_machine
+from bench.running import running_broker, running_platform
+from streams.broker import BrokerError
+from streams.client import LogError
+
+
+class Part(StrEnum):
+    """What can be measured by itself."""
+
+    HOPS = "hops"
+    VOICE = "voice"
+
+
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer records and turns: a look, not a measurement.")] = False,
+    only: Annotated[Optional[Part], typer.Option(help="Measure this alone.")] = None,  # noqa: UP045
+) -> None:
+    """Measure the log's latency and voice-to-voice latency on this machine."""
+    machine = this_machine()
+    progress = Console(stderr=True)
+    found = report.Findings()
+    if only in (None, Part.HOPS):
+        progress.print("Measuring hops over the log")
+        seconds = 6 if quick else 30
+        with running_broker() as settings:
+            found.add(hops.measure_hops(settings, {rate: rate * seconds for rate in hops.RATES_PER_S}))
+    if only in (None, Part.VOICE):
+        progress.print("Measuring calls")
+        with running_platform() as url:
+            found.add(voice.measure_voice(url, quick))
+    report.show(found, str(machine))
+    print(f"Written to {report.write(found, machine.as_dict())}")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(bench)
+    except (OperatorError, BrokerError, LogError) as error:
+        sys.exit(f"trunkline: {error}")

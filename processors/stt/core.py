@@ -263,12 +263,13 @@ class _Work:
             offset_next=offset + 1,
             frame_at_us=self._now_us,
         )
+        detector = state.detector
         for at in range(0, whole, WINDOW_BYTES):
             pcm = buffer[at : at + WINDOW_BYTES]
-            before = self.state.detector
-            probability, after = self._detector(before, pcm)
-            self.state = replace(self.state, detector=after)
+            before = detector
+            probability, detector = self._detector(before, pcm)
             self._feed(Window(start + at // 2, pcm, probability, before, first_offset if at == 0 else offset, heard))
+        self.state = replace(self.state, detector=detector)
 
     def _feed(self, window: Window) -> None:
         if self.state.speech is None:

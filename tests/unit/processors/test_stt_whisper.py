@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from processors.engine import HeardWord, Transcribe, Transcribed
-from processors.stt.whisper import Reading, WhisperEngine, collapsed, estimated, repeats
+from processors.stt.whisper import Reading, WhisperEngine, estimated, repeats, said
 
 SECOND = bytes(2 * 16000)
 
@@ -79,28 +79,50 @@ def test_another_language_goes_to_the_model_that_knows_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "loops"),
+    ("text", "again"),
     [
         ("Where is my order?", False),
         ("No, no, no, thank you.", False),
-        ("One two one two one two.", False),
         ("5551212", False),
         ("5551212 5551212", True),
         ("Go forward ten meters. Go forward ten meters.", True),
-        ("I don't know. I don't know. I don't know.", True),
-        ("and then " * 5, True),
+        ("Hello. Go forward ten meters. Go forward ten meters.", True),
         ("you " * 7, True),
-        ("He might have been made still more respectable than he was. " * 4, True),
         ("", False),
     ],
 )
-def test_a_loop_is_told_from_speech(text: str, loops: bool) -> None:
-    assert repeats(text) is loops
+def test_a_repetition_of_weight_is_looked_at(text: str, again: bool) -> None:
+    assert repeats(text) is again
 
 
-def test_a_loop_collapses_to_one_copy() -> None:
-    assert collapsed("Well, go on. go on. go on. go on. go on. Bye.") == "Well, go on. Bye."
-    assert collapsed("No, no, thank you.") == "No, no, thank you."
+def spoken(text: str, lengths_ms: list[int]) -> tuple[HeardWord, ...]:
+    """The words one after the other, each as long as the list says; the last length goes for the rest."""
+    at, words = 0, []
+    for number, word in enumerate(text.split()):
+        length_ms = lengths_ms[min(number, len(lengths_ms) - 1)]
+        words.append(HeardWord(word, at, at + length_ms, 0.9))
+        at += length_ms
+    return tuple(words)
+
+
+def kept(text: str, lengths_ms: list[int]) -> str:
+    return " ".join(word.word for word in said(spoken(text, lengths_ms)))
+
+
+def test_what_was_said_twice_stays() -> None:
+    twice = "He was not ill. He was not ill."
+    assert kept(twice, [300]) == twice
+    assert kept("five five five five five", [200]) == "five five five five five"
+
+
+def test_the_copies_of_a_loop_go() -> None:
+    looped = "Hello. Go forward ten meters. Go forward ten meters. go forward ten meters."
+    assert kept(looped, [400, 300, 300, 300, 300, 0]) == "Hello. Go forward ten meters."
+    assert kept("he might have been made more than he might have been made mo", [300] * 7 + [0]) == (
+        "he might have been made more than"
+    )
+    assert kept("you you you you you you", [300, 0]) == "you"
+    assert kept("go on now go on now go on now bye", [300, 300, 300, 20, 20, 20, 20, 20, 20, 300]) == "go on now bye"
 
 
 def test_estimated_words_cover_the_audio_in_order() -> None:

@@ -75,12 +75,19 @@ async def _measure(settings: Settings, records: Mapping[int, int], rounds: int) 
             sends[name] = await stack.enter_async_context(path(settings, topic, arrivals[name].note))
             await _send(sends[name], arrivals[name], _WARM_RECORDS, 100)
         for rate_per_s, count in records.items():
-            for _ in range(rounds):
-                for name in paths:
+            for turn in range(rounds):
+                # Whoever goes first meets the change of rate, so they take turns at it.
+                for name in rotated(list(paths), turn):
                     arrived = await _send(sends[name], arrivals[name], count // rounds, rate_per_s)
                     took[rate_per_s, name] += arrived
                     lost[rate_per_s, name] += count // rounds - len(arrived)
     return _findings(took, lost)
+
+
+def rotated(names: list[str], by: int) -> list[str]:
+    """The names, beginning at another one each time."""
+    start = by % len(names)
+    return names[start:] + names[:start]
 
 
 def _findings(took: Mapping[tuple[int, str], list[float]], lost: Mapping[tuple[int, str], int]) -> Findings:

@@ -155,6 +155,15 @@ def chosen(settings: Settings, role: Literal["stt", "embeddings", "llm", "tts"])
     )
 
 
+def readers(settings: Settings) -> tuple[Model, ...]:
+    """The models that the stt engine loads: the one the settings name, else the smallest, and the largest to ask twice."""
+    if settings.engines.stt_model:
+        return (chosen(settings, "stt"),)
+    listed = [model for model in catalogue(settings) if (model.role, model.engine) == ("stt", settings.engines.stt)]
+    listed.sort(key=lambda model: model.size_bytes)
+    return (listed[0], listed[-1]) if len(listed) > 1 else (chosen(settings, "stt"),)
+
+
 def resolve(settings: Settings, name: str, fetch: bool = True) -> ResolvedModel:
     """Finds the model's files and checks them; a file already checked is only looked at (size and time of change).
 

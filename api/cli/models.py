@@ -6,7 +6,7 @@ from typing import Any, Literal
 from api.cli.context import settings_of
 from api.cli.output import print_json, print_table, size
 from api.errors import OperatorError
-from processors.models import Model, ModelError, catalogue, chosen, resolve, verify
+from processors.models import Model, ModelError, catalogue, chosen, readers, resolve, verify
 from streams.settings import Settings
 from streams.yamlfile import ConfigError
 
@@ -30,7 +30,8 @@ def _used(settings: Settings, models: tuple[Model, ...]) -> set[str]:
     hosted = {model.engine for model in models}
     roles = [role for role in _ROLES if getattr(settings.engines, role) in hosted]
     alone = {model.name for model in models if model.role not in _ROLES}
-    return alone | {chosen(settings, role).name for role in roles}
+    chosen_ones = {chosen(settings, role).name for role in roles}
+    return alone | chosen_ones | ({model.name for model in readers(settings)} if "stt" in roles else set())
 
 
 def _row(settings: Settings, model: Model, used: bool, hash_all: bool) -> dict[str, Any]:
@@ -50,10 +51,17 @@ def _row(settings: Settings, model: Model, used: bool, hash_all: bool) -> dict[s
         "size_bytes": model.size_bytes,
         "sha256": model.files[0].sha256,
         "files": [{"path": file.path, "sha256": file.sha256, "size_bytes": file.size_bytes} for file in model.files],
-        "state": "missing or altered" if error else ("verified" if hash_all else "present"),
+        "state": _state(model, used, error, hash_all),
         "path": path,
         "error": error,
     }
+
+
+def _state(model: Model, used: bool, error: str, hash_all: bool) -> str:
+    if not error:
+        return "verified" if hash_all else "present"
+    # A hub is asked when a model is first wanted.
+    return "not fetched" if model.source.startswith("hub:") and not used else "missing or altered"
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool, explain_all: bool) -> None:

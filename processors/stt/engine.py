@@ -9,15 +9,10 @@ from streams.settings import Settings
 
 
 def _faster_whisper(settings: Settings) -> Engine:
-    """The model that the settings name, alone; else the smallest listed one, with the largest for a second opinion."""
-    name = "faster-whisper"
-    listed = [model for model in models.catalogue(settings) if (model.role, model.engine) == ("stt", name)]
-    listed.sort(key=lambda model: model.size_bytes)
-    if settings.engines.stt_model or not listed:
-        listed = [models.chosen(settings, "stt")]
-    quick = _reader(settings, listed[0])
-    second = _reader(settings, listed[-1]) if len(listed) > 1 else None
-    return WhisperEngine(quick, second, listed[0].licence)
+    """The first model reads; the other, where there is one, gives a second opinion."""
+    first, *others = models.readers(settings)
+    second = _reader(settings, others[0]) if others else None
+    return WhisperEngine(_reader(settings, first), second, first.licence)
 
 
 def _reader(settings: Settings, model: models.Model) -> WhisperReader:

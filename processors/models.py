@@ -156,7 +156,7 @@ def chosen(settings: Settings, role: Literal["stt", "embeddings", "llm", "tts"])
 
 
 def readers(settings: Settings) -> tuple[Model, ...]:
-    """The models that the stt engine loads: the one the settings name, else the smallest, and the largest to ask twice."""
+    """What the stt engine loads: the model that the settings name, else the smallest, and the largest to ask twice."""
     if settings.engines.stt_model:
         return (chosen(settings, "stt"),)
     listed = [model for model in catalogue(settings) if (model.role, model.engine) == ("stt", settings.engines.stt)]

@@ -1,14 +1,16 @@
 """The embedded ClickHouse on ClickHouse's own HTTP interface, on loopback and read-only.
 
-Questions are SELECTs and their like over the platform's tables. What would leave them (files, other servers, INTO
-OUTFILE) is refused by looking at the parsed query, since `readonly` alone lets some of it pass.
+Questions are SELECTs and their like over the platform's tables. The engine's `readonly` refuses changes, but not all
+that leaves the tables (files, other servers, INTO OUTFILE), so what is asked is also looked at as the engine's own
+parser sees it: it writes the query anew, one statement without comments, and only that text is checked and executed.
 """
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Mapping
-from itertools import pairwise
-from typing import Any
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import structlog
 import uvicorn
@@ -27,11 +29,25 @@ log = structlog.get_logger(__name__)
 QUERY_S_MAX = 30
 RESULT_ROWS_MAX = 1_000_000
 QUERY_BYTES_MAX = 262_144
-# First words of the parsed query's tree: what only reads.
-_READING = ("SelectWithUnionQuery", "SelectQuery", "SelectIntersectExceptQuery", "ShowTables", "Describe", "Explain")
-_READING_WORDS = re.compile(r"\s*(select|with|show|describe|desc|explain|exists)\b", re.IGNORECASE)
-_ALLOWED_TABLE_FUNCTIONS = frozenset({"numbers", "values", "view", "zeros", "generateseries", "generate_series"})
-_FORMAT_SETTINGS = re.compile(r"(?:output_)?format_\w+|output_format_\w+|default_format")
+_READING = re.compile(r"\(*\s*(SELECT|WITH|SHOW|DESCRIBE|DESC|EXPLAIN|EXISTS)\b", re.IGNORECASE)
+_ALLOWED_TABLE_FUNCTIONS = frozenset(
+    {"numbers", "values", "view", "zeros", "null", "format", "generateseries", "generate_series"}
+)
+# Functions of other kinds that read files.
+_REFUSED_FUNCTIONS = frozenset({"file", "catboostevaluate"})
+_FORMAT_SETTINGS = re.compile(r"(?:output_)?format_\w+")
+_LITERALS = re.compile(r"'(?:[^'\\]|\\.|'')*'|`(?:[^`\\]|\\.|``)*`|\"(?:[^\"\\]|\\.|\"\")*\"", re.DOTALL)
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "b": "\b", "f": "\f"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query, the format to answer in unless it names one, parameters for its `{name:Type}`, settings of formats."""
+
+    query: str
+    form: str = "TabSeparated"
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
 
 
 class Questions:
@@ -39,58 +55,71 @@ class Questions:
 
     def __init__(self, settings: Settings, concurrency: int = 2) -> None:
         self._clients: asyncio.Queue[Client] = asyncio.Queue()
-        self._database = settings.clickhouse.database
         for _ in range(concurrency):
-            self._clients.put_nowait(connect(settings))
+            self._clients.put_nowait(_reading_client(settings))
 
-    async def ask(self, query: str, form: str, formats: Mapping[str, str]) -> bytes:
-        """The answer in ClickHouse's format of that name; raises ClickHouseError, or ValueError for what is refused."""
+    async def ask(self, question: Question) -> tuple[bytes, str]:
+        """The answer and its format; raises ClickHouseError, or ValueError for what is refused."""
         client = await self._clients.get()
         try:
-            return await asyncio.to_thread(self._ask, client, query, form, dict(formats))
+            return await asyncio.to_thread(answer, client, question)
         finally:
             self._clients.put_nowait(client)
 
-    def _ask(self, client: Client, query: str, form: str, formats: dict[str, str]) -> bytes:
-        check(client, query)
-        settings: dict[str, Any] = {
-            **formats,
-            "max_execution_time": QUERY_S_MAX,
-            "max_result_rows": RESULT_ROWS_MAX,
-            "readonly": 1,
-        }
-        return client.raw_query(query, fmt=form, settings=settings)
+
+def _reading_client(settings: Settings) -> Client:
+    """A connection that can change nothing but settings, from its first query on; there is no way back."""
+    client = connect(settings)
+    client.command(f"SET max_execution_time = {QUERY_S_MAX}, max_result_rows = {RESULT_ROWS_MAX}")
+    client.command("SET readonly = 2")
+    return client
 
 
-def check(client: Client, query: str) -> None:
-    """Raises ValueError unless the query only reads the platform's tables."""
-    if not _READING_WORDS.match(query):
-        raise ValueError("read-only: a SELECT, SHOW, DESCRIBE, EXISTS or EXPLAIN is expected")
-    if not re.match(r"\s*(select|with)\b", query, re.IGNORECASE):
-        return
-    tree = client.raw_query(f"EXPLAIN AST {query}", fmt="TabSeparatedRaw").decode()
-    if not tree.startswith(_READING):
-        raise ValueError("read-only: one SELECT is expected")
-    if re.search(r"\binto\s+outfile\b", _without_literals(query), re.IGNORECASE):
+def answer(client: Client, question: Question) -> tuple[bytes, str]:
+    """See `Questions.ask`; blocks."""
+    parameters = dict(question.parameters)
+    query = client.query(
+        "SELECT formatQuerySingleLine({query:String})", parameters={"query": question.query}
+    ).result_rows[0][0]
+    form, query = split_format(query, question.form)
+    if not _READING.match(query):
+        raise ValueError("read-only: one SELECT, SHOW, DESCRIBE, EXISTS or EXPLAIN is expected")
+    bare = _LITERALS.sub("''", query)
+    if ";" in bare:
+        raise ValueError("read-only: one statement is expected")
+    if re.search(r"\bINTO\s+OUTFILE\b", bare, re.IGNORECASE):
         raise ValueError("read-only: INTO OUTFILE is refused")
-    for name in _table_functions(tree):
-        if name.lower() not in _ALLOWED_TABLE_FUNCTIONS:
-            raise ValueError(f"read-only: the table function {name} is refused")
+    tree = client.raw_query(f"EXPLAIN AST {query}", parameters=parameters, fmt="TabSeparatedRaw").decode()
+    _check(tree, _table_functions(client))
+    return client.raw_query(query, parameters=parameters, fmt=form, settings=dict(question.formats)), form
 
 
-def _table_functions(tree: str) -> list[str]:
-    """Functions that stand where a table does: directly below a TableExpression."""
-    found = []
-    lines = tree.splitlines()
-    for above, line in pairwise(lines):
-        if above.strip().startswith("TableExpression") and (match := re.match(r"\s*Function (\w+)", line)):
-            found.append(match[1])
-    return found
+def _table_functions(client: Client) -> frozenset[str]:
+    """All that there are in this engine, in lower case."""
+    return frozenset(name.lower() for (name,) in client.query("SELECT name FROM system.table_functions").result_rows)
 
 
-def _without_literals(query: str) -> str:
-    query = re.sub(r"'(?:[^'\\]|\\.|'')*'", "''", query)
-    return re.sub(r"--[^\n]*|/\*.*?\*/", " ", query, flags=re.DOTALL)
+def _check(tree: str, table_functions: frozenset[str]) -> None:
+    """Raises ValueError where the parsed query names what leads out of the tables, or changes a setting."""
+    above = ""
+    for line in tree.splitlines():
+        node = line.strip()
+        if match := re.match(r"Function (\S+)", node):
+            name = match[1].lower()
+            as_table = above.startswith("TableExpression") or name in table_functions
+            if name in _REFUSED_FUNCTIONS or (as_table and name not in _ALLOWED_TABLE_FUNCTIONS):
+                raise ValueError(f"read-only: the function {match[1]} is refused")
+        elif re.match(r"Set\b", node):
+            raise ValueError("read-only: SETTINGS are refused")
+        above = node
+
+
+def split_format(query: str, default: str) -> tuple[str, str]:
+    """A FORMAT at the end of the query rules; else the default, where it is a plain name."""
+    match = re.search(r"\s+FORMAT\s+(\w+)\s*$", query, re.IGNORECASE)
+    if match and "'" not in query[match.start() :]:
+        return match[1], query[: match.start()]
+    return (default if re.fullmatch(r"\w+", default) else "TabSeparated"), query
 
 
 def create_app(questions: Questions) -> Starlette:
@@ -105,19 +134,13 @@ def create_app(questions: Questions) -> Starlette:
             return PlainTextResponse("Ok.\n")
         if len(query) > QUERY_BYTES_MAX:
             return PlainTextResponse(f"Code: 62. at most {QUERY_BYTES_MAX} characters are expected\n", 400)
-        form, query = _format(query, request.query_params.get("default_format", "TabSeparated"))
-        formats = {
-            name: value
-            for name, value in request.query_params.items()
-            if _FORMAT_SETTINGS.fullmatch(name) and name != "default_format"
-        }
         try:
-            answer = await questions.ask(query, form, formats)
+            found, form = await questions.ask(_question(query, request.query_params))
         except ValueError as error:
             return PlainTextResponse(f"Code: 164. DB::Exception: {error} (READONLY)\n", 403)
-        except ClickHouseError as error:
+        except (ClickHouseError, RuntimeError) as error:
             return PlainTextResponse(f"{error}\n", 400)
-        return Response(answer, headers={"X-ClickHouse-Format": form})
+        return Response(found, headers={"X-ClickHouse-Format": form})
 
     async def ping(request: Request) -> Response:
         return PlainTextResponse("Ok.\n")
@@ -125,28 +148,45 @@ def create_app(questions: Questions) -> Starlette:
     return Starlette(routes=[Route("/ping", ping), Route("/", ask, methods=["GET", "POST"])])
 
 
-def _format(query: str, default: str) -> tuple[str, str]:
-    """A FORMAT at the end of the query rules; else the default, where it is a plain name."""
-    query = query.strip().rstrip(";").rstrip()
-    match = re.search(r"\bFORMAT\s+(\w+)$", query, re.IGNORECASE)
-    if match:
-        return match[1], query[: match.start()].rstrip()
-    return (default if re.fullmatch(r"\w+", default) else "TabSeparated"), query
+def _question(query: str, parameters: Mapping[str, str]) -> Question:
+    return Question(
+        query,
+        parameters.get("default_format", "TabSeparated"),
+        {name.removeprefix("param_"): _text(value) for name, value in parameters.items() if name.startswith("param_")},
+        {name: value for name, value in parameters.items() if _FORMAT_SETTINGS.fullmatch(name)},
+    )
+
+
+def _text(value: str) -> str:
+    """A parameter's value, which comes escaped as in the format TabSeparated."""
+    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[1]), value, flags=re.DOTALL)
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server inside a process that handles signals itself."""
+    """A uvicorn server inside a process that handles signals itself; `listening` is set once it answers."""
 
-    def install_signal_handlers(self) -> None:
-        """The process has its own."""
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The process has its own handlers."""
+        yield
 
 
 async def serve(settings: Settings, questions: Questions) -> tuple[Server, "asyncio.Task[None]", int]:
-    """Starts answering on loopback; returns the server, its task and the port."""
+    """Answers on loopback from its return on; returns the server, its task and the port."""
     config = uvicorn.Config(
         create_app(questions), host="127.0.0.1", port=settings.clickhouse.http_port, log_config=None, lifespan="off"
     )
     server = Server(config)
     sock = config.bind_socket()
     task = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]), name="clickhouse-http")
+    await server.listening.wait()
     return server, task, sock.getsockname()[1]

@@ -86,7 +86,7 @@ class EngineSettings(BaseModel):
     tts: str = "hibari"
     tts_model: str = Field("", description="as stt_model")
     device: str = Field("cpu", description="cpu or cuda")
-    threads: int = Field(2, ge=1, description="threads of a model on the CPU")
+    threads: int = Field(1, ge=1, description="threads of a model on the CPU; more were no faster beside other work")
     queue_depth_max: int = Field(32, ge=1, description="asks waiting at one engine; more are refused")
 
 

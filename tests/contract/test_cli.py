@@ -60,7 +60,7 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
 
 def test_status_of_nothing_is_said_and_has_its_exit_code(tmp_path: Path) -> None:
     done = run("status", "--json", data_dir=tmp_path)
-    nothing = {"running": False, "url": None, "bootstrap_servers": None, "components": []}
+    nothing: dict[str, Any] = {"running": False, "url": None, "bootstrap_servers": None, "components": []}
     assert (done.returncode, json.loads(done.stdout)) == (3, nothing)
     assert "trunkline up" in run("status", data_dir=tmp_path).stdout
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from schemas.event import Event
 from schemas.events import AudioFrame, Control, Intent, Response, Session, SpeechChunk, Transcript
+from streams.topics import consumer_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Stage:
     @property
     def group(self) -> str:
         """The consumer group of the stage's workers."""
-        return f"trunkline.{self.name}"
+        return consumer_group(self.name)
 
 
 PIPELINE = (

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from schemas.event import Event
 from schemas.events import SpeechChunk
 
@@ -136,8 +138,16 @@ def too_big(size: int, size_max: int) -> Bad:
     return Bad("message_too_big", f"The message has {size} bytes.", f"Send at most {size_max} bytes in one message.")
 
 
-def invalid_json() -> Bad:
-    """The error for text that is no JSON object."""
+def json_object(text: str, size_max: int) -> dict[str, Any] | Bad:
+    """The JSON object in a text message of at most that size, or the error for what is none."""
+    if len(text) > size_max:
+        return too_big(len(text), size_max)
+    try:
+        message = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        message = None
+    if isinstance(message, dict):
+        return message
     return Bad("invalid_json", "The text message is not a JSON object.", "Send one JSON object in each text message.")
 
 

@@ -20,7 +20,7 @@ from api.dialects.dialect import (
     Playout,
     Start,
     Started,
-    invalid_json,
+    json_object,
     odd_length,
     too_big,
     whole_number,
@@ -44,14 +44,9 @@ class NativeDialect:
 
     def receive_text(self, text: str) -> Sequence[Command]:
         """See `Dialect`."""
-        if len(text) > TEXT_BYTES_MAX:
-            return (too_big(len(text), TEXT_BYTES_MAX),)
-        try:
-            message = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            return (invalid_json(),)
-        if not isinstance(message, dict):
-            return (invalid_json(),)
+        message = json_object(text, TEXT_BYTES_MAX)
+        if isinstance(message, Bad):
+            return (message,)
         match message.get("type"):
             case "start":
                 return (_start(message),)

@@ -22,7 +22,7 @@ from api.dialects.dialect import (
     Playout,
     Start,
     Started,
-    invalid_json,
+    json_object,
     too_big,
 )
 from schemas.event import Event
@@ -53,14 +53,9 @@ class TwilioDialect:
 
     def receive_text(self, text: str) -> Sequence[Command]:
         """See `Dialect`."""
-        if len(text) > TEXT_BYTES_MAX:
-            return (too_big(len(text), TEXT_BYTES_MAX),)
-        try:
-            message = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            return (invalid_json(),)
-        if not isinstance(message, dict):
-            return (invalid_json(),)
+        message = json_object(text, TEXT_BYTES_MAX)
+        if isinstance(message, Bad):
+            return (message,)
         match message.get("event"):
             case "media":
                 return self._media(_part(message, "media"))

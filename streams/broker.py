@@ -187,12 +187,18 @@ def _is_complete(archive: Path) -> bool:
 
 def _format(base: tuple[str, ...], classes: str, properties: Path) -> None:
     """Writes the storage's identity, once in the life of a data directory."""
-    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     command = [*base, "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", classes]
-    command += ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
+    command += ["kafka.tools.StorageTool", "format", "-c", str(properties)]
+    # One word with its option: one cluster id in 64 begins with the hyphen of an option.
+    command.append(f"--cluster-id={_cluster_id()}")
     done = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S)
     if done.returncode != 0:
         raise BrokerError(f"the log's storage could not be formatted: {(done.stderr or done.stdout).strip()[-4000:]}")
+
+
+def _cluster_id() -> str:
+    """A random UUID, as `kafka-storage random-uuid` spells it: URL-safe base64 without padding."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def _ports(port: int) -> tuple[int, int]:

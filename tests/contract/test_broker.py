@@ -1,6 +1,7 @@
 """The embedded broker: a real Kafka process is started, killed and started again."""
 
 import socket
+import uuid
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_killed_and_restarted_it_has_everything_acknowledged(tmp_path: Path) -> 
         test_broker.stop()
         test_broker.start()
         assert consume(test_broker, topic, 501) == [*values, b"after"]
+
+
+def test_a_cluster_id_that_begins_like_an_option_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0xF8 is a hyphen in URL-safe base64: one random cluster id in 64 begins so."""
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(bytes=b"\xf8" + bytes(range(15))))
+    broker.prepare(Settings(data_dir=tmp_path), 0)
+    assert "cluster.id=-AAB" in next(tmp_path.rglob("meta.properties")).read_text()
 
 
 def test_a_port_in_use_is_refused(tmp_path: Path) -> None:

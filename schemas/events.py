@@ -119,6 +119,38 @@ class Delivery(Event):
     reason: str = ""
 
 
+class HealthKind(StrEnum):
+    """breaker_opened: an engine is not asked any more, breaker_half_opened: it is being tried, breaker_closed: it
+    answers again. load_raised, load_lowered: the platform does less for each call, or more again; level says how much.
+    """
+
+    UNKNOWN = "unknown"
+    BREAKER_OPENED = "breaker_opened"
+    BREAKER_HALF_OPENED = "breaker_half_opened"
+    BREAKER_CLOSED = "breaker_closed"
+    LOAD_RAISED = "load_raised"
+    LOAD_LOWERED = "load_lowered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health(Event):
+    """How the platform itself fares: what stopped answering, what was done about it, and when it was over."""
+
+    NAME: ClassVar[str] = "health"
+    TOPIC: ClassVar[str] = "voice.health"
+    CE_TYPE: ClassVar[str] = "trunkline.health"
+    PII: ClassVar[frozenset[str]] = frozenset()
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": HealthKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
+
+    kind: HealthKind
+    component: str
+    engine: str = ""
+    level: int = 0
+    reason: str = ""
+
+
 class IntentKind(StrEnum):
     """detected: the judgement on one transcript."""
 
@@ -341,6 +373,7 @@ EVENTS: tuple[type[Event], ...] = (
     Control,
     DeadLetter,
     Delivery,
+    Health,
     Intent,
     Response,
     Session,

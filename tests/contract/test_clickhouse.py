@@ -62,7 +62,7 @@ def in_process(data_dir: Path, script: str) -> Any:
 def test_migrations_are_applied_once(tmp_path: Path) -> None:
     twice = "print(json.dumps([store.migrate(), store.migrate()]))"
     first, second = in_process(tmp_path, twice)
-    assert first == ["0001_topics.sql", "0002_sink.sql", "0003_turns.sql"]
+    assert first == ["0001_topics.sql", "0002_sink.sql", "0003_turns.sql", "0004_health.sql"]
     assert second == []
     assert in_process(tmp_path, twice) == [[], []]
 
@@ -75,7 +75,7 @@ client.command("DROP VIEW calls")
 again = store.migrate()
 print(json.dumps([again, answer("SELECT count() FROM calls")]))
 """
-    assert in_process(tmp_path, script) == [["0003_turns.sql"], [[0]]]
+    assert in_process(tmp_path, script) == [["0003_turns.sql", "0004_health.sql"], [[0]]]
 
 
 def test_a_batch_written_twice_is_there_once(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from schemas.events import EVENTS, AudioFrame, Transcript
 from streams.codec import CodecError
 
 UUIDS = [(event, name) for event in EVENTS for name in ("event_id", "session_id", "causation_id")]
+OF_TOPICS = ("0001_topics.sql", "0004_health.sql")
 TIMES = ("occurred_at", "captured_at", "speech_ended_at")
 
 
 def tables() -> dict[str, tuple[str, ...]]:
-    """Each table of the migration with its columns, in order."""
+    """Each table of a topic with its columns, in order."""
     found = {}
-    for statement in statements((MIGRATIONS / "0001_topics.sql").read_text()):
+    for statement in (one for name in OF_TOPICS for one in statements((MIGRATIONS / name).read_text())):
         head = re.match(r"CREATE TABLE IF NOT EXISTS (\w+)\n\((.*?)\n\)\nENGINE", statement, re.DOTALL)
         assert head is not None, statement
         found[head[1]] = tuple(re.findall(r"^ {4}(\w+)", head[2], re.MULTILINE))

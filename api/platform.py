@@ -13,6 +13,7 @@ import psutil
 
 from api.errors import OperatorError
 from api.supervisor import Process, Step
+from processors.engine_client import engine_name, hosted_roles, replicas
 from processors.pipeline import PIPELINE, STAGES, Stage
 from streams import ready
 from streams.settings import Settings
@@ -39,7 +40,7 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
     if layout.own_broker:
         parts.append(_broker(settings, say))
     parts.append(_topics(settings, {"broker"} if layout.own_broker else set()))
-    parts += [_engine(settings, role) for role in _hosted_roles(settings)]
+    parts += [_engine(settings, role, n) for role in hosted_roles(settings) for n in range(replicas(settings, role))]
     parts += [_stage(settings, stage) for stage in PIPELINE]
     parts.append(_python(settings, "clickhouse", "processors.clickhouse.sink", needs={"topics"}))
     if layout.own_erp:
@@ -52,8 +53,9 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
 def worker_parts(settings: Settings, stage: str) -> list[Process | Step]:
     """The parts of one stage's container: its engines and its worker, on a cluster that is there already."""
     settings, row = with_absolute_paths(settings), STAGES[stage]
-    roles = [role for role in _hosted_roles(settings) if role in row.roles]
-    return [_topics(settings, set()), *(_engine(settings, role, stage) for role in roles), _stage(settings, row)]
+    roles = [role for role in hosted_roles(settings) if role in row.roles]
+    engines = [_engine(settings, role, n, stage) for role in roles for n in range(replicas(settings, role))]
+    return [_topics(settings, set()), *engines, _stage(settings, row)]
 
 
 def lay_out(settings: Settings) -> Layout:
@@ -109,12 +111,6 @@ def api_url(settings: Settings) -> str:
     return f"http://{host}:{settings.api.port}"
 
 
-def _hosted_roles(settings: Settings) -> list[str]:
-    """The engines that run in processes of ours; a remote language model does not."""
-    remote = {"llm"} if settings.engines.llm != "llama-cpp" else set()
-    return [role for role in _ENGINE_OF if role not in remote]
-
-
 def _broker(settings: Settings, say: Say) -> Process:
     from streams import broker, jars, java
 
@@ -148,20 +144,22 @@ def _topics(settings: Settings, needs: set[str]) -> Step:
     return Step("topics", provision, frozenset(needs))
 
 
-def _engine(settings: Settings, role: str, stage: str | None = None) -> Process:
+def _engine(settings: Settings, role: str, replica: int, stage: str | None = None) -> Process:
     return _python(
         settings,
-        f"engine-{role}",
+        engine_name(role, replica),
         "processors.engine_host",
         role,
+        "--replica",
+        str(replica),
         component=stage or _ENGINE_OF[role],
         stop_within_s=3.0,
     )
 
 
 def _stage(settings: Settings, stage: Stage) -> Process:
-    hosted = _hosted_roles(settings)
-    engines = {f"engine-{role}" for role in stage.roles if role in hosted}
+    hosted = hosted_roles(settings)
+    engines = {engine_name(role) for role in stage.roles if role in hosted}
     return _python(settings, stage.name, "processors.worker", stage.name, needs={"topics", *engines})
 
 

@@ -492,7 +492,7 @@ def _components(kept: Iterable[_Kept]) -> list[dict[str, Any]]:
         if one.process.name == one.process.component:
             row.update(one.entry())
         else:
-            row["engine"] = one.entry()
+            row.setdefault("engine", one.entry())
     return [{"name": row.pop("name"), **_with_own_state(row)} for row in rows.values()]
 
 

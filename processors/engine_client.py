@@ -25,6 +25,7 @@ from processors.engine_frames import (
     Piece,
     Ping,
     Stop,
+    engine_name,
     framed,
     from_engine,
     private_folder,
@@ -33,7 +34,16 @@ from processors.engine_frames import (
 )
 from streams.settings import Settings
 
-__all__ = ["HOSTED_ROLES", "SocketEngine", "engine_client", "hosted_roles", "responds", "socket_path"]
+__all__ = [
+    "HOSTED_ROLES",
+    "SocketEngine",
+    "engine_client",
+    "engine_name",
+    "hosted_roles",
+    "replicas",
+    "responds",
+    "socket_path",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +57,11 @@ _UNREAD_REPLIES_MAX = 4096
 def hosted_roles(settings: Settings) -> tuple[str, ...]:
     """The roles whose engine runs in a process of ours; a remote one needs none."""
     return tuple(role for role in HOSTED_ROLES if not (role == "llm" and settings.engines.llm == "openai"))
+
+
+def replicas(settings: Settings, role: str) -> int:
+    """How many processes serve a hosted role, numbered from 0."""
+    return settings.engines.replicas
 
 
 def engine_client(settings: Settings, role: str) -> EngineClient:
@@ -184,14 +199,14 @@ class _Connection:
 
 
 class SocketEngine:
-    """An `EngineClient` for the engine process of a role (`python -m processors.engine_host ROLE`).
+    """An `EngineClient` for one engine process of a role (`python -m processors.engine_host ROLE --replica N`).
 
     Connects when first asked and again, with growing pauses, whenever the process was restarted; asks wait for that up
     to their deadline. Must be used from one event loop.
     """
 
-    def __init__(self, settings: Settings, role: str, silence_s: float = 3.0) -> None:
-        self._path = socket_path(settings, role)
+    def __init__(self, settings: Settings, role: str, silence_s: float = 3.0, replica: int = 0) -> None:
+        self._path = socket_path(settings, role, replica)
         self._role = role
         self._silence_s = silence_s
         self._connection: _Connection | None = None
@@ -288,12 +303,12 @@ async def _dial(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
     return await asyncio.open_unix_connection(str(path))
 
 
-def responds(settings: Settings, role: str, timeout_s: float = 2.0) -> bool:
+def responds(settings: Settings, role: str, timeout_s: float = 2.0, replica: int = 0) -> bool:
     """Whether the role's engine process takes connections and greets: for those who watch processes. Blocks."""
     with socket.socket(socket.AF_UNIX) as one:
         one.settimeout(timeout_s)
         try:
-            one.connect(str(socket_path(settings, role)))
+            one.connect(str(socket_path(settings, role, replica)))
             (length,) = struct.unpack(">I", _exactly(one, 4))
             return isinstance(from_engine.decode(_exactly(one, length)), Hello)
         except (OSError, msgspec.MsgspecError):

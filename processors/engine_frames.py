@@ -111,9 +111,14 @@ async def read_frame(reader: asyncio.StreamReader, decoder: msgspec.msgpack.Deco
         raise BadFrameError(str(error)) from error
 
 
-def socket_path(settings: Settings, role: str) -> Path:
-    """The Unix socket of the role's engine: in the run directory, or in a private folder where its path is too long."""
-    path = settings.run_dir.absolute() / f"engine-{role}.sock"
+def engine_name(role: str, replica: int = 0) -> str:
+    """What the replica's process is called: in `streams.ready`, in logs and in `status`."""
+    return f"engine-{role}.{replica}"
+
+
+def socket_path(settings: Settings, role: str, replica: int = 0) -> Path:
+    """The replica's Unix socket: in the run directory, or in a private folder where its path is too long."""
+    path = settings.run_dir.absolute() / f"{engine_name(role, replica)}.sock"
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES_MAX:
         return path
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]

@@ -1,7 +1,8 @@
-"""One engine in a process of its own: `python -m processors.engine_host ROLE`.
+"""One engine in a process of its own: `python -m processors.engine_host ROLE --replica N`.
 
 The engine is loaded and warmed before the socket is there, so who can connect can ask. It outlives the stages that ask
-it: a restarted stage finds it warm. Asks of all clients wait in one bounded queue, the earliest deadline first.
+it: a restarted stage finds it warm. Each role has several such processes, its replicas. Asks of all clients wait in one
+bounded queue, the earliest deadline first.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from processors.engine_frames import (
     Ping,
     Pong,
     Stop,
+    engine_name,
     framed,
     from_client,
     private_folder,
@@ -59,6 +61,7 @@ FACTORIES = {
     "llm": "processors.llm.engine",
     "tts": "processors.tts.engine",
 }
+REPLICAS_MAX = 9
 GRACE_S = 2.0  # for asks at work when the process is told to stop
 STUCK_S = 20.0  # past its deadline, an ask that is still at work means a hung engine
 
@@ -328,10 +331,26 @@ def _served(path: Path) -> bool:
 def load(settings: Settings, role: str) -> Engine:
     """The role's engine as the settings choose it, loaded and warm."""
     started_s = time.monotonic()
-    engine: Engine = importlib.import_module(FACTORIES[role]).create(settings)
+    engine = _create(settings, role)
     engine.warm()
     load_seconds.labels(role).set(time.monotonic() - started_s)
     return engine
+
+
+def _create(settings: Settings, role: str) -> Engine:
+    """From the role's own module, or from the `module:factory` that the settings name; raises as `load`."""
+    chosen: str = getattr(settings.engines, role)
+    module, colon, factory = chosen.partition(":")
+    if not colon:
+        module, factory = FACTORIES[role], "create"
+    try:
+        make: Callable[[Settings], Engine] = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        if not colon:
+            raise
+        expected = f"expected an engine's name or package.module:factory, found {chosen!r} ({error})"
+        raise EngineError("invalid", f"TRUNKLINE_ENGINES__{role.upper()}: {expected}") from error
+    return make(settings)
 
 
 def _metrics(settings: Settings) -> int:
@@ -344,10 +363,10 @@ def _metrics(settings: Settings) -> int:
     return int(server.server_port)
 
 
-async def serve(settings: Settings, role: str, engine: Engine, metrics_port: int, load_ms: int) -> bool:
+async def serve(settings: Settings, role: str, replica: int, engine: Engine, metrics_port: int, load_ms: int) -> bool:
     """Serves the engine until the process is told to stop; whether all work had ended by then."""
-    path = socket_path(settings, role)
-    name = f"engine-{role}"
+    path = socket_path(settings, role, replica)
+    name = engine_name(role, replica)
     host = Host(role, engine, settings.engines.queue_depth_max, STUCK_S)
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -355,7 +374,7 @@ async def serve(settings: Settings, role: str, engine: Engine, metrics_port: int
     await host.start(path)
     model = engine.capabilities.model
     ready.announce(settings, name, socket=str(path), model=model, load_ms=load_ms, metrics_port=metrics_port)
-    log.info("engine ready", role=role, model=model, load_ms=load_ms)
+    log.info("engine ready", role=role, replica=replica, model=model, load_ms=load_ms)
     await told.wait()
     ready.withdraw(settings, name)
     path.unlink(missing_ok=True)
@@ -366,9 +385,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 told to stop, 1 cannot listen, 70 the engine hung, 78 the engine or its model cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m processors.engine_host", description="Serves one engine.")
     parser.add_argument("role", choices=HOSTED_ROLES)
-    role = parser.parse_args(arguments).role
+    parser.add_argument("--replica", type=int, choices=range(REPLICAS_MAX), default=0, metavar="N")
+    given = parser.parse_args(arguments)
+    role, replica = given.role, given.replica
     settings = Settings()
-    configure(settings, f"engine-{role}")
+    configure(settings, engine_name(role, replica))
     started_s = time.monotonic()
     try:
         engine = load(settings, role)
@@ -377,7 +398,7 @@ def main(arguments: list[str] | None = None) -> int:
         return os.EX_CONFIG
     load_ms = round(1000 * (time.monotonic() - started_s))
     try:
-        ended = asyncio.run(serve(settings, role, engine, _metrics(settings), load_ms))
+        ended = asyncio.run(serve(settings, role, replica, engine, _metrics(settings), load_ms))
         log.info("engine stopped", role=role, all_work_ended=ended)
         status = 0
     except OSError as error:

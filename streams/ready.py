@@ -18,7 +18,7 @@ def path(settings: Settings, name: str) -> Path:
 def announce(settings: Settings, name: str, **facts: Any) -> None:
     """Says that this process is ready, with facts that others need (`http_port`, `metrics_port`); safe to repeat.
 
-    Engine processes are called `engine-<role>`, all others by their component's name.
+    Engine processes are called `engine-<role>.<replica>`, all others by their component's name.
     """
     write_json(path(settings, name), {"name": name, "pid": os.getpid(), "ready_at_us": time.time_ns() // 1000, **facts})
 

@@ -73,7 +73,10 @@ class ApiSettings(BaseModel):
 
 
 class EngineSettings(BaseModel):
-    """Which engine each stage asks; names are those of infra/models.yaml and of each stage's engine.py."""
+    """Which engine each stage asks; names are those of infra/models.yaml and of each stage's engine.py.
+
+    `package.module:factory` is an engine of your own: `factory(settings)` gives a `processors.engine.Engine`.
+    """
 
     stt: str = "faster-whisper"
     stt_model: str = Field("", description="a name of models.yaml; empty: the first one listed for the engine")
@@ -88,6 +91,7 @@ class EngineSettings(BaseModel):
     device: str = Field("cpu", description="cpu or cuda")
     threads: int = Field(1, ge=1, description="threads of a model on the CPU; more were no faster beside other work")
     queue_depth_max: int = Field(32, ge=1, description="asks waiting at one engine; more are refused")
+    replicas: int = Field(2, ge=1, le=9, description="processes of each engine of ours; one serves while one is ill")
 
 
 class Settings(BaseSettings):

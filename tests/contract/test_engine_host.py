@@ -254,7 +254,7 @@ async def test_an_orderly_stop_lets_work_end_and_cleans_up(tmp_path: Path, journ
         assert await working == ["a0", "a1"]
         assert await asyncio.to_thread(host.process.wait) == 0
         assert not socket_path(settings, "llm").exists()
-        assert ready.read(settings, "engine-llm") is None
+        assert ready.read(settings, "engine-llm.0") is None
         assert "Traceback" not in host.log.read_text()
         await client.close()
 

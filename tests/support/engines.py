@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from processors.engine import Capabilities, EngineClient, EngineError, Generate, Generated, Message, Reply, Request
+from processors.engine_frames import engine_name
 from streams import ready
 from streams.settings import REPOSITORY, EngineSettings, Settings
 
@@ -21,7 +22,7 @@ import sys
 from processors import engine_host
 engine_host.FACTORIES[sys.argv[1]] = "tests.support.engines"
 engine_host.STUCK_S = float(sys.argv[2])
-sys.exit(engine_host.main([sys.argv[1]]))
+sys.exit(engine_host.main([sys.argv[1], "--replica", sys.argv[3]]))
 """
 
 
@@ -33,10 +34,12 @@ class HostProcess:
     role: str
     process: "subprocess.Popen[bytes]"
     log: Path
+    replica: int = 0
 
     def wait_ready(self) -> None:
         """Returns when it announced itself; raises RuntimeError with its log when it ended instead."""
-        while (facts := ready.read(self.settings, f"engine-{self.role}")) is None or facts["pid"] != self.process.pid:
+        name = engine_name(self.role, self.replica)
+        while (facts := ready.read(self.settings, name)) is None or facts["pid"] != self.process.pid:
             if self.process.poll() is not None:
                 raise RuntimeError(f"engine host ended with {self.process.returncode}: {self.log.read_text()}")
             time.sleep(0.02)
@@ -49,7 +52,9 @@ class HostProcess:
         self.process.wait()
 
 
-def start_host(settings: Settings, role: str, scripted: bool = False, stuck_s: float = 20.0) -> HostProcess:
+def start_host(
+    settings: Settings, role: str, scripted: bool = False, stuck_s: float = 20.0, replica: int = 0
+) -> HostProcess:
     """Starts the engine process of the role, without waiting for it."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     engines = settings.engines
@@ -61,11 +66,16 @@ def start_host(settings: Settings, role: str, scripted: bool = False, stuck_s: f
         "TRUNKLINE_ENGINES__QUEUE_DEPTH_MAX": str(engines.queue_depth_max),
         "TRUNKLINE_ENGINES__THREADS": str(engines.threads),
     }
-    what = ["-c", _SCRIPTED, role, str(stuck_s)] if scripted else ["-m", "processors.engine_host", role]
-    log = settings.data_dir / f"engine-{role}.log"
+    number = str(replica)
+    what = (
+        ["-c", _SCRIPTED, role, str(stuck_s), number]
+        if scripted
+        else ["-m", "processors.engine_host", role, "--replica", number]
+    )
+    log = settings.data_dir / f"{engine_name(role, replica)}.log"
     with log.open("ab") as out:
         process = subprocess.Popen([sys.executable, *what], cwd=REPOSITORY, env=environment, stdout=out, stderr=out)
-    return HostProcess(settings, role, process, log)
+    return HostProcess(settings, role, process, log, replica)
 
 
 @contextmanager

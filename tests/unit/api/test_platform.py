@@ -22,14 +22,18 @@ def test_every_component_of_status_is_there_with_its_engine(tmp_path: Path) -> N
     components = {part.component for part in parts if isinstance(part, Process)}
     assert components == {"broker", "stt", "intent", "llm", "tts", "clickhouse", "api", "erp"}
     engines = {part.name: part.component for part in parts if isinstance(part, Process) and "engine" in part.name}
-    assert engines == {"engine-stt": "stt", "engine-embeddings": "intent", "engine-llm": "llm", "engine-tts": "tts"}
+    assert engines == {
+        f"engine-{role}.{replica}": stage
+        for role, stage in {"stt": "stt", "embeddings": "intent", "llm": "llm", "tts": "tts"}.items()
+        for replica in (0, 1)
+    }
 
 
 def test_stages_start_once_their_topics_and_engines_are_there(tmp_path: Path) -> None:
     needs = {part.name: part.needs for part in embedded(lay_out(settings(tmp_path)), lambda line: None)}
     assert needs["topics"] == {"broker"}
-    assert needs["llm"] == {"topics", "engine-llm", "engine-embeddings"}
-    assert needs["engine-stt"] == frozenset()
+    assert needs["llm"] == {"topics", "engine-llm.0", "engine-embeddings.0"}
+    assert needs["engine-stt.0"] == frozenset()
     known = set(needs)
     assert all(need in known for group in needs.values() for need in group)
 
@@ -46,13 +50,14 @@ def test_a_cluster_and_an_erp_of_ones_own_are_used_as_they_are(tmp_path: Path) -
 def test_a_remote_language_model_has_no_process_here(tmp_path: Path) -> None:
     layout = lay_out(settings(tmp_path, engines={"llm": "openai", "llm_base_url": "http://vllm:8000/v1"}))
     parts = {part.name: part for part in embedded(layout, lambda line: None)}
-    assert "engine-llm" not in parts
-    assert parts["llm"].needs == {"topics", "engine-embeddings"}
+    assert "engine-llm.0" not in parts
+    assert parts["llm"].needs == {"topics", "engine-embeddings.0"}
 
 
 def test_a_worker_brings_its_own_engines(tmp_path: Path) -> None:
-    parts = worker_parts(settings(tmp_path, kafka={"bootstrap_servers": "kafka:9092"}), "llm")
-    assert [part.name for part in parts] == ["topics", "engine-embeddings", "engine-llm", "llm"]
+    one = {"kafka": {"bootstrap_servers": "kafka:9092"}, "engines": {"replicas": 1}}
+    parts = worker_parts(settings(tmp_path, **one), "llm")
+    assert [part.name for part in parts] == ["topics", "engine-embeddings.0", "engine-llm.0", "llm"]
     assert {part.component for part in parts if isinstance(part, Process)} == {"llm"}
 
 

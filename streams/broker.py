@@ -1,5 +1,7 @@
 """The embedded broker: Apache Kafka itself in KRaft mode, one process, kept below the data directory.
 
+For trials of failing brokers there is a cluster of them on one machine (`prepare_cluster`).
+
 `python -m streams.broker [--data-dir DIR] [--port PORT]` runs it in the foreground.
 """
 
@@ -16,7 +18,7 @@ import struct
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +42,17 @@ class BrokerError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class _Node:
+    """One broker of a cluster: where it keeps its log, and where it listens."""
+
+    id: int
+    directory: Path
+    log_file: Path
+    port: int
+    controller_port: int
+
+
+@dataclass(frozen=True)
 class BrokerCommand:
     """How to start the broker; `arguments` is for exec or subprocess, `environment` is complete."""
 
@@ -57,10 +70,7 @@ def prepare(settings: Settings, port: int = 0, on_progress: Progress = lambda li
     first time, and writes this start's configuration. Call it again for each restart. Blocks; raises BrokerError when
     the port or the data directory is in use, JavaNotFoundError, JarError.
     """
-    directory = settings.data_dir.absolute() / "kafka"
-    storage = directory / "storage"
-    storage.mkdir(parents=True, exist_ok=True)
-    settings.log_dir.mkdir(parents=True, exist_ok=True)
+    _make_directories(settings, "kafka")
     if (owner := owner_of(settings)) is not None:
         raise BrokerError(
             f"the data directory {settings.data_dir} is in use by another broker (process {owner}). "
@@ -68,27 +78,63 @@ def prepare(settings: Settings, port: int = 0, on_progress: Progress = lambda li
         )
     if port:
         _require_free(port)
-    port, controller_port = _ports(port)
+    free, controller_port = _free_ports(2)
+    return _commands(settings, [_node(settings, 1, "kafka", port or free, controller_port)], on_progress)[0]
+
+
+def prepare_cluster(
+    settings: Settings, brokers: int = 3, on_progress: Progress = lambda line: None
+) -> tuple[BrokerCommand, ...]:
+    """As `prepare`, for a cluster of brokers on this machine: for trying what happens when one of them fails.
+
+    A topic has a replica on each broker unless it says otherwise, and all but one must have a record before it counts
+    as written. Every command stays good for restarts of its broker, so this is called once; `bootstrap_servers` is
+    the same for all. Blocks; raises what `prepare` does.
+    """
+    ports = _free_ports(2 * brokers)
+    names = [f"kafka-{number}" for number in range(1, brokers + 1)]
+    for name in names:
+        _make_directories(settings, name)
+    nodes = [
+        _node(settings, number, name, ports[2 * number - 2], ports[2 * number - 1])
+        for number, name in enumerate(names, start=1)
+    ]
+    return _commands(settings, nodes, on_progress)
+
+
+def _make_directories(settings: Settings, name: str) -> None:
+    (settings.data_dir / name / "storage").mkdir(parents=True, exist_ok=True)
+    settings.log_dir.mkdir(parents=True, exist_ok=True)
+
+
+def _node(settings: Settings, number: int, name: str, port: int, controller_port: int) -> _Node:
+    log_name = name.replace("kafka", "broker")
+    log_file = settings.log_dir.absolute() / f"{log_name}.log"
+    return _Node(number, settings.data_dir.absolute() / name, log_file, port, controller_port)
+
+
+def _commands(settings: Settings, nodes: Sequence[_Node], on_progress: Progress) -> tuple[BrokerCommand, ...]:
+    """Writes each broker's configuration, formats what is new, and returns how to start them."""
     runtime = java.find_java(settings)
     classes = os.pathsep.join(str(jar) for jar in jars.class_path(settings, on_progress))
-    properties = directory / "server.properties"
-    properties.write_text(_server_properties(settings, storage, port, controller_port))
-    log_file = settings.log_dir.absolute() / "broker.log"
-    base = (
-        str(runtime.path),
-        f"-Dlog4j2.configurationFile={TEMPLATES / 'log4j2.properties'}",
-        f"-Dtrunkline.log={log_file}",
-    )
-    if not (storage / "meta.properties").exists():
-        on_progress("formatting the log's storage")
-        _format(base, classes, properties)
-    return BrokerCommand(
-        arguments=(*base, *_jvm_flags(settings, runtime, classes), "-cp", classes, "kafka.Kafka", str(properties)),
-        environment=dict(os.environ),
-        bootstrap_servers=f"127.0.0.1:{port}",
-        directory=directory,
-        log_file=log_file,
-    )
+    flags = _jvm_flags(settings, runtime, classes, archive_new=len(nodes) == 1)
+    bootstrap_servers = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+    cluster_id = _cluster_id()
+    commands = []
+    for node in nodes:
+        properties = node.directory / "server.properties"
+        properties.write_text(_server_properties(settings, node, nodes))
+        base = (
+            str(runtime.path),
+            f"-Dlog4j2.configurationFile={TEMPLATES / 'log4j2.properties'}",
+            f"-Dtrunkline.log={node.log_file}",
+        )
+        if not (node.directory / "storage" / "meta.properties").exists():
+            on_progress("formatting the log's storage")
+            _format(base, classes, properties, cluster_id)
+        arguments = (*base, *flags, "-cp", classes, "kafka.Kafka", str(properties))
+        commands.append(BrokerCommand(arguments, dict(os.environ), bootstrap_servers, node.directory, node.log_file))
+    return tuple(commands)
 
 
 def owner_of(settings: Settings) -> int | None:
@@ -143,18 +189,22 @@ def _answers(host: str, port: int, bootstrap_servers: str) -> bool:
     return False
 
 
-def _server_properties(settings: Settings, storage: Path, port: int, controller_port: int) -> str:
+def _server_properties(settings: Settings, node: _Node, nodes: Sequence[_Node]) -> str:
     template = string.Template((TEMPLATES / "server.properties").read_text())
     return template.substitute(
-        port=port,
-        controller_port=controller_port,
-        log_dirs=storage,
+        node_id=node.id,
+        voters=",".join(f"{one.id}@127.0.0.1:{one.controller_port}" for one in nodes),
+        port=node.port,
+        controller_port=node.controller_port,
+        log_dirs=node.directory / "storage",
         partitions=settings.kafka.partitions,
+        replicas=len(nodes),
+        replicas_min=max(1, len(nodes) - 1),
         message_bytes_max=_MESSAGE_BYTES_MAX,
     )
 
 
-def _jvm_flags(settings: Settings, runtime: Java, classes: str) -> list[str]:
+def _jvm_flags(settings: Settings, runtime: Java, classes: str, archive_new: bool) -> list[str]:
     """Measured on two cores: a broker that starts with less than half the work of the JVM's defaults.
 
     Only the quick compiler (the optimising one doubles the CPU time of a start and gains nothing at 500 records/s),
@@ -167,7 +217,9 @@ def _jvm_flags(settings: Settings, runtime: Java, classes: str) -> list[str]:
     if runtime.version >= 24:
         # What Kafka 4.1 and its compression libraries do there would be warned of on the output.
         flags += ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
-    return [*flags, f"-XX:{'SharedArchiveFile' if _is_complete(archive) else 'ArchiveClassesAtExit'}={archive}"]
+    if _is_complete(archive):
+        return [*flags, f"-XX:SharedArchiveFile={archive}"]
+    return [*flags, f"-XX:ArchiveClassesAtExit={archive}"] if archive_new else flags
 
 
 def _class_archive(settings: Settings, runtime: Java, classes: str) -> Path:
@@ -185,12 +237,12 @@ def _is_complete(archive: Path) -> bool:
         return False
 
 
-def _format(base: tuple[str, ...], classes: str, properties: Path) -> None:
+def _format(base: tuple[str, ...], classes: str, properties: Path, cluster_id: str) -> None:
     """Writes the storage's identity, once in the life of a data directory."""
     command = [*base, "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", classes]
     command += ["kafka.tools.StorageTool", "format", "-c", str(properties)]
     # One word with its option: one cluster id in 64 begins with the hyphen of an option.
-    command.append(f"--cluster-id={_cluster_id()}")
+    command.append(f"--cluster-id={cluster_id}")
     done = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S)
     if done.returncode != 0:
         raise BrokerError(f"the log's storage could not be formatted: {(done.stderr or done.stdout).strip()[-4000:]}")
@@ -201,13 +253,13 @@ def _cluster_id() -> str:
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
-def _ports(port: int) -> tuple[int, int]:
-    """The broker's port, a free one for 0, and a free one for the controller."""
-    with socket.socket() as first, socket.socket() as second:
-        # Both are held until both are known: one alone could be given out twice.
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return port or int(first.getsockname()[1]), int(second.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        # All are held until all are known: one alone could be given out twice.
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def _require_free(port: int) -> None:

@@ -122,6 +122,7 @@ class Delivery(Event):
 class HealthKind(StrEnum):
     """breaker_opened: an engine is not asked any more, breaker_half_opened: it is being tried, breaker_closed: it
     answers again. load_raised, load_lowered: the platform does less for each call, or more again; level says how much.
+    load_measured: how busy the process is, said again and again while it has calls.
     """
 
     UNKNOWN = "unknown"
@@ -130,6 +131,7 @@ class HealthKind(StrEnum):
     BREAKER_CLOSED = "breaker_closed"
     LOAD_RAISED = "load_raised"
     LOAD_LOWERED = "load_lowered"
+    LOAD_MEASURED = "load_measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,8 @@ class Health(Event):
     engine: str = ""
     level: int = 0
     reason: str = ""
+    utilisation: float = 0.0
+    calls: int = 0
 
 
 class IntentKind(StrEnum):

@@ -75,7 +75,7 @@ client.command("DROP VIEW calls")
 again = store.migrate()
 print(json.dumps([again, answer("SELECT count() FROM calls")]))
 """
-    assert in_process(tmp_path, script) == [["0003_turns.sql", "0004_health.sql"], [[0]]]
+    assert in_process(tmp_path, script) == [["0003_turns.sql"], [[0]]]
 
 
 def test_a_batch_written_twice_is_there_once(tmp_path: Path) -> None:

@@ -12,12 +12,16 @@ import msgspec
 
 
 class Transcribe(msgspec.Struct, frozen=True, tag=True):
-    """Speech to text. `pcm` is PCM16 little-endian mono at 16,000 Hz, at most 30 s."""
+    """Speech to text. `pcm` is PCM16 little-endian mono at 16,000 Hz, at most 30 s.
+
+    `partial`: more follows, so a rough reading will do. `quick`: the smallest model alone shall read it.
+    """
 
     pcm: bytes
     language: str = "en"
     vocabulary: tuple[str, ...] = ()
     partial: bool = False
+    quick: bool = False
 
 
 class HeardWord(msgspec.Struct, frozen=True):
@@ -82,20 +86,30 @@ class Generated(msgspec.Struct, frozen=True, tag=True):
 
 
 class Speak(msgspec.Struct, frozen=True, tag=True):
-    """A sentence to be spoken, streamed."""
+    """A sentence to be spoken, streamed.
+
+    `heard_bytes` of it were spoken already, by `heard_model`. An engine speaks the whole sentence all the same; who
+    chooses among engines may let another one speak the rest alone, and then says `Spoken.resumed`.
+    """
 
     text: str
     voice: str = ""
     speed: float = 1.0
     language: str = "en"
+    heard_bytes: int = 0
+    heard_model: str = ""
 
 
 class Spoken(msgspec.Struct, frozen=True, tag=True):
-    """A piece of the speech as it is made: PCM16 little-endian mono at 16,000 Hz."""
+    """A piece of the speech as it is made: PCM16 little-endian mono at 16,000 Hz.
+
+    `resumed`, on a stream's first piece: the stream begins after what was heard, not with the sentence.
+    """
 
     pcm: bytes
     model: str = ""
     compute_ms: float = 0.0
+    resumed: bool = False
 
 
 class CallTool(msgspec.Struct, frozen=True, tag=True):

@@ -286,7 +286,7 @@ class WhisperEngine:
         encoded = first.encode(request.pcm)
         reading = first.read(encoded, seconds, request, language)
         unsure = reading.suspect or reading.logprob < UNSURE_BELOW
-        if reading.silent or request.partial or not unsure or not others:
+        if reading.silent or request.partial or request.quick or not unsure or not others:
             return first, encoded, reading
         second = others[0]
         encoded_second = second.encode(request.pcm)

@@ -283,6 +283,7 @@ class Session(Event):
     context: Mapping[str, str] = field(default_factory=dict, repr=False)
     reason: str = ""
     duration_ms: int = 0
+    gateway: str = ""
 
 
 class SpeechChunkKind(StrEnum):

@@ -62,7 +62,7 @@ def in_process(data_dir: Path, script: str) -> Any:
 def test_migrations_are_applied_once(tmp_path: Path) -> None:
     twice = "print(json.dumps([store.migrate(), store.migrate()]))"
     first, second = in_process(tmp_path, twice)
-    assert first == ["0001_topics.sql", "0002_sink.sql", "0003_turns.sql", "0004_health.sql"]
+    assert first == ["0001_topics.sql", "0002_sink.sql", "0003_turns.sql", "0004_health.sql", "0005_gateway.sql"]
     assert second == []
     assert in_process(tmp_path, twice) == [[], []]
 

@@ -16,6 +16,7 @@ from streams.codec import CodecError
 
 UUIDS = [(event, name) for event in EVENTS for name in ("event_id", "session_id", "causation_id")]
 OF_TOPICS = ("0001_topics.sql", "0004_health.sql")
+ADDED = ("0005_gateway.sql",)
 TIMES = ("occurred_at", "captured_at", "speech_ended_at")
 
 
@@ -26,6 +27,9 @@ def tables() -> dict[str, tuple[str, ...]]:
         head = re.match(r"CREATE TABLE IF NOT EXISTS (\w+)\n\((.*?)\n\)\nENGINE", statement, re.DOTALL)
         assert head is not None, statement
         found[head[1]] = tuple(re.findall(r"^ {4}(\w+)", head[2], re.MULTILINE))
+    for sql in ((MIGRATIONS / name).read_text() for name in ADDED):
+        for table, column in re.findall(r"ALTER TABLE (\w+) ADD COLUMN IF NOT EXISTS (\w+)", sql):
+            found[table] += (column,)
     return found
 
 

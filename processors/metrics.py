@@ -14,3 +14,11 @@ ask_seconds = Histogram(
     ["stage", "role"],
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 10),
 )
+load_level = Gauge(
+    "trunkline_load_level", "What is given up for load: 0 nothing, 1 new calls, more: see limits.", ["component"]
+)
+load_steps = Counter("trunkline_load_steps", "Changes of the load level.", ["component", "direction"])
+load_oldest = Gauge("trunkline_load_oldest_seconds", "Age of the oldest record not yet processed.", ["component"])
+load_waiting = Gauge("trunkline_load_waiting_seconds", "How long asks wait for an engine.", ["component"])
+load_lag = Gauge("trunkline_load_lag_seconds", "How late the event loop is.", ["component"])
+load_utilisation = Gauge("trunkline_load_utilisation", "Share of the engines' time in use.", ["component"])

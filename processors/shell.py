@@ -13,6 +13,7 @@ import structlog
 from processors import metrics
 from processors.dead_letters import DeadLetterCeilingError, DeadLetters
 from processors.engine import EngineClient
+from processors.load import Meter
 from processors.pipeline import Stage
 from processors.recovery import Recovery
 from processors.runner import Limits, Record, Runner
@@ -60,10 +61,14 @@ class Shell:
         producer: LogProducer,
         codec: Codec,
         clock: Clock,
+        meter: Meter | None = None,
     ) -> None:
+        """`meter` is told how long records waited before they were processed."""
         self._settings = settings
         self._stage = stage
         self._codec = codec
+        self._clock = clock
+        self._meter = meter
         self._guarded = {event.TOPIC for event in stage.guards}
         self._undone: dict[Position, Any] = {}
         self._stopping = asyncio.Event()
@@ -90,6 +95,16 @@ class Shell:
             instance_id=f"{stage.group}.{settings.worker}",
         )
         self._app.agent(self._app.records, name=stage.name)(self._consume)
+
+    @property
+    def open(self) -> int:
+        """Asks and unacknowledged events."""
+        return self._runner.open
+
+    @property
+    def sessions(self) -> int:
+        """Sessions in memory."""
+        return self._runner.sessions
 
     async def run(self) -> None:
         """Works until `stop`; raises what stopped it if that was no orderly stop."""
@@ -136,7 +151,11 @@ class Shell:
 
     async def _consume(self, stream: Any) -> None:
         async for event in stream.noack().events():
+            if self._meter is not None:
+                self._meter.waiting(round(event.message.timestamp * 1e6))
             await self._runner.room()
+            if self._meter is not None:
+                self._meter.taken(self._clock.monotonic_s(), self._clock.now_us())
             try:
                 self._deliver(event)
             except DeadLetterCeilingError as ceiling:

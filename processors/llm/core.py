@@ -7,7 +7,7 @@ turn speaks at a time; a tool that changes something is never abandoned halfway,
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
@@ -69,8 +69,17 @@ class Conversation:
     """The core. `variables` are what tools' URLs and headers may use: `erp_url` and `secrets`."""
 
     def __init__(
-        self, agents: Mapping[str, Agent], knowledge: Mapping[str, KnowledgeIndex], variables: Mapping[str, Any]
+        self,
+        agents: Mapping[str, Agent],
+        knowledge: Mapping[str, KnowledgeIndex],
+        variables: Mapping[str, Any],
+        short: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`short` says whether answers from documents and the model are one sentence now, as they are under load.
+
+        What was already said of an answer stays said, so that a repeated step may find it otherwise.
+        """
+        self._short = short
         self._agents = agents
         self._knowledge = knowledge
         self._variables = variables
@@ -358,7 +367,7 @@ class Conversation:
             hits = [hit for hit in hits if hit.document in said[0].documents] if quoted else hits
         if not quoted:
             return self._generate(state, agent, turn, hits, now_us)
-        texts = hits[0].quote() if hits else ()
+        texts = hits[0].quote()[: 1 if self._short() else None] if hits else ()
         turn, outcomes = self._speak_all(turn, texts, "knowledge", now_us, (hits[0].document,) if hits else ())
         outcomes += complete(turn, "answered", now_us)
         return Step(self._closed(state, turn), tuple(outcomes))
@@ -426,7 +435,7 @@ class Conversation:
                 return turn, outcomes, True
             turn, spoken = speak(turn, (text,), "model", now_us)
             outcomes += spoken
-            if len(turn.sentences) >= agent.limits.sentences_max:
+            if len(turn.sentences) >= (1 if self._short() else agent.limits.sentences_max):
                 return turn, outcomes, True
         return turn, outcomes, is_repetitive(turn.buffer)
 

@@ -1,7 +1,7 @@
 """Puts the llm stage's core together from settings, agents and an embedding model that is up."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from processors.agents import Agent
 from processors.llm.core import Conversation
@@ -16,10 +16,11 @@ def create_core(
     agents: Mapping[str, Agent],
     embed: EmbedTexts,
     environment: Mapping[str, str] | None = None,
+    short: Callable[[], bool] = lambda: False,
 ) -> Conversation:
     """The conversation over these agents; embeds their documents, one request for each agent, so call it off the loop.
 
-    `TRUNKLINE_SECRET_CRM_TOKEN` is `secrets.crm_token` in tools' URLs and headers.
+    `short`: see `Conversation`. `TRUNKLINE_SECRET_CRM_TOKEN` is `secrets.crm_token` in tools' URLs and headers.
     """
     environment = os.environ if environment is None else environment
     secrets = {
@@ -29,4 +30,4 @@ def create_core(
     }
     variables = {"erp_url": settings.erp_url.rstrip("/"), "secrets": secrets}
     knowledge = {name: KnowledgeIndex.build(agent, embed) for name, agent in agents.items()}
-    return Conversation(agents, knowledge, variables)
+    return Conversation(agents, knowledge, variables, short)

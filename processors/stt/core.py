@@ -99,10 +99,20 @@ class Detector(Protocol):
 class SttCore:
     """The pure core of the stage; see `processors.stage.Core`. Its detector is the one thing that computes."""
 
-    def __init__(self, detector: Detector, rules: Callable[[str], SttRules] = lambda agent_id: SttRules()) -> None:
-        """`rules` gives what the agent of that id says about listening, and defaults for one that is unknown."""
+    def __init__(
+        self,
+        detector: Detector,
+        rules: Callable[[str], SttRules] = lambda agent_id: SttRules(),
+        partials_apart: Callable[[], int] = lambda: 1,
+    ) -> None:
+        """`rules` gives what the agent of that id says about listening, and defaults for one that is unknown.
+
+        `partials_apart` says by how many times partials are further apart than usual: more under load. They are a
+        convenience, and those already in the log are adopted, so that a repeated step may find another value.
+        """
         self._detector = detector
         self._rules = rules
+        self._partials_apart = partials_apart
 
     def start(self, session_id: str) -> Hearing:
         """See `Core`."""
@@ -110,7 +120,7 @@ class SttCore:
 
     def apply(self, state: Hearing, happening: Happening, now_us: int) -> Step[Hearing]:
         """See `Core`."""
-        work = _Work(state, self._detector, self._rules, now_us)
+        work = _Work(state, self._detector, self._rules, now_us, self._partials_apart())
         match happening:
             case Received(AudioFrame() as frame, position, recorded):
                 work.hear(frame, position, recorded)
@@ -138,9 +148,17 @@ class SttCore:
 class _Work:
     """One step in the making: the state so far and the outcomes so far."""
 
-    def __init__(self, state: Hearing, detector: Detector, rules: Callable[[str], SttRules], now_us: int) -> None:
+    def __init__(
+        self,
+        state: Hearing,
+        detector: Detector,
+        rules: Callable[[str], SttRules],
+        now_us: int,
+        partials_apart: int = 1,
+    ) -> None:
         self.state = state
         self.outcomes: list[Outcome] = []
+        self._partials_apart = partials_apart
         self._detector = detector
         self._rules = rules
         self._now_us = now_us
@@ -197,7 +215,7 @@ class _Work:
             self.failed(ask_id)
             return
         reading = _reading(reply, speech.windows[0].start, asked.covers)
-        wait = max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
+        wait = self._partials_apart * max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
         speech = self._set(asked=None, failures=0, partial_due=speech.position + wait)
         if asked.best and asked.covers == speech.end:
             self._set(reading=reading)
@@ -297,7 +315,8 @@ class _Work:
         recorded = tuple(event for event in window.frame.recorded if event.utterance == index)
         partials = [event for event in recorded if event.kind is TranscriptKind.PARTIAL]
         start = window.end - run * WINDOW_SAMPLES
-        due = max([ms(start) + PARTIAL_FIRST_MS, *(event.audio_end_ms + PARTIAL_EVERY_MS for event in partials)])
+        first_ms = self._partials_apart * PARTIAL_FIRST_MS
+        due = max([ms(start) + first_ms, *(event.audio_end_ms + PARTIAL_EVERY_MS for event in partials)])
         ends = {event_id(window.frame.event.event_id, name) for name in (f"final-{index}", f"closed-{index}")}
         speech = Utterance(
             cause=window.frame,

@@ -67,7 +67,13 @@ class ApiSettings(BaseModel):
     frame_ms: int = Field(40, ge=20, le=100, description="length of the audio frames that the gateway writes")
     barge_in_ms: int = Field(250, ge=0, le=5000, description="speech over the agent that stops it, words or not")
     session_idle_s: float = Field(120.0, gt=0, description="silence from both sides after which a call is ended")
-    session_max_s: float = Field(3600.0, gt=0, description="longest call")
+    session_max_s: float = Field(604_800.0, gt=0, description="longest call; within audio's and sessions' retention")
+    resume_grace_s: float = Field(
+        30.0, ge=0, description="how long a call whose connection was lost waits for its client; 0: ends at once"
+    )
+    resume_key: SecretStr | None = Field(
+        None, description="signs resume tokens, the same for all gateways; empty: resume.key in the data directory"
+    )
     public_url: str = Field("", description="the gateway's address as the telephone company reaches it, https://...")
     twilio_auth_token: SecretStr | None = Field(None, description="Twilio's requests must be signed with it")
 
@@ -126,6 +132,9 @@ class Settings(BaseSettings):
         2000, ge=1, description="asks and unacknowledged events of a worker; then it reads no more"
     )
     dead_letters_per_minute_max: int = Field(20_000, ge=1, description="of one stage; above it the stage stops")
+    spares: bool = Field(
+        True, description="the supervisor keeps a prepared spare of each stage, gateway and sink: faster, more memory"
+    )
     erp_url: str = Field("", description="base URL of the demo ERP, for the demo agent's tools")
 
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings())

@@ -100,6 +100,16 @@ class EngineSettings(BaseModel):
     replicas: int = Field(2, ge=1, le=9, description="processes of each engine of ours; one serves while one is ill")
 
 
+class LoadSettings(BaseModel):
+    """Where load counts as overload: new calls are refused before running ones suffer."""
+
+    depth_max: int = Field(100, ge=1, description="asks and unacknowledged events of a worker")
+    oldest_ms_max: int = Field(1000, ge=1, description="age of the oldest record that a worker has not processed")
+    waiting_ms_max: int = Field(600, ge=1, description="how long asks wait for an engine, on average")
+    utilisation_max: float = Field(0.65, gt=0, le=1, description="share of engines' time that calls may take together")
+    reply_ms_max: int = Field(2000, ge=1, description="replies slower than that (95th percentile) are overload, anyhow")
+
+
 class Settings(BaseSettings):
     """Everything that can be set; `TRUNKLINE_KAFKA__PARTITIONS=16` sets `kafka.partitions`.
 
@@ -141,6 +151,7 @@ class Settings(BaseSettings):
     clickhouse: ClickHouseSettings = Field(default_factory=lambda: ClickHouseSettings())
     api: ApiSettings = Field(default_factory=lambda: ApiSettings())
     engines: EngineSettings = Field(default_factory=lambda: EngineSettings())
+    load: LoadSettings = Field(default_factory=lambda: LoadSettings())
 
     @classmethod
     def settings_customise_sources(

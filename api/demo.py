@@ -83,7 +83,9 @@ async def run_demo(data_dir: Path, out: Path, script_path: Path = SCRIPT) -> int
     except ConfigError as error:
         raise OperatorError(f"the demo's script cannot be read: {error}") from error
     turns = load_turns([script_path.parent / turn.file for turn in script.turns])
-    settings = with_port(settings_of(data_dir), 0)
+    # It stops soon: spares and second engines would only compete with its one call.
+    settings = with_port(settings_of(data_dir), 0).model_copy(update={"spares": False})
+    settings = settings.model_copy(update={"engines": settings.engines.model_copy(update={"replicas": 1})})
     progress = Progress()
     print("Starting Trunkline: Apache Kafka, the stages with their models, ClickHouse, the API", flush=True)
     with hold(settings):

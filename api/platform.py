@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -42,11 +43,10 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
     parts.append(_topics(settings, {"broker"} if layout.own_broker else set()))
     parts += [_engine(settings, role, n) for role in hosted_roles(settings) for n in range(replicas(settings, role))]
     parts += [_stage(settings, stage) for stage in PIPELINE]
-    parts.append(_python(settings, "clickhouse", "processors.clickhouse.sink", needs={"topics"}))
+    parts.append(_with_spare(settings, _python(settings, "clickhouse", "processors.clickhouse.sink", needs={"topics"})))
     if layout.own_erp:
         parts.append(_erp(settings))
-    # First, so that calls end while the stages can still hear of it.
-    parts.append(replace(_python(settings, "api", "api.server", needs={"topics"}), stops_first=True))
+    parts.append(_gateway(settings))
     return parts
 
 
@@ -129,7 +129,16 @@ def _broker(settings: Settings, say: Say) -> Process:
             return False
         return True
 
-    return Process(name="broker", component="broker", command=command, is_ready=is_ready, stop_within_s=10.0)
+    async def answers() -> bool:
+        try:
+            await broker.wait_ready(settings.kafka.bootstrap_servers, timeout_s=2.0)
+        except broker.BrokerError:
+            return False
+        return True
+
+    return Process(
+        name="broker", component="broker", command=command, is_ready=is_ready, answers=answers, stop_within_s=10.0
+    )
 
 
 def _topics(settings: Settings, needs: set[str]) -> Step:
@@ -144,8 +153,20 @@ def _topics(settings: Settings, needs: set[str]) -> Step:
     return Step("topics", provision, frozenset(needs))
 
 
+def _gateway(settings: Settings) -> Process:
+    gateway = _with_spare(settings, _python(settings, "api", "api.server", needs={"topics"}))
+    # Stopped first, so that calls end while the stages can still hear of it. SIGTERM would leave them to be resumed.
+    return replace(
+        gateway,
+        overlaps=True,
+        listens=(settings.api.host, settings.api.port),
+        stops_first=True,
+        stop_signal=signal.SIGINT,
+    )
+
+
 def _engine(settings: Settings, role: str, replica: int, stage: str | None = None) -> Process:
-    return _python(
+    engine = _python(
         settings,
         engine_name(role, replica),
         "processors.engine_host",
@@ -155,12 +176,21 @@ def _engine(settings: Settings, role: str, replica: int, stage: str | None = Non
         component=stage or _ENGINE_OF[role],
         stop_within_s=3.0,
     )
+    return replace(engine, last=replica > 0)
 
 
 def _stage(settings: Settings, stage: Stage) -> Process:
     hosted = hosted_roles(settings)
     engines = {engine_name(role) for role in stage.roles if role in hosted}
-    return _python(settings, stage.name, "processors.worker", stage.name, needs={"topics", *engines})
+    worker = _python(settings, stage.name, "processors.worker", stage.name, needs={"topics", *engines})
+    return _with_spare(settings, worker)
+
+
+def _with_spare(settings: Settings, process: Process) -> Process:
+    if not settings.spares:
+        return process
+    interpreter, option, *module = process.command()
+    return replace(process, spare=(interpreter, option, "streams.standby", *module))
 
 
 def _erp(settings: Settings) -> Process:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -14,8 +15,9 @@ import uvloop
 from api.app import create_app
 from api.auth import ExposedError, require_key_if_exposed
 from api.session_router import SessionRouter
-from streams import logs, ready
+from streams import logs, ready, standby
 from streams.settings import Settings
+from streams.standby import LISTENER
 from streams.yamlfile import ConfigError
 
 log = structlog.get_logger(__name__)
@@ -43,7 +45,9 @@ class GatewayServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn; afterwards the process is announced."""
+        """See uvicorn; a spare waits for its turn before it, and afterwards the process is announced."""
+        standby.show_life()
+        await standby.turn()
         await super().startup(sockets)
         if self.should_exit or not self.servers:
             return
@@ -81,6 +85,12 @@ def make_server(settings: Settings) -> GatewayServer:
     return GatewayServer(config, settings, app.state.router)
 
 
+def inherited_listener() -> socket.socket | None:
+    """The listening socket that the supervisor holds for the gateways, so that nobody is refused between two."""
+    number = os.environ.get(LISTENER)
+    return None if number is None else socket.socket(fileno=int(number))
+
+
 def main() -> int:
     """Serves until SIGTERM or SIGINT; 0 after an orderly stop."""
     settings = Settings()
@@ -90,8 +100,9 @@ def main() -> int:
     except (ExposedError, ConfigError) as error:
         print(f"api: {error}", file=sys.stderr)
         return 2
+    listener = inherited_listener()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(server.serve())
+        runner.run(server.serve([listener] if listener else None))
     return 0 if server.started else 1
 
 

@@ -2,7 +2,9 @@
 
 What the processes are is `api/platform.py`'s business. Each runs under `launch.py`, so that a killed supervisor takes
 them with it. The run directory holds a lock (one supervisor for a data directory) and a state file, rewritten whole at
-each change, which `trunkline status` and the next supervisor read.
+each change, which `trunkline status` and the next supervisor read. Where a process takes long to start, a spare that
+has prepared everything waits beside it (`streams/standby.py`), and goes on at once when it dies. A process that is
+stopped, or whose event loop no longer turns, is taken for dead. See docs/adr/0005-warm-spares.md.
 """
 
 import asyncio
@@ -11,6 +13,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -22,14 +25,21 @@ from typing import Any, TextIO
 
 import psutil
 
+from api.child import Child, created, end_process
 from api.errors import OperatorError
-from streams import ready
+from streams import ready, standby
 from streams.clock import Clock, SystemClock
-from streams.settings import REPOSITORY, Settings
+from streams.settings import Settings
 
-_LAUNCHER = Path(__file__).with_name("launch.py")
 _POLL_S = 0.05
+_WATCH_S = 0.25
+_PROBE_S = 5.0
+_PROBES_FAILED_MAX = 4
+_PREPARED_WITHIN_S = 60.0
+_OVERLOAD_MAX = 6.0
 _LOGS_KEPT = 3
+_QUICK_DEATHS_MAX = 3
+_BACKOFF_S_MAX = 10.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -51,6 +61,12 @@ class Process:
     `command` is called in a thread before each start and may raise OperatorError. `is_ready(pid)` is polled after each
     start. `needs` are names of processes or of steps to be ready before the first start. `settled_s`: it has stopped
     dying when it was ready that long.
+
+    `spare` is the command of its spare, or None where a cold start is fast enough. `overlaps`: its replacement may be
+    at work before it ends, so a restart leaves no gap. `listens` is an address that the supervisor listens on for it:
+    who connects while it is replaced waits, and is not refused. `last`: it is started when all others are ready, and
+    `run` does not wait for it. `answers` is asked now and then once it is ready; it has to be True sometimes.
+    `stop_signal` ends it for good; a restart asks with SIGTERM.
     """
 
     name: str
@@ -62,7 +78,13 @@ class Process:
     ready_within_s: float = 120.0
     stop_within_s: float = 8.0
     stops_first: bool = False
-    settled_s: float = 20.0
+    settled_s: float = 2.0
+    spare: Sequence[str] | None = None
+    overlaps: bool = False
+    listens: tuple[str, int] | None = None
+    last: bool = False
+    answers: Callable[[], Awaitable[bool]] | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +98,39 @@ class Step:
 
 @dataclass(slots=True)
 class _Kept:
-    """A process and how it fares."""
+    """A process and how it fares. `leaving` is one that is being replaced and still finishes."""
 
     process: Process
     state: State = State.STARTING
     since: float = field(default_factory=time.time)
-    pid: int | None = None
-    created: float = 0.0
-    command: Sequence[str] = ()
+    child: Child | None = None
+    leaving: Child | None = None
+    spare: Child | None = None
+    listener: socket.socket | None = None
     restarts: int = 0
     ready_once: bool = False
-    started_s: float = 0.0
+    ready_s: float = 0.0
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=16))
+    problem: str = ""
+    is_ready: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def entry(self) -> dict[str, Any]:
         """The row of `status`."""
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since))
-        state = str(self.state)
-        return {"pid": self.pid, "state": state, "restarts": self.restarts, "since": since}
+        row: dict[str, Any] = {
+            "pid": self.child.pid if self.child else None,
+            "state": str(self.state),
+            "restarts": self.restarts,
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since)),
+        }
+        if self.process.spare is not None:
+            prepared = self.spare is not None and self.spare.prepared.is_set()
+            row["spare"] = {"pid": self.spare.pid if self.spare else None, "prepared": prepared}
+        return {**row, "problem": self.problem} if self.problem else row
+
+    def children(self) -> list[Child]:
+        """Every process there is of it."""
+        return [child for child in (self.child, self.leaving, self.spare) if child is not None]
 
 
 Report = Callable[[str, float], None]
@@ -104,7 +141,8 @@ class Supervisor:
 
     `report(name, seconds)` is called as each process or step becomes ready for the first time; `say` gets a line for
     each process that dies. `facts` go into the state file as they are (ports, environment). With `echo_logs` the
-    processes write where this one writes, as containers want it, and not to files of their own.
+    processes write where this one writes, as containers want it, and not to files of their own. Spares are prepared
+    one at a time, `spare_after_s` after what they stand by for has become ready.
     """
 
     def __init__(
@@ -118,6 +156,7 @@ class Supervisor:
         say: Callable[[str], None] = lambda line: None,
         clock: Clock | None = None,
         backoff_s: float = 0.5,
+        spare_after_s: float = 1.0,
         echo_logs: bool = False,
         watch_children: bool = not sys.platform.startswith("linux"),
     ) -> None:
@@ -126,14 +165,18 @@ class Supervisor:
         self._kept = {part.name: _Kept(part) for part in parts if isinstance(part, Process)}
         self._steps = [part for part in parts if isinstance(part, Step)]
         self._done = {part.name: asyncio.Event() for part in parts}
+        self._all_done = asyncio.Event()
+        self._preparing = asyncio.Lock()
         self._facts = dict(facts or {})
         self._report = report
         self._say = say
         self._clock = clock or SystemClock()
         self._backoff_s = backoff_s
+        self._spare_after_s = spare_after_s
         self._echo_logs = echo_logs
         self._lifeline = os.pipe() if watch_children else None
         self._stop_asked = asyncio.Event()
+        self._restarting: set[asyncio.Task[None]] = set()
         self._began_at = time.time()
         self._error = ""
 
@@ -157,12 +200,23 @@ class Supervisor:
         """Asks for an orderly stop; `run` returns once it is done."""
         self._stop_asked.set()
 
+    async def restart(self, names: Sequence[str]) -> None:
+        """Replaces these processes one after another, each once its predecessor in the list is ready again."""
+        for name in names:
+            kept = self._kept[name]
+            before = kept.restarts
+            kept.asked.set()
+            while kept.restarts == before or kept.state is not State.READY:
+                await self._clock.sleep(_POLL_S)
+
     async def _supervise(self, when_ready: Callable[[], None]) -> None:
         keepers = [asyncio.create_task(self._keep(kept)) for kept in self._kept.values()]
         steps = [asyncio.create_task(self._take(step)) for step in self._steps]
+        spares = [asyncio.create_task(self._keep_spare(kept)) for kept in self._kept.values() if kept.process.spare]
+        probes = [asyncio.create_task(self._probe(kept)) for kept in self._kept.values() if kept.process.answers]
         up = asyncio.create_task(self._all_ready(when_ready))
         stop = asyncio.create_task(self._stop_asked.wait())
-        tasks = {*keepers, *steps, up, stop}
+        tasks = {*keepers, *steps, *spares, *probes, up, stop, asyncio.create_task(self._watch())}
         try:
             while not stop.done():
                 finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -170,13 +224,16 @@ class Supervisor:
                 for task in finished:
                     task.result()
         finally:
-            for task in tasks:
+            for task in (tasks := tasks | self._restarting):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _all_ready(self, when_ready: Callable[[], None]) -> None:
-        for done in self._done.values():
-            await done.wait()
+        last = {name for name, kept in self._kept.items() if kept.process.last}
+        for name, done in self._done.items():
+            if name not in last:
+                await done.wait()
+        self._all_done.set()
         self._write(ready=True)
         when_ready()
 
@@ -187,74 +244,210 @@ class Supervisor:
         await step.run()
         self._became_ready(step.name, began_s)
 
+    # ---- one process
+
     async def _keep(self, kept: _Kept) -> None:
         """Starts the process whenever it is not running; returns never."""
         for need in kept.process.needs:
             await self._done[need].wait()
+        if kept.process.last:
+            await self._all_done.wait()
+            async with self._preparing:  # beside running calls, one at a time
+                await self._begin(kept)
         while True:
-            running = await self._start(kept)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(kept.process.ready_within_s):
-                    await self._until_ready(kept, running)
-            if kept.state is not State.READY and running.returncode is None:
-                self._say(f"{kept.process.name} was not ready within {kept.process.ready_within_s:g} s and is ended")
-                await self._end(running, kept.process.stop_within_s)
-            code = await running.wait()
-            await self._died(kept, code)
+            if kept.child is None:
+                await self._begin(kept)
+            child = kept.child
+            assert child is not None
+            code = await self._until_dead_or_asked(kept, child)
+            if code is None:
+                await self._replace(kept, child)
+            else:
+                await self._died(kept, code)
 
-    async def _start(self, kept: _Kept) -> asyncio.subprocess.Process:
-        process, kept.started_s = kept.process, self._clock.monotonic_s()
-        kept.command = await asyncio.to_thread(process.command)
-        ready.withdraw(self._settings, process.name)
-        watch = ["--watch", str(self._lifeline[0])] if self._lifeline else []
+    async def _begin(self, kept: _Kept) -> None:
+        """Puts the spare or a new process to work and waits until it is ready or dead."""
+        child, kept.spare = kept.spare, None
+        if child is not None and child.code is None:
+            child.go()
+        else:
+            child = await self._launch(kept)
+        kept.child = child
+        began_s = self._clock.monotonic_s() if kept.ready_once else child.started_s
+        self._write()
+        await self._until_ready(kept, child, began_s)
+
+    async def _launch(self, kept: _Kept, *, as_spare: bool = False) -> Child:
+        process = kept.process
+        command = (process.spare or ()) if as_spare else await asyncio.to_thread(process.command)
+        environment = {**os.environ, **process.environment, **({standby.SPARE: "1"} if as_spare else {})}
+        inherited = []
+        if process.listens is not None:
+            kept.listener = kept.listener or _listen(*process.listens)
+            inherited.append(kept.listener.fileno())
+            environment[standby.LISTENER] = str(kept.listener.fileno())
+        if not as_spare and kept.child is None:
+            ready.clear(self._settings, process.name)
         output = os.dup(2) if self._echo_logs else _open_log(self._log_path(process.name))
         try:
-            running = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-S", "-E", str(_LAUNCHER), *watch, str(os.getpid())),
-                *kept.command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **process.environment},
-                pass_fds=[self._lifeline[0]] if self._lifeline else [],
-                cwd=REPOSITORY,
-                process_group=0,  # a Ctrl-C at the terminal is for the supervisor, which stops them in order
+            return await Child.start(
+                command,
+                self._clock,
+                environment=environment,
+                output=output,
+                inherited=inherited,
+                watched=self._lifeline[0] if self._lifeline else None,
             )
         finally:
             os.close(output)
-        kept.pid, kept.created = running.pid, _created(running.pid)
-        self._write()
-        return running
 
-    async def _until_ready(self, kept: _Kept, running: asyncio.subprocess.Process) -> None:
-        while running.returncode is None:
-            if await kept.process.is_ready(running.pid):
+    async def _until_ready(self, kept: _Kept, child: Child, began_s: float) -> None:
+        limit_s = kept.process.ready_within_s
+        until_s = self._clock.monotonic_s() + limit_s
+        while child.code is None:
+            if await kept.process.is_ready(child.pid):
+                kept.ready_s, kept.problem = self._clock.monotonic_s(), ""
                 self._turn(kept, State.READY)
                 if not kept.ready_once:
                     kept.ready_once = True
-                    self._became_ready(kept.process.name, kept.started_s)
+                    self._became_ready(kept.process.name, began_s)
+                return
+            if self._clock.monotonic_s() > until_s:
+                self._say(f"{kept.process.name} was not ready within {limit_s:g} s and is ended")
+                await child.end(kept.process.stop_within_s)
                 return
             await self._clock.sleep(_POLL_S)
 
+    async def _until_dead_or_asked(self, kept: _Kept, child: Child) -> int | None:
+        """Its exit status, or None when it is to be replaced."""
+        died = asyncio.create_task(child.wait())
+        asked = asyncio.create_task(kept.asked.wait())
+        try:
+            await asyncio.wait({died, asked}, return_when=asyncio.FIRST_COMPLETED)
+            return died.result() if died.done() else None
+        finally:
+            died.cancel()
+            asked.cancel()
+
+    async def _replace(self, kept: _Kept, child: Child) -> None:
+        """A restart that was asked for: what comes next is prepared before the one at work is told to end."""
+        kept.asked.clear()
+        process = kept.process
+        if process.spare is not None:
+            # A spare that waits already holds the configuration of the time at which it was prepared.
+            await self._end_spare(kept)
+            await self._prepare(kept)
+        kept.restarts += 1
+        kept.leaving, kept.child = child, None
+        self._turn(kept, State.RESTARTING)
+        if not process.overlaps:
+            await child.end(process.stop_within_s)
+        await self._begin(kept)
+        await child.end(process.stop_within_s)
+        kept.leaving = None
+
     async def _died(self, kept: _Kept, code: int) -> None:
         """Counts the death and waits, where it keeps dying, before the next start."""
-        now_s = self._clock.monotonic_s()
-        if kept.state is State.READY and now_s - kept.started_s > kept.process.settled_s:
+        now_s, process = self._clock.monotonic_s(), kept.process
+        if kept.state is State.READY and now_s - kept.ready_s > process.settled_s:
             kept.deaths.clear()
         kept.deaths.append(now_s)
-        kept.pid, kept.restarts = None, kept.restarts + 1
-        died_often = len(kept.deaths) >= 3
-        if died_often and not kept.ready_once:
-            raise OperatorError(
-                f"{kept.process.name} died {len(kept.deaths)} times while starting ({_last_words(code)}); its log is "
-                f"{self._log_path(kept.process.name)}; what it says last: {self._log_end(kept.process.name)}"
+        kept.child, kept.restarts = None, kept.restarts + 1
+        unusable = code == os.EX_CONFIG
+        often = len(kept.deaths) >= _QUICK_DEATHS_MAX
+        if (often or unusable) and not kept.ready_once and not process.last:
+            raise OperatorError(self._explained(kept, code))
+        self._say(f"{process.name} died ({_last_words(code)}) and is started again; its log is {self._where(kept)}")
+        if often or unusable:
+            kept.problem = self._explained(kept, code)
+        self._turn(kept, State.FAILING if kept.problem else State.RESTARTING)
+        if unusable:
+            await self._pause(kept, _BACKOFF_S_MAX)
+        elif often:
+            await self._pause(
+                kept, min(_BACKOFF_S_MAX, self._backoff_s * 2.0 ** (len(kept.deaths) - _QUICK_DEATHS_MAX))
             )
-        name = kept.process.name
-        self._say(f"{name} died ({_last_words(code)}) and is started again; its log is {self._log_path(name)}")
-        self._turn(kept, State.FAILING if died_often else State.RESTARTING)
-        if died_often:
-            await self._clock.sleep(min(10.0, self._backoff_s * 2.0 ** (len(kept.deaths) - 3)))
+
+    async def _pause(self, kept: _Kept, seconds: float) -> None:
+        """Before the next start; a restart that is asked for cuts it short."""
+        asked = asyncio.create_task(kept.asked.wait())
+        waited = asyncio.create_task(self._clock.sleep(seconds))
+        await asyncio.wait({asked, waited}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        waited.cancel()
+        kept.asked.clear()
+
+    def _explained(self, kept: _Kept, code: int) -> str:
+        name, said = kept.process.name, self._log_end(kept.process.name)
+        times = f"{len(kept.deaths)} times{'' if kept.ready_once else ' while starting'}"
+        what = "cannot work with its configuration" if code == os.EX_CONFIG else f"died {times}"
+        return f"{name} {what} ({_last_words(code)}); its log is {self._where(kept)}; what it says last: {said}"
+
+    # ---- spares
+
+    async def _keep_spare(self, kept: _Kept) -> None:
+        """Has a spare prepared whenever the process is at work and has none; returns never."""
+        while True:
+            await kept.is_ready.wait()
+            await self._clock.sleep(self._spare_after_s)
+            if kept.spare is None and kept.is_ready.is_set() and self._all_done.is_set():
+                async with self._preparing:
+                    if kept.spare is None and kept.is_ready.is_set():
+                        await self._prepare(kept)
+            if kept.spare is not None and kept.spare.code is not None:
+                kept.spare = None
+                self._write()
+
+    async def _prepare(self, kept: _Kept) -> None:
+        """Starts a spare and waits until it is prepared; one that dies or takes too long is left out for now."""
+        spare = kept.spare = await self._launch(kept, as_spare=True)
+        self._write()
+        prepared, died = asyncio.create_task(spare.prepared.wait()), asyncio.create_task(spare.wait())
+        await asyncio.wait({prepared, died}, timeout=_PREPARED_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        prepared.cancel()
+        died.cancel()
+        if spare is kept.spare and not spare.prepared.is_set():
+            self._say(f"no spare of {kept.process.name} could be prepared; its log is {self._where(kept)}")
+            await self._end_spare(kept)
+        self._write()
+
+    async def _end_spare(self, kept: _Kept) -> None:
+        spare, kept.spare = kept.spare, None
+        if spare is not None:
+            spare.kill()  # it holds nothing
+            await spare.wait()
+
+    # ---- hangs
+
+    async def _watch(self) -> None:
+        """Ends what is stopped or hangs; `_keep` then finds it dead. Returns never."""
+        looked_s = self._clock.monotonic_s()
+        while True:
+            await self._clock.sleep(_WATCH_S)
+            now_s = self._clock.monotonic_s()
+            late, looked_s = now_s - looked_s > 4 * _WATCH_S, now_s
+            for kept in self._kept.values():
+                for child in kept.children():
+                    if late:  # this process itself was kept from hearing anybody
+                        child.forgive()
+                    elif why := child.trouble(_overload()):
+                        self._say(f"{kept.process.name} (pid {child.pid}) {why}, and is ended")
+                        child.kill()
+
+    async def _probe(self, kept: _Kept) -> None:
+        """For a process without signs of life of its own. Returns never."""
+        assert kept.process.answers is not None
+        failed = 0
+        while True:
+            await self._clock.sleep(_PROBE_S)
+            child = kept.child
+            if child is None or not kept.is_ready.is_set() or await kept.process.answers():
+                failed = 0
+                continue
+            failed += 1
+            if failed > _PROBES_FAILED_MAX * _overload() and child is kept.child:
+                self._say(f"{kept.process.name} (pid {child.pid}) has not answered {failed} times, and is ended")
+                child.kill()
 
     @contextlib.asynccontextmanager
     async def _stopping_afterwards(self) -> AsyncIterator[None]:
@@ -268,6 +461,7 @@ class Supervisor:
 
     async def _stop_all(self) -> None:
         """Ends the processes in reverse order of their dependencies, those of one rank at a time."""
+        await asyncio.gather(*(self._end_spare(kept) for kept in self._kept.values()))
         for rank in reversed(self._ranks()):
             await asyncio.gather(*(self._stop_one(kept) for kept in rank))
         if self._lifeline:
@@ -276,16 +470,13 @@ class Supervisor:
             self._lifeline = None
 
     async def _stop_one(self, kept: _Kept) -> None:
-        if kept.pid is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                await _end_process(psutil.Process(kept.pid), kept.process.stop_within_s, self._clock)
-        ready.withdraw(self._settings, kept.process.name)
-        kept.pid = None
+        at_work = [child for child in (kept.child, kept.leaving) if child is not None]
+        await asyncio.gather(*(child.end(kept.process.stop_within_s, kept.process.stop_signal) for child in at_work))
+        if kept.listener is not None:
+            kept.listener.close()
+        ready.clear(self._settings, kept.process.name)
+        kept.child = kept.leaving = None
         self._turn(kept, State.STOPPED)
-
-    async def _end(self, running: asyncio.subprocess.Process, within_s: float) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            await _end_process(psutil.Process(running.pid), within_s, self._clock)
 
     def _ranks(self) -> list[list[_Kept]]:
         """The processes by the longest chain of needs below them; the last are stopped first."""
@@ -310,6 +501,10 @@ class Supervisor:
     def _turn(self, kept: _Kept, state: State) -> None:
         if kept.state is not state:
             kept.state, kept.since = state, time.time()
+        if state is State.READY:
+            kept.is_ready.set()
+        else:
+            kept.is_ready.clear()
         self._write()
 
     def _write(self, *, ready: bool | None = None) -> None:
@@ -319,21 +514,24 @@ class Supervisor:
             self.state_path,
             {
                 "pid": os.getpid(),
-                "created": _created(os.getpid()),
+                "created": created(os.getpid()),
                 "started_at": self._began_at,
                 "error": self._error,
                 **self._facts,
                 "components": _components(self._kept.values()),
                 "processes": [
-                    {"name": name, "pid": kept.pid, "created": kept.created, "command": list(kept.command)}
+                    {"name": name, "pid": child.pid, "created": child.created, "command": list(child.command)}
                     for name, kept in self._kept.items()
-                    if kept.pid is not None
+                    for child in kept.children()
                 ],
             },
         )
 
     def _log_path(self, name: str) -> Path:
         return self._settings.log_dir / f"{name}.log"
+
+    def _where(self, kept: _Kept) -> str:
+        return "above" if self._echo_logs else str(self._log_path(kept.process.name))
 
     def _log_end(self, name: str) -> str:
         with contextlib.suppress(OSError):
@@ -351,11 +549,21 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self._stop_asked.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._take_requests)
         try:
             yield
         finally:
-            for number in _STOP_SIGNALS:
+            for number in (*_STOP_SIGNALS, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
+
+    def _take_requests(self) -> None:
+        """Restarts what `ask_restart` left word of."""
+        for path in sorted(_requests(self._settings, self._name).glob("*")):
+            path.unlink(missing_ok=True)
+            names = [name for name in path.name.split(",") if name in self._kept]
+            task = asyncio.get_running_loop().create_task(self.restart(names))
+            self._restarting.add(task)
+            task.add_done_callback(self._restarting.discard)
 
 
 def state_path(settings: Settings, name: str = "platform") -> Path:
@@ -382,6 +590,46 @@ def _stored_state(settings: Settings, name: str) -> Mapping[str, Any] | None:
     except (OSError, ValueError):
         return None
     return state if isinstance(state, dict) else None
+
+
+def ask_restart(settings: Settings, names: Sequence[str], name: str = "platform") -> None:
+    """Asks the running supervisor to replace these processes, one after another; its state shows how they fare.
+
+    Raises OperatorError when none runs.
+    """
+    state = read_state(settings, name)
+    if state is None:
+        raise OperatorError(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
+    folder = _requests(settings, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ",".join(names)).touch()
+    os.kill(state["pid"], signal.SIGUSR1)
+
+
+def _requests(settings: Settings, name: str) -> Path:
+    return settings.run_dir / f"{name}.requests"
+
+
+def failing(settings: Settings, name: str = "platform") -> dict[str, str]:
+    """What keeps dying, by the process's name, and why; empty also where no supervisor runs."""
+    state = read_state(settings, name) or {}
+    entries = [entry for row in state.get("components", ()) for entry in (row, *row.get("engines", ()))]
+    return {entry["name"]: entry.get("problem", "") for entry in entries if entry.get("state") == State.FAILING}
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket that outlives the process that accepts from it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise OperatorError(f"port {port} on {host} cannot be listened on: {error.strerror}") from error
+
+
+def _overload() -> float:
+    """How much longer than on an idle machine a process may take to be heard."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_OVERLOAD_MAX, max(1.0, psutil.getloadavg()[0] / cores))
 
 
 def _open_log(path: Path) -> int:
@@ -437,31 +685,9 @@ async def end_leftovers(settings: Settings, name: str = "platform") -> list[str]
         if not _is_same(entry.get("pid"), entry.get("created"), entry.get("command")):
             continue
         with contextlib.suppress(psutil.NoSuchProcess):
-            await _end_process(psutil.Process(entry["pid"]), 5.0, SystemClock())
+            await end_process(psutil.Process(entry["pid"]), 5.0, SystemClock())
         ended.append(str(entry["name"]))
     return ended
-
-
-async def _end_process(process: psutil.Process, within_s: float, clock: Clock) -> None:
-    """SIGTERM, and SIGKILL for it and what it started when the time is over."""
-    below = process.children(recursive=True)
-    process.terminate()
-    deadline_s = clock.monotonic_s() + within_s
-    while _alive(process) and clock.monotonic_s() < deadline_s:
-        await clock.sleep(0.02)
-    for left in (process, *below):
-        if _alive(left):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                left.kill()
-    while _alive(process):
-        await clock.sleep(0.02)
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _is_same(pid: Any, created: Any, command: Sequence[str] | None = None) -> bool:
@@ -477,29 +703,21 @@ def _is_same(pid: Any, created: Any, command: Sequence[str] | None = None) -> bo
         return False
 
 
-def _created(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
 def _components(kept: Iterable[_Kept]) -> list[dict[str, Any]]:
-    """The rows of `status`: one for each component, its engine process inside."""
+    """The rows of `status`: one for each component, its engine's replicas inside, the first also as `engine`."""
     rows: dict[str, dict[str, Any]] = {}
+    engines: dict[str, list[dict[str, Any]]] = {}
     for one in kept:
-        row = rows.setdefault(one.process.component, {"name": one.process.component})
-        if one.process.name == one.process.component:
+        component = one.process.component
+        row = rows.setdefault(component, {"name": component})
+        if one.process.name == component:
             row.update(one.entry())
         else:
-            row.setdefault("engine", one.entry())
-    return [{"name": row.pop("name"), **_with_own_state(row)} for row in rows.values()]
-
-
-def _with_own_state(row: dict[str, Any]) -> dict[str, Any]:
-    """Keeps `pid`, `state`, `restarts`, `since` first, and the engine last."""
-    engine = row.pop("engine", None)
-    return {**row, **({"engine": engine} if engine else {})}
+            engines.setdefault(component, []).append({"name": one.process.name, **one.entry()})
+    for component, found in engines.items():
+        found.sort(key=lambda entry: str(entry["name"]))
+        rows[component] |= {"engine": found[0], "engines": found}
+    return list(rows.values())
 
 
 def _last_words(code: int) -> str:

@@ -37,6 +37,16 @@ def running_broker() -> Iterator[Settings]:
 @contextmanager
 def running_platform() -> Iterator[str]:
     """The whole platform, as `trunkline up` starts it; yields the API's base. Raises OperatorError."""
+    with platform_directory() as directory:
+        state = read_state(Settings(data_dir=directory))
+        if state is None:
+            raise OperatorError("the platform stopped right after it had started")
+        yield str(state["url"])
+
+
+@contextmanager
+def platform_directory() -> Iterator[Path]:
+    """As `running_platform`; yields the data directory."""
     with tempfile.TemporaryDirectory(prefix="trunkline-bench-") as directory:
         command = [sys.executable, "-m", "api.cli.main"]
         place = ["--data-dir", directory]
@@ -53,9 +63,6 @@ def running_platform() -> Iterator[str]:
         if began.returncode != 0:
             raise OperatorError(f"the platform did not start: {(began.stderr or began.stdout).strip()}")
         try:
-            state = read_state(Settings(data_dir=Path(directory)))
-            if state is None:
-                raise OperatorError("the platform stopped right after it had started")
-            yield str(state["url"])
+            yield Path(directory)
         finally:
             subprocess.run([*command, "down", *place], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)

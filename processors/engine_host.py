@@ -47,7 +47,7 @@ from processors.engine_frames import (
     read_frame,
     socket_path,
 )
-from streams import ready
+from streams import ready, standby
 from streams.logs import configure
 from streams.settings import Settings
 from streams.yamlfile import ConfigError
@@ -365,6 +365,7 @@ def _metrics(settings: Settings) -> int:
 
 async def serve(settings: Settings, role: str, replica: int, engine: Engine, metrics_port: int, load_ms: int) -> bool:
     """Serves the engine until the process is told to stop; whether all work had ended by then."""
+    standby.show_life()
     path = socket_path(settings, role, replica)
     name = engine_name(role, replica)
     host = Host(role, engine, settings.engines.queue_depth_max, STUCK_S)

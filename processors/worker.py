@@ -18,7 +18,7 @@ from processors.engine_client import engine_client
 from processors.pipeline import STAGES, Stage
 from processors.shell import Shell
 from processors.stage import Core
-from streams import ready
+from streams import ready, standby
 from streams.clock import SystemClock
 from streams.logs import configure
 from streams.producer import LogProducer
@@ -88,17 +88,19 @@ def embedder(engines: Mapping[str, EngineClient], loop: asyncio.AbstractEventLoo
 async def work(settings: Settings, stage: Stage) -> None:
     """Runs the stage until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
+    standby.show_life()
     agents = load_agents(settings.agents_dir)
     engines = build_engines(settings, stage)
     core = await asyncio.to_thread(build_core, settings, stage, agents, embedder(engines, loop))
     codec = codec_for(settings)
     producer = LogProducer(settings, f"{stage.group}.{settings.worker}", codec)
     shell = Shell(settings, stage, core, engines, producer, codec, SystemClock())
+    # A producer's first record waits for connections and an id; that shall not be the first caller's.
+    await producer.publish_raw(state_topic(stage.name), b"warm-up", None)
+    await standby.turn()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, shell.stop)
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
-    # A producer's first record waits for connections and an id; that shall not be the first caller's.
-    await producer.publish_raw(state_topic(stage.name), b"warm-up", None)
     announcing = loop.create_task(_announce(settings, stage, shell, server.server_port))
     try:
         await shell.run()

@@ -33,7 +33,14 @@ def read(settings: Settings, name: str) -> Mapping[str, Any] | None:
 
 
 def withdraw(settings: Settings, name: str) -> None:
-    """Removes the announcement, so that nobody takes an old one for a new one."""
+    """Takes this process's announcement back; that of a process which has taken its place stays."""
+    facts = read(settings, name)
+    if facts is not None and facts.get("pid") == os.getpid():
+        clear(settings, name)
+
+
+def clear(settings: Settings, name: str) -> None:
+    """Removes the announcement, whosever it is, so that nobody takes an old one for a new one."""
     path(settings, name).unlink(missing_ok=True)
 
 

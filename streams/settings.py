@@ -92,8 +92,14 @@ class EngineSettings(BaseModel):
     llm_base_url: str = Field("", description="OpenAI-compatible endpoint, for llm=openai")
     llm_model: str = Field("", description="as stt_model; for llm=openai the name that the endpoint knows")
     llm_key: SecretStr = SecretStr("")
+    llm_fallback_base_url: str = Field("", description="a second endpoint, asked where the first fails; empty: none")
+    llm_fallback_model: str = Field("", description="the name that the second endpoint knows; empty: its first")
+    llm_fallback_key: SecretStr = SecretStr("")
     tts: str = "hibari"
     tts_model: str = Field("", description="as stt_model")
+    tts_fallback: str = Field(
+        "espeak-ng", description="program that speaks where the voice fails and it is installed; empty: none"
+    )
     device: str = Field("cpu", description="cpu or cuda")
     threads: int = Field(1, ge=1, description="threads of a model on the CPU; more were no faster beside other work")
     queue_depth_max: int = Field(32, ge=1, description="asks waiting at one engine; more are refused")

@@ -17,11 +17,12 @@ from api.cli.context import settings_of
 from api.cli.output import print_json, print_table
 from api.errors import OperatorError
 from api.platform import Layout, api_url, embedded, environment, lay_out, worker_parts
-from api.supervisor import Process, Step, Supervisor, end_leftovers, hold, read_state, rotate
+from api.supervisor import Process, Step, Supervisor, ask_restart, end_leftovers, hold, read_state, rotate
 from processors.pipeline import STAGES
 from streams.settings import REPOSITORY, Settings
 
 _STOP_WITHIN_S = 45.0
+_RESTART_WITHIN_S = 120.0
 _COMPONENTS = ("broker", "stt", "intent", "llm", "tts", "clickhouse", "api", "erp")
 
 
@@ -182,36 +183,72 @@ def status(data_dir: Path | None, as_json: bool) -> int:
         print(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
     else:
         print(f"{state['url']}, Kafka at {servers}, data in {settings.data_dir}, logs in {settings.log_dir}")
+        entries = [entry for row in rows for entry in _entries(row)]
         lines = [
-            (name, entry["state"], entry["pid"], entry["restarts"], entry["since"])
-            for row in rows
-            for name, entry in _entries(row)
+            (name, entry["state"], entry["pid"], entry["restarts"], entry["since"], _spare(entry))
+            for name, entry in entries
         ]
-        print_table(("component", "state", "pid", "restarts", "since"), lines, right=("pid", "restarts"))
+        print_table(("component", "state", "pid", "restarts", "since", "spare"), lines, right=("pid", "restarts"))
+        for problem in [entry["problem"] for _, entry in entries if "problem" in entry]:
+            print(problem)
     return 0 if state else 3
 
 
+def _spare(entry: dict[str, Any]) -> str:
+    spare = entry.get("spare")
+    if spare is None:
+        return ""
+    return "prepared" if spare["prepared"] else "none yet"
+
+
 def _entries(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """A component's line, and its engine's below it."""
-    entries = [(row["name"], row), (f"{row['name']}.engine", row.get("engine") or {})]
-    return [(name, entry) for name, entry in entries if "state" in entry]
+    """A component's line, and its engines' below it, numbered where there are several."""
+    engines = row.get("engines", [])
+    numbers = range(len(engines)) if len(engines) > 1 else [""]
+    below = [(f"{row['name']}.engine{number}", engine) for number, engine in zip(numbers, engines, strict=False)]
+    return [(name, entry) for name, entry in ((row["name"], row), *below) if "state" in entry]
 
 
 def restart(component: str, data_dir: Path | None) -> None:
-    """Ends the component's process; the supervisor starts it anew at once."""
+    """Replaces the component's processes, one after another, and returns once all of them are ready."""
     settings = settings_of(data_dir)
+    before = _processes(settings)
+    # The last replica first: the one that answers by preference is replaced when the others are fresh.
+    names = sorted((key for key in before if before[key]["component"] == component), reverse=True)
+    if not names:
+        known = ", ".join(dict.fromkeys(str(entry["component"]) for entry in before.values()))
+        raise OperatorError(f"no component is called {component}; there are {known}", exit_code=2)
+    began_s = time.monotonic()
+    ask_restart(settings, names)
+    for name in names:
+        after = _until_replaced(settings, name, before[name])
+        seconds, began_s = time.monotonic() - began_s, time.monotonic()
+        print(f"{name}: pid {before[name]['pid']} -> {after['pid']}, ready after {seconds:.1f} s", flush=True)
+
+
+def _processes(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What `status` shows of each process, by the process's name."""
     state = read_state(settings)
     if state is None:
         raise OperatorError(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
-    entries = {name: entry for row in state["components"] for name, entry in _entries(row)}
-    if component not in entries:
-        raise OperatorError(f"no component is called {component}; there are {', '.join(entries)}", exit_code=2)
-    pid = entries[component]["pid"]
-    if pid is None:
-        raise OperatorError(f"{component} is being restarted already; see `trunkline status`")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    print(f"{component} (pid {pid}) was asked to end; it comes back at once")
+    found: dict[str, dict[str, Any]] = {}
+    for row in state["components"]:
+        for name, entry in _entries(row):
+            found[entry["name"]] = {**entry, "component": name if name == row["name"] else f"{row['name']}.engine"}
+    return found
+
+
+def _until_replaced(settings: Settings, name: str, before: dict[str, Any]) -> dict[str, Any]:
+    """The process that took its place, once ready; raises OperatorError when that does not happen."""
+    deadline_s = time.monotonic() + _RESTART_WITHIN_S
+    while time.monotonic() < deadline_s:
+        entry = _processes(settings)[name]
+        if entry["state"] == "ready" and entry["pid"] != before["pid"]:
+            return entry
+        if entry["state"] == "failing" and entry["restarts"] > before["restarts"] + 1:
+            raise OperatorError(f"{name} does not come back: {entry['problem']}")
+        time.sleep(0.02)
+    raise OperatorError(f"{name} was not replaced within {_RESTART_WITHIN_S:.0f} s; see `trunkline status`")
 
 
 async def worker(stage: str, data_dir: Path | None) -> None:

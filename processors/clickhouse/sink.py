@@ -25,7 +25,7 @@ from processors.dead_letters import DeadLetters
 from processors.stage import Position
 from schemas.event import Event
 from schemas.events import AudioFrame, DeadLetter, Delivery, SpeechChunk
-from streams import ready
+from streams import ready, standby
 from streams.client import Partition
 from streams.clock import Clock, SystemClock
 from streams.codec import Codec, CodecError
@@ -163,12 +163,14 @@ class Sink:
 async def work(settings: Settings) -> None:
     """Runs the sink, and the embedded ClickHouse's HTTP interface, until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
+    standby.show_life()
+    codec = codec_for(settings)
+    producer = LogProducer(settings, GROUP, codec)
+    await standby.turn()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    codec = codec_for(settings)
     store = await asyncio.to_thread(Store, settings, GROUP)
-    producer = LogProducer(settings, GROUP, codec)
     sink = Sink(settings, store, producer, codec, SystemClock())
     await sink.start()
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")

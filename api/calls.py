@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 from starlette.websockets import WebSocket
 
+from api.admission import Refusal
 from api.audio import BYTES_PER_MS, Frames
 from api.dialects.dialect import Audio, Bad, Command, Dialect, Dtmf, HangUp, Playout, Start, Started
 from api.limits import Bucket
@@ -207,8 +208,9 @@ class Call:
         if chunk.turn not in self._answered:
             self._answered.add(chunk.turn)
             if chunk.speech_ended_at is not None:
-                waited_us = self._clock.now_us() - chunk.speech_ended_at
-                self._router.metrics.voice_to_voice.observe(waited_us / 1_000_000)
+                waited_s = (self._clock.now_us() - chunk.speech_ended_at) / 1_000_000
+                self._router.metrics.voice_to_voice.observe(waited_s)
+                self._router.door.replied(waited_s)
 
     def _tell(self, event: Event) -> None:
         partial = isinstance(event, Transcript) and event.kind is TranscriptKind.PARTIAL
@@ -375,12 +377,14 @@ class Connection:
         await self._websocket.accept(subprotocol="trunkline" if "trunkline" in offered else None)
         self._line.start()
         try:
-            if self._router.full:
-                self._refuse("shutting_down" if self._router.closing else "overloaded")
+            self._router.connected(1)
+            if crowded := self._router.door.crowded():
+                self._refuse(crowded)
             else:
                 await self._serve()
         finally:
             await self._finish()
+            self._router.connected(-1)
 
     async def _serve(self) -> None:
         receiving = asyncio.create_task(self._receive())
@@ -406,10 +410,10 @@ class Connection:
         if self._call is not None:
             self._call.finished()
 
-    def _refuse(self, code: str) -> None:
-        self._router.metrics.refused.labels(code).inc()
-        self._error(Bad(code, "The gateway takes no more calls now.", "Try again in a few seconds."))
-        self._close = (1013, code)
+    def _refuse(self, refusal: Refusal) -> None:
+        self._router.door.refused(refusal)
+        self._error(Bad(refusal.code, refusal.message, refusal.hint, refusal.retry_after_s))
+        self._close = (1013, refusal.code)
 
     async def _receive(self) -> None:
         """Handles messages in order; returns when the socket is closed or the caller hangs up."""
@@ -476,10 +480,11 @@ class Connection:
             self._error(Bad("unauthorized", "The call is not authorised.", "Start it through /v1/twilio/voice."))
             self._stop(1008, "unauthorized")
             return
-        if self._router.full:
-            self._refuse("overloaded")
+        if refusal := self._router.door.refusal(start.call_id):
+            self._refuse(refusal)
             self._over.set()
             return
+        self._router.door.taken()
         self._call = Call(self._router, self._dialect, self._line, start, agent_id, self._over.set)
         try:
             await self._call.begin()
@@ -493,4 +498,4 @@ class Connection:
     def _error(self, bad: Bad) -> None:
         self._router.metrics.errors.labels(self._dialect.channel, bad.code).inc()
         if self._errors.take(self._router.clock.monotonic_s()):
-            self._line.send(self._dialect.error(bad.code, bad.message, bad.hint))
+            self._line.send(self._dialect.error(bad.code, bad.message, bad.hint, bad.retry_after_s))

@@ -50,3 +50,31 @@ class Metrics:
             buckets=_VOICE_SECONDS,
             registry=self.registry,
         )
+        self.sockets = Gauge("trunkline_api_sockets", "Connections of callers.", registry=self.registry)
+        self.load_level = Gauge(
+            "trunkline_api_load_level",
+            "Whether new calls are refused for the gateway's own load.",
+            registry=self.registry,
+        )
+        self.load_steps = Counter(
+            "trunkline_api_load_steps", "Changes of the gateway's load level.", ["direction"], registry=self.registry
+        )
+        self.load_lag = Gauge("trunkline_api_load_lag_seconds", "How late the event loop is.", registry=self.registry)
+        self.reply_p95 = Gauge(
+            "trunkline_api_reply_p95_seconds", "Voice to voice, 95th percentile of late.", registry=self.registry
+        )
+        self.reply_limit = Gauge(
+            "trunkline_api_reply_limit_seconds", "Above it new calls are refused.", registry=self.registry
+        )
+        self.expected_utilisation = Gauge(
+            "trunkline_api_expected_utilisation",
+            "Share of a stage's engines' time in use, with all calls that have been taken.",
+            ["component"],
+            registry=self.registry,
+        )
+        self.call_cost = Gauge(
+            "trunkline_api_call_cost",
+            "Share of a stage's engines' time that a call is measured to take.",
+            ["component"],
+            registry=self.registry,
+        )

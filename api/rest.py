@@ -187,10 +187,12 @@ def health_routes(router: SessionRouter) -> APIRouter:
             "sessions": len(router.live),
             "sessions_max": router.settings.api.sessions_max,
         }
-        if stages is not None and not router.full:
-            return _json(body)
-        reason = "log_unavailable" if stages is None else "shutting_down" if router.closing else "overloaded"
-        return _json({**body, "status": reason}, 503, {"Retry-After": "2"})
+        if stages is None:
+            return _json({**body, "status": "log_unavailable"}, 503, {"Retry-After": "2"})
+        if refusal := router.door.refusal():
+            why = {"status": refusal.code, "reason": refusal.reason, "detail": refusal.detail}
+            return _json({**body, **why}, 503, {"Retry-After": str(refusal.retry_after_s)})
+        return _json(body)
 
     @api.get("/metrics")
     async def metrics() -> Response:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from api.door import Counts, Door
 from api.metrics import Metrics
 from processors.agents import Agent
 from schemas.event import Event
@@ -101,7 +102,9 @@ class SessionRouter:
         self.codec: Codec = codec_for(settings)
         self.partitions = frozenset(settings.api.partitions or range(settings.kafka.partitions))
         self.recent: deque[Summary] = deque(maxlen=RECENT_MAX)
+        self.door = Door(settings, metrics, self.clock, self._counts)
         self.closing = False
+        self._sockets = 0
         self._calls: dict[bytes, LiveCall] = {}
         self._positions: dict[Partition, int] = {}
         self._reading = asyncio.Event()
@@ -118,10 +121,12 @@ class SessionRouter:
             await self._producer.close()
             raise
         self._task = asyncio.create_task(self._read_on(reader))
+        self.door.open(self._producer.publish, self.codec)
 
     async def stop(self) -> None:
         """Ends the calls with code 1012 and closes the log."""
         await self.end_all("shutdown", 1012)
+        await self.door.close()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -140,10 +145,14 @@ class SessionRouter:
         """Whether events arrive from the log."""
         return self._reading.is_set()
 
-    @property
-    def full(self) -> bool:
-        """Whether no more calls are taken."""
-        return self.closing or len(self._calls) >= self.settings.api.sessions_max
+    def connected(self, by: int) -> None:
+        """A socket was opened (1) or closed (-1), whether or not it has a call."""
+        self._sockets += by
+        self.metrics.sockets.set(self._sockets)
+
+    def _counts(self) -> Counts:
+        unacknowledged = max((call.depths()[0] for call in self._calls.values()), default=0)
+        return Counts(len(self._calls), self._sockets, unacknowledged)
 
     @property
     def live(self) -> list[Summary]:
@@ -184,6 +193,7 @@ class SessionRouter:
     async def end_all(self, reason: str, close_code: int) -> None:
         """Takes no more calls and ends those there are; returns when their sockets are closed."""
         self.closing = True
+        self.door.shut()
         calls = list(self._calls.values())
         for call in calls:
             call.end(reason, close_code)

@@ -113,9 +113,10 @@ def routes(router: SessionRouter) -> APIRouter:
         form = await _checked_form(request, settings)
         if agent and agent not in router.agents:
             raise ProblemError(404, "unknown_agent", "There is no such agent.", "GET /v1/agents lists them.")
-        if router.full:
-            router.metrics.refused.labels("overloaded").inc()
+        if refusal := router.door.refusal():
+            router.door.refused(refusal)
             return _twiml('<Reject reason="busy"/>')
+        router.door.reserve(form.get("CallSid", ""))
         return _twiml(_connect(request, settings, form, agent))
 
     @api.post("/after")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from schemas.events import Health, HealthKind
+from streams.settings import Settings
 
 
 class Level(IntEnum):
@@ -57,6 +58,12 @@ class LoadLimits:
 
 
 LIMITS = LoadLimits()
+
+
+def limits_of(settings: Settings) -> LoadLimits:
+    """As the operator set them."""
+    load = settings.load
+    return LoadLimits(depth=load.depth_max, oldest_s=load.oldest_ms_max / 1000, waiting_s=load.waiting_ms_max / 1000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,8 +162,13 @@ class LoadAwareEngine:
         return request
 
 
-async def read_board(settings: Settings, name: str, board: Board, codec: Codec, clock: Clock) -> None:
-    """Keeps the board up to date from voice.health until it is cancelled; a log that cannot be read is tried again."""
+async def read_health(
+    settings: Settings, name: str, heard: Callable[[HealthEvent], None], codec: Codec, clock: Clock
+) -> None:
+    """Hands on what voice.health says, from a little before now, until it is cancelled.
+
+    A log that cannot be read is tried again.
+    """
     while True:
         reader = LogReader(settings, name)
         try:
@@ -174,7 +179,7 @@ async def read_board(settings: Settings, name: str, board: Board, codec: Codec, 
                 with contextlib.suppress(CodecError):
                     event = codec.decode_keyed(record.topic, record.key, record.value)
                     if isinstance(event, HealthEvent):
-                        board.heard(event, clock.monotonic_s())
+                        heard(event)
         except LogError as error:
             log.warning("voice.health cannot be read, trying again", error=str(error))
         finally:

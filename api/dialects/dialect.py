@@ -64,11 +64,15 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """What was sent cannot be used: the error to be told, while the call goes on."""
+    """What was sent cannot be used: the error to be told, while the call goes on.
+
+    `retry_after_s` comes with a refusal that may be over by then.
+    """
 
     code: str
     message: str
     hint: str
+    retry_after_s: int | None = None
 
 
 Command = Start | Audio | Dtmf | Playout | HangUp | Bad
@@ -119,7 +123,7 @@ class Dialect(Protocol):
         """The caller is handed on; `ended` follows."""
         ...
 
-    def error(self, code: str, message: str, hint: str) -> Sequence[Frame]:
+    def error(self, code: str, message: str, hint: str, retry_after_s: int | None = None) -> Sequence[Frame]:
         """Something that the other side sent could not be used."""
         ...
 

@@ -108,9 +108,10 @@ class NativeDialect:
         """See `Dialect`."""
         return (_text(type="transfer", target=target),)
 
-    def error(self, code: str, message: str, hint: str) -> Sequence[Frame]:
+    def error(self, code: str, message: str, hint: str, retry_after_s: int | None = None) -> Sequence[Frame]:
         """See `Dialect`."""
-        return (_text(type="error", code=code, message=message, hint=hint),)
+        later = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
+        return (_text(type="error", code=code, message=message, hint=hint, **later),)
 
     def ended(self, reason: str) -> Sequence[Frame]:
         """See `Dialect`."""

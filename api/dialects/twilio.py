@@ -120,7 +120,7 @@ class TwilioDialect:
         """See `Dialect`: the call goes on with the TwiML that Twilio asks for when the stream has ended."""
         return ()
 
-    def error(self, code: str, message: str, hint: str) -> Sequence[Frame]:
+    def error(self, code: str, message: str, hint: str, retry_after_s: int | None = None) -> Sequence[Frame]:
         """See `Dialect`: Twilio takes no such message; the call loop logs and counts it."""
         return ()
 

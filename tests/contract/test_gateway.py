@@ -253,10 +253,14 @@ async def test_a_full_gateway_refuses_clearly(kafka: TestBroker) -> None:
         await Caller(first).start()
         async with websockets.connect(f"{gateway.ws}/v1/calls") as second:
             late = Caller(second)
-            assert (await late.heard("error"))["code"] == "overloaded"
+            await late.say(type="start")
+            error = await late.heard("error")
+            assert error["code"] == "overloaded"
+            assert 2 <= error["retry_after_s"] <= 15
             assert await late.closed() == 1013
         answer = await http.get("/readyz")
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert (answer.status_code, answer.json()["status"], answer.json()["reason"]) == (503, "overloaded", "sessions")
+        assert 2 <= int(answer.headers["retry-after"]) <= 15
         twiml = await http.post("/v1/twilio/voice", data={"CallSid": "CA1"})
         assert '<Reject reason="busy"/>' in twiml.text
 

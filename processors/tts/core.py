@@ -39,7 +39,9 @@ from schemas.events import (
 
 SAMPLE_RATE_HZ = 16_000
 BYTES_A_SAMPLE = 2
-CHUNK_BYTES_MAX = SAMPLE_RATE_HZ * BYTES_A_SAMPLE
+# Engines cut their speech anew each time. Chunks are cut at fixed places of the sentence, so that a chunk's id always
+# means the same samples: two workers that speak the same sentence, one of them a straggler, make the same chunks.
+CHUNK_BYTES = SAMPLE_RATE_HZ * BYTES_A_SAMPLE // 5
 # People pause between sentences. The pause carries `last_of_sentence`, so that no speech waits to learn of its end.
 SENTENCE_PAUSE_MS = 100
 ASK_S = 6.0
@@ -50,7 +52,10 @@ VoiceOf = Callable[[str], Voice]
 
 @dataclass(frozen=True, slots=True)
 class Speaking:
-    """The sentence at the engine: how much of it is in the log, and how much of the present stream to leave out."""
+    """The sentence at the engine: how much of it is in the log, and how much of the present stream to leave out.
+
+    `rest` is speech that does not fill a chunk yet.
+    """
 
     sentence: Response
     ask_id: str
@@ -58,6 +63,8 @@ class Speaking:
     chunks: int = 0
     bytes_said: int = 0
     bytes_to_skip: int = 0
+    rest: bytes = b""
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,23 +158,31 @@ class TtsCore:
         outcomes: list[Outcome] = []
         if reply is not None:
             skipped = reply.pcm[: speaking.bytes_to_skip]
-            speaking = replace(speaking, bytes_to_skip=speaking.bytes_to_skip - len(skipped))
-            fresh = reply.pcm[len(skipped) :]
-            for start in range(0, len(fresh), CHUNK_BYTES_MAX):
-                state, speaking, event = _chunk(
-                    state, speaking, fresh[start : start + CHUNK_BYTES_MAX], now_us, model=reply.model
-                )
-                outcomes.append(Emit(replace(event, compute_ms=reply.compute_ms if start == 0 else 0.0)))
+            speaking = replace(
+                speaking,
+                bytes_to_skip=speaking.bytes_to_skip - len(skipped),
+                rest=speaking.rest + reply.pcm[len(skipped) :],
+            )
+            compute_ms = reply.compute_ms
+            while (size := CHUNK_BYTES - speaking.bytes_said % CHUNK_BYTES) <= len(speaking.rest):
+                state, speaking, event = _chunk(state, speaking, size, now_us, model=reply.model)
+                outcomes.append(Emit(replace(event, compute_ms=compute_ms)))
+                compute_ms = 0.0
+            speaking = replace(speaking, model=reply.model)
         state = replace(state, speaking=speaking)
         if not last:
             return Step(state, tuple(outcomes))
         return self._finish(state, speaking, outcomes, now_us)
 
     def _finish(self, state: State, speaking: Speaking, outcomes: list[Outcome], now_us: int) -> Step[State]:
+        if speaking.rest:
+            state, speaking, event = _chunk(state, speaking, len(speaking.rest), now_us, model=speaking.model)
+            outcomes.append(Emit(event))
         if speaking.bytes_said == 0:
             return self._failed(state, speaking, now_us)
         pause = bytes(SENTENCE_PAUSE_MS * SAMPLE_RATE_HZ // 1000 * BYTES_A_SAMPLE)
-        state, _, event = _chunk(state, speaking, pause, now_us, last_of_sentence=True)
+        speaking = replace(speaking, rest=pause)
+        state, _, event = _chunk(state, speaking, len(pause), now_us, last_of_sentence=True)
         following = self._next(replace(state, speaking=None), now_us)
         return Step(following.state, (*outcomes, Emit(event), *following.outcomes))
 
@@ -176,7 +191,13 @@ class TtsCore:
         sentence = speaking.sentence
         if speaking.tries < TRIES_MAX:
             tries = speaking.tries + 1
-            again = replace(speaking, ask_id=_ask_id(sentence, tries), tries=tries, bytes_to_skip=speaking.bytes_said)
+            again = replace(
+                speaking,
+                ask_id=_ask_id(sentence, tries),
+                tries=tries,
+                bytes_to_skip=speaking.bytes_said,
+                rest=b"",
+            )
             return Step(replace(state, speaking=again), (self._speak(again),))
         text = caused(
             sentence,
@@ -230,9 +251,10 @@ def _ask_id(sentence: Response, tries: int) -> str:
 
 
 def _chunk(
-    state: State, speaking: Speaking, pcm: bytes, now_us: int, *, model: str = "", last_of_sentence: bool = False
+    state: State, speaking: Speaking, size: int, now_us: int, *, model: str = "", last_of_sentence: bool = False
 ) -> tuple[State, Speaking, SpeechChunk]:
-    sentence = speaking.sentence
+    """Takes the next chunk, so many bytes, from what is at hand."""
+    sentence, pcm = speaking.sentence, speaking.rest[:size]
     event: SpeechChunk = caused(
         sentence,
         SpeechChunk,
@@ -250,7 +272,12 @@ def _chunk(
         model=model,
     )
     state = replace(state, next_sample=state.next_sample + len(pcm) // BYTES_A_SAMPLE)
-    speaking = replace(speaking, chunks=speaking.chunks + 1, bytes_said=speaking.bytes_said + len(pcm))
+    speaking = replace(
+        speaking,
+        chunks=speaking.chunks + 1,
+        bytes_said=speaking.bytes_said + len(pcm),
+        rest=speaking.rest[size:],
+    )
     return state, speaking, event
 
 

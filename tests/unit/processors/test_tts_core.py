@@ -68,11 +68,25 @@ def test_a_sentence_is_spoken_with_the_agents_voice_as_it_is_made() -> None:
     state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
     (ask,) = asks(outcomes)
     assert ask.request == Speak("Hello.", "anna", 1.1)
-    state, outcomes = played(state, *spoken(ask.ask_id, b"\1\0" * 100, b"\2\0" * 50))
-    first, second, pause = chunks(outcomes)
+    state, early = played(state, Answered(ask.ask_id, Spoken(b"\1\0" * 3200, "anna"), last=False))
+    (first,) = chunks(early)
+    state, outcomes = played(state, *spoken(ask.ask_id, b"\2\0" * 50))
+    second, pause = chunks(outcomes)
     assert (first.sample_index, first.text, first.last_of_sentence) == (0, "Hello.", False)
-    assert (second.sample_index, second.text) == (100, "")
-    assert (pause.sample_index, pause.pcm, pause.last_of_sentence) == (150, PAUSE, True)
+    assert (second.sample_index, second.text) == (3200, "")
+    assert (pause.sample_index, pause.pcm, pause.last_of_sentence) == (3250, PAUSE, True)
+
+
+@given(st.lists(st.integers(1, 9000), min_size=1, max_size=6), st.lists(st.integers(1, 9000), min_size=1, max_size=6))
+def test_however_an_engine_cuts_its_speech_a_chunk_with_an_id_is_the_same(one: list[int], other: list[int]) -> None:
+    pcm = bytes(2 * (sum(one) + sum(other)))
+    said = []
+    for cuts in (one, other):
+        state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+        pieces = [pcm[2 * sum(cuts[:n]) : 2 * sum(cuts[: n + 1])] for n in range(len(cuts))] + [pcm[2 * sum(cuts) :]]
+        _, outcomes = played(state, *spoken(asks(outcomes)[0].ask_id, *pieces))
+        said.append([(chunk.event_id, chunk.sample_index, len(chunk.pcm)) for chunk in chunks(outcomes)])
+    assert said[0] == said[1]
 
 
 def test_sentences_wait_for_each_other_and_the_turn_ends_last() -> None:
@@ -133,7 +147,7 @@ def test_an_engine_that_dies_in_mid_sentence_goes_on_where_it_stopped() -> None:
     assert b"".join(chunk.pcm for chunk in chunks([*said, *rest])) == b"\1\0\2\0\3\0" + PAUSE
 
 
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(0, 8))
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=6), st.integers(0, 8))
 def test_whatever_was_recorded_before_a_crash_the_speech_is_whole_and_once(lengths: list[int], recorded: int) -> None:
     pieces = [bytes([index + 1, 0]) * length for index, length in enumerate(lengths)]
     state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))

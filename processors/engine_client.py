@@ -48,6 +48,9 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 HOSTED_ROLES = ("stt", "embeddings", "llm", "tts")
+# An engine's process answers pings while its model computes; one that does not is stopped or stuck. To be wrong about
+# that costs little: another replica is asked, and this one again as soon as it takes connections.
+SILENCE_S = 1.5
 _BACKOFF_FIRST_S = 0.02
 _BACKOFF_MAX_S = 0.5
 _UNSENT_BYTES_MAX = 16 << 20
@@ -205,7 +208,7 @@ class SocketEngine:
     to their deadline. Must be used from one event loop.
     """
 
-    def __init__(self, settings: Settings, role: str, silence_s: float = 3.0, replica: int = 0) -> None:
+    def __init__(self, settings: Settings, role: str, silence_s: float = SILENCE_S, replica: int = 0) -> None:
         self._path = socket_path(settings, role, replica)
         self._role = role
         self._silence_s = silence_s
@@ -240,6 +243,15 @@ class SocketEngine:
                     return
         finally:
             connection.end(number, unfinished)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the process is connected, as far as is known."""
+        return self._connection is not None and self._connection.open
+
+    async def reach(self) -> None:
+        """Returns when the process is connected; raises EngineError once the client was closed."""
+        await self._connected()
 
     async def capabilities(self, timeout_s: float) -> Capabilities:
         """What the engine says of itself, once it is there; raises EngineError (`timeout`) when it is not in time."""

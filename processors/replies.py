@@ -74,7 +74,7 @@ class Checker:
                 async for reply in stream:
                     found = True
                     yield reply
-            if not found and not (isinstance(request, Speak) and not _sounds(request.text)):
+            if not found and not (isinstance(request, Speak) and not sounds(request.text)):
                 raise GarbageError("expected an answer, found none")
 
     def _check_embedded(self, request: Embed, reply: Reply) -> None:
@@ -155,7 +155,7 @@ async def _spoken(request: Speak, replies: AsyncIterator[Reply]) -> AsyncGenerat
                     yield one
             continue
         yield reply
-    if not sounded and _sounds(request.text):
+    if not sounded and sounds(request.text):
         raise GarbageError(f"pcm: expected speech, found {seconds:.1f} s of silence")
 
 
@@ -183,7 +183,7 @@ def _same_in_a_row(words: list[str]) -> int:
     return longest
 
 
-def _sounds(text: str) -> bool:
+def sounds(text: str) -> bool:
     """Whether there is anything in it to be spoken."""
     return any(character.isalnum() for character in text)
 

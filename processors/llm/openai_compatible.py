@@ -16,18 +16,20 @@ _TRIES = 2  # a kept connection may turn out to have been closed by the other si
 
 
 class OpenAICompatible:
-    """An `EngineClient` for the role llm. Without `llm_model` in the settings it takes the endpoint's first model."""
+    """An `EngineClient` for the role llm. Without a model's name it takes the endpoint's first model."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises ValueError when no endpoint is set."""
-        address = settings.engines.llm_base_url
+    def __init__(self, settings: Settings, fallback: bool = False) -> None:
+        """The endpoint of the settings, or the second one; raises ValueError when that is not set."""
+        engines = settings.engines
+        name = "LLM_FALLBACK" if fallback else "LLM"
+        address = engines.llm_fallback_base_url if fallback else engines.llm_base_url
         if not address.startswith(("http://", "https://")):
             expected = "expected the address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1"
-            raise ValueError(f"TRUNKLINE_ENGINES__LLM_BASE_URL: {expected}; found {address!r}")
-        key = settings.engines.llm_key.get_secret_value()
+            raise ValueError(f"TRUNKLINE_ENGINES__{name}_BASE_URL: {expected}; found {address!r}")
+        key = (engines.llm_fallback_key if fallback else engines.llm_key).get_secret_value()
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.AsyncClient(base_url=address.rstrip("/") + "/", headers=headers, timeout=None)
-        self._model = settings.engines.llm_model
+        self._model = engines.llm_fallback_model if fallback else engines.llm_model
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`. The last reply has no text but the counts, where the endpoint gives them."""

@@ -1,0 +1,97 @@
+"""Which rungs each role's ladder has: the engines that the settings name, and what stands in for them."""
+
+import shutil
+from collections.abc import Callable, Mapping
+
+from msgspec.structs import replace
+
+from processors import models
+from processors.breaker import Breaker
+from processors.engine import Embed, EngineClient, Generate, Message, Request, Speak, Transcribe
+from processors.engine_client import SocketEngine, hosted_roles, replicas
+from processors.health import Health
+from processors.ladder import BYTES_A_SECOND, Ladder, Lane, Manner, Rung
+from schemas.events import HealthKind
+from streams.clock import Clock
+from streams.settings import Settings
+
+# Models work on as many asks at once; a further one waits, or goes to another replica.
+CONCURRENCY = {"stt": 1, "embeddings": 2, "llm": 2, "tts": 2}
+QUICK_AFTER_S = 2.0  # what is read by now is read by the model that is surely in time
+
+MANNERS: Mapping[str, Manner] = {
+    "stt": Manner(0.5, 1.0, 1.5, 4.0, 3.0, Transcribe(bytes(BYTES_A_SECOND), partial=True)),
+    "embeddings": Manner(0.2, 0.4, 0.6, 2.0, 0.6, Embed(("Is anybody there?",))),
+    "llm": Manner(0.3, 0.5, 2.0, 2.5, 1.5, Generate((Message("user", "Hello"),), max_tokens=1)),
+    "tts": Manner(0.3, 0.7, 1.2, 2.0, 2.5, Speak("Hello there.")),
+}
+_KINDS = {
+    "CLOSED": HealthKind.BREAKER_CLOSED,
+    "HALF_OPEN": HealthKind.BREAKER_HALF_OPENED,
+    "OPEN": HealthKind.BREAKER_OPENED,
+}
+
+OnChange = Callable[[Breaker, str], None]
+
+
+def reporter(health: Health) -> OnChange:
+    """Tells `voice.health` of every change of a breaker's state."""
+
+    def changed(breaker: Breaker, reason: str) -> None:
+        health.report(_KINDS[breaker.state.name], engine=breaker.name, reason=reason)
+
+    return changed
+
+
+def ladder(settings: Settings, role: str, clock: Clock, on_change: OnChange = lambda breaker, reason: None) -> Ladder:
+    """The ladder of a role; raises ValueError for an endpoint that is none, ConfigError for a bad models.yaml."""
+
+    def lane(name: str, client: EngineClient) -> Lane:
+        return Lane(name, client, Breaker(name, clock, on_change), CONCURRENCY[role])
+
+    if role in hosted_roles(settings):
+        own = [
+            lane(f"{role}.{replica}", SocketEngine(settings, role, replica=replica))
+            for replica in range(replicas(settings, role))
+        ]
+    else:
+        from processors.llm.openai_compatible import OpenAICompatible
+
+        own = [lane(f"{role}.0", OpenAICompatible(settings))]
+    rungs = [Rung(one) for one in own]
+    match role:
+        case "stt":
+            rungs += [Rung(one, 1, f"{one.name} quick", _quick, QUICK_AFTER_S) for one in own]
+        case "llm" if settings.engines.llm_fallback_base_url:
+            from processors.llm.openai_compatible import OpenAICompatible
+
+            rungs.append(Rung(lane("llm.fallback", OpenAICompatible(settings, fallback=True)), 1))
+        case "tts":
+            rungs += _other_voices(settings, own, lane)
+    return Ladder(role, rungs, clock, MANNERS[role])
+
+
+def _quick(request: Request) -> Request | None:
+    """The smallest model alone; a rough reading is that already."""
+    if not isinstance(request, Transcribe) or request.partial or request.quick:
+        return None
+    return replace(request, quick=True)
+
+
+def _other_voices(settings: Settings, own: list[Lane], lane: Callable[[str, EngineClient], Lane]) -> list[Rung]:
+    """A second engine where it is installed, else a second voice of the first."""
+    name = settings.engines.tts_fallback
+    if name and (program := shutil.which(name)):
+        from processors.tts.espeak import MODEL, Espeak
+
+        return [Rung(lane(f"tts.{MODEL}", Espeak(program)), 1, model=MODEL)]
+    voices = [model.voice for model in models.catalogue(settings) if model.engine == settings.engines.tts]
+    first, *others = [voice for voice in voices if voice] or [""]
+
+    def other(request: Request) -> Request | None:
+        if not isinstance(request, Speak):
+            return None
+        voice = next((voice for voice in (*others, first) if voice != (request.voice or first)), "")
+        return replace(request, voice=voice) if voice else None
+
+    return [Rung(one, 1, f"{one.name} other voice", other) for one in own] if others else []

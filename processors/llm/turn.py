@@ -10,6 +10,8 @@ from schemas.event import Event
 from schemas.events import Intent, Response, ResponseKind
 
 _TERMINAL = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
+# One name for both ends of a turn, hence one id: where a straggler ended it in the other way, the first is the truth.
+END = "end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def complete(turn: Turn, outcome: str, now_us: int, action: str = "", target: st
         "tokens_out": turn.made.tokens_out,
         "compute_ms": turn.made.compute_ms,
     }
-    return [respond(turn, "completed", ResponseKind.COMPLETED, now_us, **fields)]
+    return [respond(turn, END, ResponseKind.COMPLETED, now_us, **fields)]
 
 
 def cancelled(turn: Turn, now_us: int) -> list[Outcome]:
@@ -155,4 +157,4 @@ def cancelled(turn: Turn, now_us: int) -> list[Outcome]:
     if turn.terminal is not None:
         return []
     text = " ".join(turn.sentences)
-    return [respond(turn, "cancelled", ResponseKind.CANCELLED, now_us, sentence=len(turn.sentences), text=text)]
+    return [respond(turn, END, ResponseKind.CANCELLED, now_us, sentence=len(turn.sentences), text=text)]

@@ -74,7 +74,9 @@ FINAL_DEADLINE_S = 4.0  # the host serves the earliest deadline first, so finals
 PARTIAL_DEADLINE_S = 8.0
 ATTEMPTS_MAX = 2
 ATTEMPTS_MAX_SEALED = 3
-STALLED_S = 1.0
+# Frames stop when a gateway, a broker or a caller's network is away for a while; they go on in mid-word afterwards.
+STALLED_S = 8.0
+LAST_WORDS_S = 1.0  # after the end of the call
 ABANDONED_S = 900.0
 
 # From these lengths on, an ever shorter pause ends the utterance, so that it is cut where it hurts least.
@@ -187,7 +189,7 @@ class _Work:
             audio = frame.pcm[-2 * gap :]
         self._cut(audio, heard)
         if self.state.speech is not None or self.state.ending:
-            self._wake(_STALLED, STALLED_S)
+            self._stall()
         self._release()
 
     def control(self, control: Control) -> None:
@@ -251,7 +253,7 @@ class _Work:
         elif name == _LOADED:
             self._watch_over()
             if self.state.ending:
-                self._wake(_STALLED, STALLED_S)
+                self._stall()
         self._release()
 
     # ---- from frames to windows
@@ -442,13 +444,13 @@ class _Work:
             run=0,
         )
         if self.state.ending:
-            self._wake(_STALLED, STALLED_S)
+            self._stall()
         else:
             self.outcomes.append(Wake(_STALLED, None))
         for window in rest:
             self._feed(window)
         if self.state.speech is not None:
-            self._wake(_STALLED, STALLED_S)
+            self._stall()
         self._release()
 
     # ---- outcomes
@@ -510,7 +512,10 @@ class _Work:
 
     def _end_soon(self) -> None:
         self.state = replace(self.state, ending=True)
-        self._wake(_STALLED, STALLED_S)
+        self._stall()
+
+    def _stall(self) -> None:
+        self._wake(_STALLED, LAST_WORDS_S if self.state.ending else STALLED_S)
 
     def _wake(self, name: str, after_s: float) -> None:
         self.outcomes.append(Wake(name, self._now_us + math.ceil(after_s * 1e6)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from msgspec.structs import replace
 
 from processors import models
-from processors.breaker import Breaker
+from processors.breaker import Breaker, OnChange
 from processors.engine import Embed, EngineClient, Generate, Message, Request, Speak, Transcribe
 from processors.engine_client import SocketEngine, hosted_roles, replicas
 from processors.health import Health
@@ -31,7 +31,8 @@ _KINDS = {
     "OPEN": HealthKind.BREAKER_OPENED,
 }
 
-OnChange = Callable[[Breaker, str], None]
+
+__all__ = ["MANNERS", "OnChange", "ladder", "reporter"]
 
 
 def reporter(health: Health) -> OnChange:

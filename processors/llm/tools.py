@@ -1,23 +1,32 @@
-"""Tools: HTTP calls into other systems, as the engine client for the role `tools`."""
+"""Tools: HTTP calls into other systems, as the engine client for the role `tools`.
+
+Each host has a breaker: one that does not answer is not waited for by every caller in turn.
+"""
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from urllib.parse import urlsplit
 
 import httpx
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
+from processors.breaker import Breaker, OnChange
 from processors.engine import CallTool, EngineError, Reply, Request, ToolReturned
+from streams.clock import Clock, SystemClock
 
 log = structlog.get_logger(__name__)
 
 ATTEMPTS_MAX = 4
 RESULT_BYTES_MAX = 65_536
+HOSTS_MAX = 100
 CONNECTIONS_MAX = 50
 
 # Answers of something between us and the system, or of a system that asks for a moment: worth another try.
 _PASSING = frozenset({425, 429, 502, 503, 504})
+_AWAY = frozenset({502, 503, 504})
 _REPEATABLE = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 
 
@@ -33,29 +42,60 @@ class HttpTools:
     That is: methods that HTTP calls idempotent, and calls that carry an idempotency key.
     """
 
-    def __init__(self, client: httpx.AsyncClient | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        on_change: OnChange = lambda breaker, reason: None,
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._on_change = on_change
+        self._breakers: OrderedDict[str, Breaker] = OrderedDict()
         limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
         # The deadline of each call is kept here, whatever a server does, so httpx needs none of its own.
         self._client = client or httpx.AsyncClient(limits=limits, timeout=None, follow_redirects=False)
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
-        """Yields one ToolReturned, whatever its status; raises EngineError: timeout, crashed, invalid."""
+        """Yields one ToolReturned, whatever its status; raises EngineError: timeout, crashed, invalid, refused.
+
+        `refused` means that the host has not been answering and was not called this time.
+        """
         if not isinstance(request, CallTool):
             raise EngineError("refused", f"expected CallTool, got {type(request).__name__}")
+        breaker = self._breaker(request.url)
+        if not breaker.closed and not breaker.trial():
+            raise EngineError("refused", f"{breaker.name} has not been answering")
         try:
             async with asyncio.timeout(deadline_s):
                 reply = await self._call(request)
+            if reply.status in _AWAY:
+                breaker.failed(f"status {reply.status}")
+            else:
+                breaker.succeeded()
         except TimeoutError as error:
+            breaker.failed("timeout")
             raise EngineError("timeout", f"no answer in {deadline_s:g} s") from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ValueError) as error:
             raise EngineError("invalid", f"the call cannot be made: {type(error).__name__}") from error
         except httpx.HTTPError as error:
+            breaker.failed(type(error).__name__)
             raise EngineError("crashed", type(error).__name__) from error
+        finally:
+            breaker.released()  # a trial that told nothing may be repeated
         yield reply
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.aclose()
+
+    def _breaker(self, url: str) -> Breaker:
+        """The host's; the one used longest ago is forgotten where there are too many."""
+        host = urlsplit(url).netloc.rpartition("@")[2]
+        breaker = self._breakers.pop(host, None) or Breaker(f"tools.{host}", self._clock, self._on_change)
+        self._breakers[host] = breaker
+        if len(self._breakers) > HOSTS_MAX:
+            self._breakers.popitem(last=False)
+        return breaker
 
     async def _call(self, request: CallTool) -> ToolReturned:
         repeatable = request.method in _REPEATABLE or bool(request.idempotency_key)

@@ -1,0 +1,98 @@
+"""`python -m bench.faults`: starts a platform, breaks it in mid-sentence, counts, prints a table, writes JSON."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from api.errors import OperatorError
+from bench.faults import report
+from bench.faults.campaign import Campaign, Outcome
+from bench.faults.faults import FAULTS, Fault, chosen
+from bench.faults.plan import Run, plan, plan_run
+from bench.faults.platform import running_platform
+from bench.faults.proxy import open_wire
+from bench.faults.speech import Speech, load_speech
+from bench.machine import this_machine
+from streams.client import LogError
+
+QUICK = {"clickhouse_away_s": 15.0, "poison_records": 1000}
+
+
+def faults(
+    seed: Annotated[int, typer.Option(help="Decides faults' moments, speech and contents.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Of each fault.")] = 5,
+    only: Annotated[str, typer.Option(help="Faults or families of them: kill.stt,client")] = "",
+    run: Annotated[Optional[int], typer.Option(help="Play this run of each fault alone, from 0.")] = None,  # noqa: UP045
+    speech: Annotated[Optional[Path], typer.Option(help="A folder of WAV files to speak.")] = None,  # noqa: UP045
+    agent: Annotated[str, typer.Option(help="Whom to call; by default the one that the speech is for.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="One run each, and short outages: a look.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail when a silence is longer than promised, too.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the platform's data directory.")] = False,
+    names: Annotated[bool, typer.Option("--list", help="List the faults.")] = False,
+) -> None:
+    """Break a running platform again and again in mid-sentence, and count what its callers lost."""
+    if names:
+        for fault in FAULTS.values():
+            print(f"{fault.name:<24} {fault.about}")
+        return
+    said = load_speech(speech, agent)
+    wanted = chosen(only)
+    planned = (
+        plan(seed, [fault.name for fault in wanted], 1 if quick else runs, said.conversations)
+        if run is None
+        else [plan_run(seed, fault.name, run, said.conversations) for fault in wanted]
+    )
+    machine = this_machine()
+    outcomes = asyncio.run(_campaign(said, wanted, planned, quick, keep))
+    rows = [
+        report.row(fault.name, fault.promise, own)
+        for fault in wanted
+        if (own := [outcome for outcome in outcomes if outcome.run.fault == fault.name])
+    ]
+    report.show(rows, outcomes, f"{machine}, seed {seed}")
+    document = {"machine": machine.as_dict(), "seed": seed, "speech": str(speech or ""), "quick": quick}
+    print(f"Written to {report.write({**document, **report.as_json(rows, outcomes)})}")
+    broken = any(outcome.findings for outcome in outcomes)
+    late = strict and any(row.kept is False for row in rows)
+    raise typer.Exit(1 if broken or late or len(outcomes) < len(planned) else 0)
+
+
+async def _campaign(said: Speech, wanted: list[Fault], planned: list[Run], quick: bool, keep: bool) -> list[Outcome]:
+    """The runs in order; those so far when it is interrupted."""
+    progress = Console(stderr=True)
+    by_name = {fault.name: fault for fault in wanted}
+    outcomes: list[Outcome] = []
+    progress.print("Starting a platform")
+    async with running_platform(keep=keep) as platform, open_wire(platform.url) as (wire, wire_url):
+        if keep:
+            progress.print(f"Its data stays in {platform.data_dir}", highlight=False)
+        scale = QUICK if quick else {}
+        campaign = Campaign(platform, wire, wire_url, said, lambda line: progress.print(line, highlight=False), scale)
+        await campaign.learn(1 if quick else 2)
+        try:
+            for run in planned:
+                outcome = await campaign.run(by_name[run.fault], run)
+                outcomes.append(outcome)
+                progress.print(_line(len(outcomes), len(planned), outcome), highlight=False, markup=False)
+        except asyncio.CancelledError:
+            progress.print("Interrupted: here is what was seen so far.")
+    return outcomes
+
+
+def _line(number: int, count: int, outcome: Outcome) -> str:
+    silence = max((one.longest_ms for one in outcome.silences), default=None)
+    heard = "no call" if silence is None else f"{silence / 1000:.2f} s silence"
+    found = ", ".join(sorted({str(finding.kind) for finding in outcome.findings})) or "whole"
+    where = f"{outcome.run.fault} run {outcome.run.number}, {outcome.conversation}, {outcome.run.moment}"
+    return f"[{number}/{count}] {where}: {heard}, {found}"
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(faults)
+    except (OperatorError, LogError) as error:
+        sys.exit(f"trunkline: {error}")

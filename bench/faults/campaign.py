@@ -1,0 +1,157 @@
+"""One run after another: a call, a fault in the middle of it, and a look at everything that it left."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from api.errors import OperatorError
+from bench.faults import evidence, faults
+from bench.faults.calls import Played, Trigger, play
+from bench.faults.checks import Finding, Kind, check_dead_letters
+from bench.faults.faults import Fault, Scene
+from bench.faults.plan import Run
+from bench.faults.platform import Platform
+from bench.faults.proxy import Wire
+from bench.faults.reference import Reference, UnfitSpeechError, refer
+from bench.faults.silence import Silence, added
+from bench.faults.speech import Conversation, Speech
+from streams.client import LogError
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run showed. `struck_ms` is None where the fault's moment never came; `calls` names its sessions."""
+
+    run: Run
+    conversation: str
+    calls: tuple[str, ...]
+    struck_ms: float | None
+    silences: tuple[Silence, ...]
+    findings: tuple[Finding, ...]
+    repeats: int
+    reconnects: int
+    notes: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(slots=True)
+class Campaign:
+    """A running platform, and what its undisturbed calls are like."""
+
+    platform: Platform
+    wire: Wire
+    wire_url: str
+    speech: Speech
+    say: Callable[[str], None] = lambda line: None
+    scale: Mapping[str, float] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
+    _letters: evidence.DeadLetterBox = field(default_factory=evidence.DeadLetterBox)
+    _poisoned: set[tuple[str, int, int]] = field(default_factory=set)
+    _doubtful: set[tuple[str, int, int]] = field(default_factory=set)
+
+    async def learn(self, calls: int) -> None:
+        """Holds undisturbed calls of every conversation; raises OperatorError where one is not faultless."""
+        for conversation in self.speech.conversations:
+            held = [await self._undisturbed(conversation, number) for number in range(calls)]
+            try:
+                tickets = [await evidence.tickets_of(self.platform, caller) for caller, _ in held]
+                results = [played.result for _, played in held if played.result is not None]
+                reference = self.references[conversation.name] = refer(results, tickets)
+            except UnfitSpeechError as error:
+                raise OperatorError(f"the undisturbed call {conversation.name}: {error}") from error
+            for caller, played in held:
+                assert played.result is not None
+                _, findings = await evidence.examine(self.platform, played.result, caller, reference)
+                if findings:
+                    raise OperatorError(f"the undisturbed call {conversation.name}: {findings[0].detail}")
+
+    async def run(self, fault: Fault, run: Run) -> Outcome:
+        """Plays the run; the platform is whole again afterwards, or a finding says what is not."""
+        began_s = asyncio.get_running_loop().time()
+        conversation = self.speech.conversations[run.conversation]
+        scene = faults.scene(self.platform, self.wire, run.seed, self.scale)
+        findings = [Finding(Kind.PLATFORM, f"not at work before the fault: {name}") for name in await self._settled()]
+        callers, played = await self._play(fault, run, conversation, scene, findings)
+        findings += [Finding(Kind.PLATFORM, f"not at work after the fault: {name}") for name in await self._settled()]
+        silences, repeats = [], 0
+        reference = self.references[conversation.name]
+        for caller, one in zip(callers, played, strict=True):
+            if one.result is None:
+                findings.append(Finding(Kind.CALL, one.error))
+                continue
+            silences.append(added(one.result.events, one.result.turns, reference))
+            again, broken = await evidence.examine(self.platform, one.result, caller, reference)
+            repeats += again
+            findings += broken
+        findings += await self._shared(scene)
+        results = [one.result for one in played if one.result is not None]
+        return Outcome(
+            run=run,
+            conversation=conversation.name,
+            calls=tuple(result.session_id for result in results),
+            struck_ms=played[0].struck_ms,
+            silences=tuple(silences),
+            findings=tuple(findings),
+            repeats=repeats,
+            reconnects=sum(event.type == "resumed" for result in results for event in result.events),
+            notes=tuple(scene.notes),
+            seconds=round(asyncio.get_running_loop().time() - began_s, 1),
+        )
+
+    async def _play(
+        self, fault: Fault, run: Run, conversation: Conversation, scene: Scene, findings: list[Finding]
+    ) -> tuple[list[str], list[Played]]:
+        """The call that is struck, and those held until the fault is over."""
+        url = self.wire_url if fault.through_wire else self.platform.url
+        striking: list[asyncio.Task[None]] = []
+        trigger = Trigger.of(run.moment, conversation, self.references[conversation.name])
+        caller = f"{run.seed}#0"
+        played = [
+            await play(
+                url,
+                conversation,
+                self.speech.agent,
+                caller,
+                trigger,
+                lambda: striking.append(asyncio.create_task(_struck(fault, scene, findings))),
+            )
+        ]
+        callers = [caller]
+        if not striking:
+            findings.append(Finding(Kind.PLATFORM, f"the moment never came: {run.moment}"))
+        while fault.keeps_calling and any(not task.done() for task in striking):
+            callers.append(f"{run.seed}#{len(callers)}")
+            played.append(await play(url, conversation, self.speech.agent, callers[-1]))
+        await asyncio.gather(*striking)
+        return callers, played
+
+    async def _shared(self, scene: Scene) -> list[Finding]:
+        """What all calls share: the groups' offsets and the dead letters."""
+        self._poisoned |= scene.poisoned
+        self._doubtful |= scene.doubtful
+        settings = self.platform.settings
+        try:
+            letters = await self._letters.examine(
+                settings, lambda places: check_dead_letters(places, self._poisoned, self._doubtful)
+            )
+            return [*letters, *await evidence.examine_offsets(settings)]
+        except LogError as error:
+            return [Finding(Kind.PLATFORM, f"the log does not answer: {error}")]
+
+    async def _undisturbed(self, conversation: Conversation, number: int) -> tuple[str, Played]:
+        caller = f"undisturbed/{conversation.name}/{number}"
+        self.say(f"undisturbed call {number + 1}: {conversation.name}")
+        played = await play(self.platform.url, conversation, self.speech.agent, caller)
+        if played.result is None:
+            raise OperatorError(f"an undisturbed call failed: {played.error}")
+        return caller, played
+
+    async def _settled(self) -> Sequence[str]:
+        return await self.platform.settled()
+
+
+async def _struck(fault: Fault, scene: Scene, findings: list[Finding]) -> None:
+    try:
+        await fault.strike(scene)
+    except (OperatorError, LogError, OSError) as error:
+        findings.append(Finding(Kind.PLATFORM, f"{fault.name}: {error}"))

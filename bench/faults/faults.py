@@ -1,0 +1,169 @@
+"""What is done to the platform: each fault by its name, from its first moment until it is over.
+
+Promises are of the longest added silence; a fault without one has other promises (see docs/faults.md).
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+from api.errors import OperatorError
+from bench.faults.checks import Place
+from bench.faults.platform import SUPERVISOR, Platform
+from bench.faults.proxy import Wire
+
+STOPPED_S = 10.0
+CUT_S = 5.0
+AWAY_S = 60.0
+RECORDS = 10_000
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """How long the caller may hear nothing, beyond what is usual, in milliseconds; None where nothing is promised."""
+
+    p50_ms: float | None
+    max_ms: float | None
+
+
+@dataclass(slots=True)
+class Scene:
+    """What a fault may lay hands on, and what it leaves behind for the checks.
+
+    `poisoned` are the records that must have a dead letter each, `doubtful` those that may have one.
+    """
+
+    platform: Platform
+    wire: Wire
+    random: Random
+    away_s: float = AWAY_S
+    records: int = RECORDS
+    poisoned: set[Place] = field(default_factory=set)
+    doubtful: set[Place] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+def scene(platform: Platform, wire: Wire, seed: str, scale: Mapping[str, float]) -> Scene:
+    """A run's scene; `scale` makes outages shorter: `clickhouse_away_s`, `poison_records`."""
+    return Scene(
+        platform,
+        wire,
+        Random(seed),
+        away_s=scale.get("clickhouse_away_s", AWAY_S),
+        records=int(scale.get("poison_records", RECORDS)),
+    )
+
+
+Strike = Callable[[Scene], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One way to break things; `strike` returns when it is over. `through_wire`: the caller must be connected by it."""
+
+    name: str
+    about: str
+    strike: Strike
+    promise: Promise | None = None
+    through_wire: bool = False
+    keeps_calling: bool = False
+
+
+SWIFT = Promise(1000, 2500)
+
+# The supervisor's names of the processes, by the campaign's.
+PROCESSES: Mapping[str, str] = {
+    "gateway": "api",
+    "stt": "stt",
+    "intent": "intent",
+    "llm": "llm",
+    "tts": "tts",
+    "engine-stt": "engine-stt",
+    "engine-embeddings": "engine-embeddings",
+    "engine-llm": "engine-llm",
+    "engine-tts": "engine-tts",
+    "sink": "clickhouse",
+    "kafka": "broker",
+    "supervisor": SUPERVISOR,
+}
+# One process of these is away for as long as it takes to start everything, or the only broker: calls pause and go on.
+_SLOW = ("kafka", "supervisor")
+
+
+def _kill(name: str) -> Strike:
+    async def strike(scene: Scene) -> None:
+        victim = scene.platform.victim(PROCESSES[name])
+        victim.signal(signal.SIGKILL)
+        scene.notes.append(f"SIGKILL to {victim.name}")
+        if name == "supervisor":
+            # Its children die with it; whoever started it (systemd, a person) starts it again.
+            await scene.platform.up()
+
+    return strike
+
+
+def _stop(name: str) -> Strike:
+    async def strike(scene: Scene) -> None:
+        victim = scene.platform.victim(PROCESSES[name])
+        victim.signal(signal.SIGSTOP)
+        await asyncio.sleep(STOPPED_S)
+        woken = victim.signal(signal.SIGCONT)
+        scene.notes.append(
+            f"SIGSTOP to {victim.name}, " + ("woken" if woken else "replaced") + f" after {STOPPED_S:g} s"
+        )
+
+    return strike
+
+
+async def _cut(scene: Scene) -> None:
+    await scene.wire.cut(CUT_S)
+
+
+async def _silent(scene: Scene) -> None:
+    await scene.wire.fall_silent(CUT_S)
+
+
+async def _clickhouse_away(scene: Scene) -> None:
+    """The embedded ClickHouse lives in the sink's process, which is killed as often as it is started."""
+    over_s = asyncio.get_running_loop().time() + scene.away_s
+    kills = 0
+    while asyncio.get_running_loop().time() < over_s:
+        with contextlib.suppress(OperatorError):  # it may be between two lives
+            kills += scene.platform.victim(PROCESSES["sink"]).signal(signal.SIGKILL)
+        await asyncio.sleep(_POLL_S)
+    scene.notes.append(f"the sink was killed {kills} times in {scene.away_s:g} s")
+
+
+def _faults() -> dict[str, Fault]:
+    faults = [
+        Fault(f"kill.{name}", f"kill -9 of {name}", _kill(name), None if name in _SLOW else SWIFT) for name in PROCESSES
+    ]
+    faults += [
+        Fault(f"stop.{name}", f"SIGSTOP of {name} for {STOPPED_S:g} s, then SIGCONT", _stop(name)) for name in PROCESSES
+    ]
+    faults += [
+        Fault("client.cut", f"the caller's connection is reset, new ones for {CUT_S:g} s", _cut, through_wire=True),
+        Fault("client.silent", f"the caller's connection carries nothing for {CUT_S:g} s", _silent, through_wire=True),
+        Fault("clickhouse.away", "ClickHouse is away", _clickhouse_away, Promise(250, 1000), keeps_calling=True),
+    ]
+    return {fault.name: fault for fault in faults}
+
+
+FAULTS: Mapping[str, Fault] = _faults()
+
+
+def chosen(names: str) -> list[Fault]:
+    """The faults named, or whole families of them: `kill.stt,client`. Raises OperatorError."""
+    if not names:
+        return list(FAULTS.values())
+    found: dict[str, Fault] = {}
+    for name in (part.strip() for part in names.split(",")):
+        own = {key: fault for key, fault in FAULTS.items() if key == name or key.startswith(f"{name}.")}
+        if not own:
+            raise OperatorError(f"{name}: no such fault; expected some of {', '.join(FAULTS)}", exit_code=2)
+        found |= own
+    return list(found.values())

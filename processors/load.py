@@ -35,6 +35,9 @@ STEPS: Mapping[str, tuple[Level, ...]] = {
     "api": (Level.REFUSING,),
 }
 
+# Stages that give up something for others' load.
+HEEDING = frozenset({"llm"})
+
 WINDOW_S = 5.0
 AGES_S = 1.0
 CALM = 0.7

@@ -11,6 +11,7 @@ import structlog
 
 from processors import metrics
 from processors.engine import EngineClient, Reply, Request, Transcribe
+from processors.engine_client import hosted_roles, replicas
 from processors.load import LIMITS, REPEAT_S, STEPS, Board, Ladder, Level, LoadLimits, Meter, Sample
 from schemas.events import Health as HealthEvent
 from schemas.events import HealthKind
@@ -25,6 +26,11 @@ log = structlog.get_logger(__name__)
 SAMPLE_S = 0.5
 RETRY_S = 2.0
 RARE_PARTIALS_FACTOR = 4
+
+
+def capacity(settings: Settings, role: str) -> int:
+    """How many asks the role's engines answer at a time; a remote service takes as many as may be under way."""
+    return replicas(settings, role) if role in hosted_roles(settings) else settings.engines.queue_depth_max
 
 
 class Reports(Protocol):
@@ -76,8 +82,20 @@ class LoadWatch:
             return max(own, others.level)
         return own
 
-    async def run(self) -> None:
-        """Samples until it is cancelled; how late it wakes is the event loop's lag."""
+    async def run(self, settings: Settings, codec: Codec) -> None:
+        """Samples until it is cancelled, and reads what others say where this worker heeds it."""
+        async with asyncio.TaskGroup() as group:
+            if self._board is not None:
+                name = f"trunkline.{self._component}.{settings.worker}.health"
+                group.create_task(read_health(settings, name, self._heard, codec, self._clock))
+            group.create_task(self._sampling())
+
+    def _heard(self, event: HealthEvent) -> None:
+        if self._board is not None:
+            self._board.heard(event, self._clock.monotonic_s())
+
+    async def _sampling(self) -> None:
+        """How late it wakes is the event loop's lag."""
         while True:
             due_s = self._clock.monotonic_s() + SAMPLE_S
             await self._clock.sleep(SAMPLE_S)

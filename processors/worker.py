@@ -11,15 +11,19 @@ import structlog
 import uvloop
 from numpy.typing import NDArray
 from prometheus_client import start_http_server
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from processors.agents import Agent, load_agents
-from processors.engine import Embed, Embedded, EngineClient
-from processors.engine_client import engine_client
+from processors.engine import Embed, Embedded, EngineClient, EngineError
+from processors.health import Health
+from processors.load import HEEDING, Board, Level, Meter, limits_of
+from processors.load_watch import RARE_PARTIALS_FACTOR, LoadAwareEngine, LoadWatch, capacity
 from processors.pipeline import STAGES, Stage
+from processors.rungs import OnChange, ladder, reporter
 from processors.shell import Shell
 from processors.stage import Core
 from streams import ready, standby
-from streams.clock import SystemClock
+from streams.clock import Clock, SystemClock
 from streams.logs import configure
 from streams.producer import LogProducer
 from streams.registry import codec_for
@@ -32,15 +36,27 @@ EMBED_S = 60.0
 EmbedTexts = Callable[[tuple[str, ...]], NDArray[np.float32]]
 
 
-def build_core(settings: Settings, stage: Stage, agents: Mapping[str, Agent], embed: EmbedTexts) -> Core[Any]:
-    """The stage's core; stages are imported only where they run, since some load large libraries."""
+def build_core(
+    settings: Settings,
+    stage: Stage,
+    agents: Mapping[str, Agent],
+    embed: EmbedTexts,
+    level: Callable[[], Level] = lambda: Level.ORDINARY,
+) -> Core[Any]:
+    """The stage's core; stages are imported only where they run, since some load large libraries.
+
+    `level` is the load level: what it changes is never part of a core's promises, so a repeated step may find another.
+    """
     match stage.name:
         case "stt":
             from processors.stt import vad
             from processors.stt.core import SttCore
             from processors.stt.endpoint import rules_of
 
-            return SttCore(vad.create(settings), rules_of(agents))
+            def partials_apart() -> int:
+                return RARE_PARTIALS_FACTOR if level() >= Level.RARE_PARTIALS else 1
+
+            return SttCore(vad.create(settings), rules_of(agents), partials_apart)
         case "intent":
             from processors.intent.core import create_core as intent_core
 
@@ -48,7 +64,7 @@ def build_core(settings: Settings, stage: Stage, agents: Mapping[str, Agent], em
         case "llm":
             from processors.llm.stage import create_core as llm_core
 
-            return llm_core(settings, agents, embed)
+            return llm_core(settings, agents, embed, short=lambda: level() >= Level.SHORT_ANSWERS)
         case "tts":
             from processors.tts.core import create_core as tts_core
 
@@ -57,27 +73,37 @@ def build_core(settings: Settings, stage: Stage, agents: Mapping[str, Agent], em
             raise ValueError(f"{stage.name}: no such stage")
 
 
-def build_engines(settings: Settings, stage: Stage) -> dict[str, EngineClient]:
-    """A client for each role that the stage asks."""
+def build_engines(settings: Settings, stage: Stage, clock: Clock, on_change: OnChange) -> dict[str, EngineClient]:
+    """A client for each role that the stage asks; `on_change` is told of their breakers."""
     engines: dict[str, EngineClient] = {}
     for role in stage.roles:
         if role == "tools":
             from processors.llm.tools import HttpTools
 
-            engines[role] = HttpTools()
+            engines[role] = HttpTools(clock, on_change)
         else:
-            engines[role] = engine_client(settings, role)
+            engines[role] = ladder(settings, role, clock, on_change)
     return engines
 
 
 def embedder(engines: Mapping[str, EngineClient], loop: asyncio.AbstractEventLoop) -> EmbedTexts:
     """A blocking function, for threads other than the loop's, that embeds texts: float32 (n, d), unit rows."""
 
-    async def ask(texts: tuple[str, ...]) -> NDArray[np.float32]:
+    async def once(texts: tuple[str, ...]) -> NDArray[np.float32]:
         async for reply in engines["embeddings"].ask(Embed(texts), EMBED_S):
             if isinstance(reply, Embedded):
                 return np.frombuffer(reply.vectors, np.float32).reshape(-1, reply.dimensions)
-        raise RuntimeError("the embedding engine gave no answer")
+        raise EngineError("invalid", "the embedding engine gave no answer")
+
+    async def ask(texts: tuple[str, ...]) -> NDArray[np.float32]:
+        """A stage that starts waits for its engine longer than a caller would."""
+        attempts = AsyncRetrying(
+            stop=stop_after_delay(EMBED_S),
+            wait=wait_fixed(0.1),
+            retry=retry_if_exception_type(EngineError),
+            reraise=True,
+        )
+        return await attempts(once, texts)
 
     def embed(texts: tuple[str, ...]) -> NDArray[np.float32]:
         return asyncio.run_coroutine_threadsafe(ask(texts), loop).result()
@@ -89,12 +115,28 @@ async def work(settings: Settings, stage: Stage) -> None:
     """Runs the stage until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     standby.show_life()
+    clock = SystemClock()
     agents = load_agents(settings.agents_dir)
-    engines = build_engines(settings, stage)
-    core = await asyncio.to_thread(build_core, settings, stage, agents, embedder(engines, loop))
     codec = codec_for(settings)
     producer = LogProducer(settings, f"{stage.group}.{settings.worker}", codec)
-    shell = Shell(settings, stage, core, engines, producer, codec, SystemClock())
+    health = Health(producer.publish, stage.name, settings.worker, settings.tenant, clock)
+    plain = build_engines(settings, stage, clock, reporter(health))
+    meter = Meter({role: capacity(settings, role) for role in plain if role != "tools"}, clock.monotonic_s())
+    watch = LoadWatch(
+        stage.name,
+        meter,
+        health,
+        clock,
+        depth=lambda: shell.open,
+        calls=lambda: shell.sessions,
+        limits=limits_of(settings),
+        board=Board() if stage.name in HEEDING else None,
+    )
+    engines: dict[str, EngineClient] = {
+        role: LoadAwareEngine(client, role, meter, lambda: watch.level, clock) for role, client in plain.items()
+    }
+    core = await asyncio.to_thread(build_core, settings, stage, agents, embedder(engines, loop), lambda: watch.level)
+    shell = Shell(settings, stage, core, engines, producer, codec, clock, meter)
     # A producer's first record waits for connections and an id; that shall not be the first caller's.
     await producer.publish_raw(state_topic(stage.name), b"warm-up", None)
     await standby.turn()
@@ -102,10 +144,12 @@ async def work(settings: Settings, stage: Stage) -> None:
         loop.add_signal_handler(number, shell.stop)
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
     announcing = loop.create_task(_announce(settings, stage, shell, server.server_port))
+    watching = loop.create_task(watch.run(settings, codec))
     try:
         await shell.run()
     finally:
         announcing.cancel()
+        watching.cancel()
         ready.withdraw(settings, stage.name)
         await producer.close()
         for engine in engines.values():

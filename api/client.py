@@ -33,6 +33,14 @@ class CallError(OperatorError):
     """The call could not be made or held; the message says why and what to try."""
 
 
+class RefusedError(CallError):
+    """The gateway takes no more calls now; `retry_after_s` is when to come back."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 @dataclass(frozen=True, slots=True)
 class Spoken:
     """One turn of the caller: what is played, and the index of its last frame with speech."""
@@ -314,7 +322,10 @@ class _Call:
             ) from None
         if answer.get("type") != "started":
             said = " ".join(str(answer[name]) for name in ("message", "hint", "reason") if answer.get(name))
-            raise CallError(f"the call was refused: {said or answer.get('type')}")
+            text = f"the call was refused: {said or answer.get('type')}"
+            if isinstance(retry_after_s := answer.get("retry_after_s"), int | float):
+                raise RefusedError(text, float(retry_after_s))
+            raise CallError(text)
         self._began_s = self._clock.monotonic_s()
         self._note(answer)
         return dict(answer)

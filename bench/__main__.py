@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from api.errors import OperatorError
-from bench import hops, report, voice
+from bench import hops, overload, report, voice
 from bench.machine import this_machine
 from bench.running import running_broker, running_platform
 from streams.broker import BrokerError
@@ -20,6 +20,7 @@ class Part(StrEnum):
 
     HOPS = "hops"
     VOICE = "voice"
+    OVERLOAD = "overload"
 
 
 def bench(
@@ -39,6 +40,10 @@ def bench(
         progress.print("Measuring calls")
         with running_platform() as url:
             found.add(voice.measure_voice(url, quick))
+    if only in (None, Part.OVERLOAD):
+        progress.print("Offering more calls than can be taken")
+        with running_platform() as url:
+            found.add(overload.measure_overload(url, quick))
     report.show(found, str(machine))
     print(f"Written to {report.write(found, machine.as_dict())}")
 

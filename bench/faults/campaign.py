@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from api.client import CallResult
 from api.errors import OperatorError
 from bench.faults import evidence, faults
 from bench.faults.calls import Played, Trigger, play
@@ -20,7 +22,10 @@ from streams.client import LogError
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run showed. `struck_ms` is None where the fault's moment never came; `calls` names its sessions."""
+    """What a run showed. `struck_ms` is None where the fault's moment never came; `calls` names its sessions.
+
+    `seen` is what each client was sent (milliseconds, message, no audio), kept only where something is wrong.
+    """
 
     run: Run
     conversation: str
@@ -32,6 +37,7 @@ class Outcome:
     reconnects: int
     notes: tuple[str, ...]
     seconds: float
+    seen: tuple[tuple[tuple[float, Mapping[str, Any]], ...], ...] = ()
 
 
 @dataclass(slots=True)
@@ -96,6 +102,7 @@ class Campaign:
             reconnects=sum(event.type == "resumed" for result in results for event in result.events),
             notes=tuple(scene.notes),
             seconds=round(asyncio.get_running_loop().time() - began_s, 1),
+            seen=tuple(_seen(result) for result in results) if findings else (),
         )
 
     async def _play(
@@ -148,6 +155,10 @@ class Campaign:
 
     async def _settled(self) -> Sequence[str]:
         return await self.platform.settled()
+
+
+def _seen(result: CallResult) -> tuple[tuple[float, Mapping[str, Any]], ...]:
+    return tuple((event.at_ms, event.message) for event in result.events)
 
 
 async def _struck(fault: Fault, scene: Scene, findings: list[Finding]) -> None:

@@ -100,7 +100,8 @@ def check(evidence: Evidence, reference: Reference, tables: Mapping[str, str]) -
 def check_turns(result: CallResult, events: Sequence[Event]) -> Iterator[Finding]:
     """Every turn has one final, one completed answer and one end of its speech; the client saw each of them once."""
     finals = [event.turn for event in events if isinstance(event, Transcript) and event.kind is TranscriptKind.FINAL]
-    yield from _once("a final", finals, range(1, max(finals, default=0) + 1))
+    taken = [*finals, *(e.turn for e in events if isinstance(e, Response)), *(turn.turn or 0 for turn in result.turns)]
+    yield from _once("a final", finals, range(1, max(taken, default=0) + 1))
     answered = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
     replies = {event.turn for event in events if isinstance(event, Response) and event.kind in answered}
     completed = [e.turn for e in events if isinstance(e, Response) and e.kind is ResponseKind.COMPLETED]

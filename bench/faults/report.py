@@ -16,6 +16,8 @@ from bench.faults.checks import Kind
 from bench.faults.faults import Promise
 from bench.report import RESULTS, percentile
 
+_WIDTH = 120
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -70,6 +72,8 @@ def _counter(outcomes: Sequence[Outcome]) -> Callable[[Iterable[Kind]], int]:
 def show(rows: Sequence[Row], outcomes: Sequence[Outcome], head: str, console: Console | None = None) -> None:
     """Prints the table, and below it what was found wrong, run by run."""
     console = console or Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
     console.print(head, highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("fault", no_wrap=True)

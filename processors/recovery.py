@@ -2,112 +2,221 @@
 
 State is a fold of the log and a snapshot only a cache of it. What a stage had emitted for records that it is about to
 redo lies in the same partition of its own output topic; those events are the truth, and are adopted.
+
+All partitions of an assignment are read together, through one reader. What is read does not grow with the length of
+calls: snapshots are small and compacted away soon, outputs are read from the oldest record on that is redone.
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from time import monotonic
 
+import msgspec
 import structlog
 
 from processors.pipeline import Stage
 from processors.runner import Restored
+from processors.session import Snapshot, read_snapshot
 from schemas.event import Event
-from streams.client import Partition
+from streams.client import LogError, Partition
 from streams.codec import Codec, CodecError
-from streams.consumer import BEGINNING, END, LogReader, read_range
+from streams.consumer import BEGINNING, END, LogReader, Record
+from streams.producer import LogProducer
 from streams.settings import Settings
 from streams.topics import state_topic
 
 log = structlog.get_logger(__name__)
 
 # An event is stamped by the machine that wrote it, so the clocks of two machines come into play.
-CLOCK_SKEW_MS = 5000
+CLOCK_SKEW_MS = 2000
 # Partitions are assigned within a moment of each other; connections cost more than this.
 TOGETHER_S = 0.01
 
 
+@dataclass(slots=True)
+class Recovered:
+    """What is known of a partition number; `keys` are those under which the snapshots lie, by session."""
+
+    restored: Restored
+    keys: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+
+
+class Snapshots:
+    """One worker's snapshots in the log.
+
+    Each life of a worker writes under keys of its own and the one that got furthest counts. So a worker that was
+    stopped, lost its partitions, and wakes up with a snapshot to write, overwrites none of its successor's.
+    """
+
+    def __init__(self, producer: LogProducer, stage: str, life: str) -> None:
+        """`life` is different for each process that ever runs the stage."""
+        self._producer = producer
+        self._topic = state_topic(stage)
+        self._life = life
+        self._others: dict[str, tuple[int, tuple[bytes, ...]]] = {}
+
+    def inherit(self, partition: int, keys: Mapping[str, tuple[bytes, ...]]) -> None:
+        """Keys of earlier lives, which go when this one has written a snapshot of its own."""
+        for session_id, found in keys.items():
+            self._others[session_id] = (partition, tuple(key for key in found if key != self._key(session_id)))
+
+    def forget(self, partition: int) -> None:
+        """The partition is somebody else's."""
+        self._others = {session_id: pair for session_id, pair in self._others.items() if pair[0] != partition}
+
+    def write(self, session_id: str, partition: int, snapshot: bytes | None) -> Awaitable[object]:
+        """Replaces the session's snapshot; None deletes it. The result resolves when the broker has all of it."""
+        own = self._producer.publish_raw(self._topic, self._key(session_id), snapshot, partition=partition)
+        _, others = self._others.pop(session_id, (partition, ()))
+        # Behind the new one in the same partition: there is never a moment without any.
+        gone = [self._producer.publish_raw(self._topic, key, None, partition=partition) for key in others]
+        return asyncio.gather(own, *gone) if gone else own
+
+    def _key(self, session_id: str) -> bytes:
+        return f"{session_id}/{self._life}".encode()
+
+
 class Recovery:
-    """Reads back partitions; those that are asked for together are read together."""
+    """Reads back partitions; those that are asked for together are read together, by one reader that is kept."""
 
     def __init__(self, settings: Settings, stage: Stage, codec: Codec) -> None:
         self._settings = settings
         self._stage = stage
         self._codec = codec
         self._asked: dict[Partition, int | None] = {}
-        self._batch: asyncio.Task[dict[int, Restored]] | None = None
+        self._batch: asyncio.Task[dict[int, Recovered]] | None = None
+        self._reader: LogReader | None = None
+        self._one_at_a_time = asyncio.Lock()
 
-    async def of(self, committed: Mapping[Partition, int | None]) -> Restored:
+    async def open(self) -> None:
+        """Connects, so that the first partitions need not wait for that."""
+        if self._reader is None:
+            self._reader = LogReader(self._settings, f"{self._stage.group}.recovery", note_ends=True)
+            await self._reader.connect()
+
+    async def close(self) -> None:
+        """Lets go of the connections."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await reader.close()
+
+    async def of(self, committed: Mapping[Partition, int | None]) -> Recovered:
         """What is known of one partition number; `committed` has each topic's offset, None where there is none yet."""
         self._asked |= committed
         if self._batch is None:
             self._batch = asyncio.get_running_loop().create_task(self._read())
-        restored = await asyncio.shield(self._batch)
-        return restored[next(iter(committed)).partition]
+        recovered = await asyncio.shield(self._batch)
+        return recovered[next(iter(committed)).partition]
 
-    async def _read(self) -> dict[int, Restored]:
+    async def _read(self) -> dict[int, Recovered]:
         await asyncio.sleep(TOGETHER_S)
         committed, self._asked, self._batch = self._asked, {}, None
-        return await recover(self._settings, self._stage, self._codec, committed)
+        async with self._one_at_a_time:
+            try:
+                await self.open()
+                assert self._reader is not None
+                return await recover(self._reader, self._stage, self._codec, committed)
+            except LogError:
+                # A reader that failed once is of no more use.
+                await self.close()
+                raise
 
 
 async def recover(
-    settings: Settings, stage: Stage, codec: Codec, committed: Mapping[Partition, int | None]
-) -> dict[int, Restored]:
-    """What is known of each partition number that occurs in `committed` (None: nothing committed yet)."""
-    numbers = sorted({partition.partition for partition in committed})
-    snapshots, recorded = await asyncio.gather(
-        _snapshots(settings, stage, numbers), _recorded(settings, stage, codec, committed)
+    reader: LogReader, stage: Stage, codec: Codec, committed: Mapping[Partition, int | None]
+) -> dict[int, Recovered]:
+    """What is known of each partition number that occurs in `committed` (None: nothing committed yet).
+
+    `reader` notes ends, and reads nothing else meanwhile.
+    """
+    started_s = monotonic()
+    reading = _Reading(reader, stage, codec, committed)
+    await reading.snapshots_and_backlog()
+    await reading.outputs()
+    log.info(
+        "read_back",
+        stage=stage.name,
+        partitions=len(reading.numbers),
+        records=reading.records,
+        bytes=reading.bytes,
+        ms=round((monotonic() - started_s) * 1000),
     )
-    return {number: Restored(snapshots[number], recorded[number]) for number in numbers}
+    return {number: reading.recovered(number) for number in reading.numbers}
 
 
-async def _snapshots(settings: Settings, stage: Stage, numbers: Iterable[int]) -> Mapping[int, dict[str, bytes]]:
-    topic = state_topic(stage.name)
-    found: dict[int, dict[str, bytes]] = {number: {} for number in numbers}
-    ranges = {Partition(topic, number): (BEGINNING, END) for number in found}
-    async for record in read_range(settings, ranges, f"{stage.group}.snapshots"):
-        session_id = (record.key or b"").decode()
+class _Reading:
+    """One reading back, of all partitions together."""
+
+    def __init__(
+        self, reader: LogReader, stage: Stage, codec: Codec, committed: Mapping[Partition, int | None]
+    ) -> None:
+        self._reader = reader
+        self._codec = codec
+        self._committed = committed
+        self._states = state_topic(stage.name)
+        self._outputs = stage.produces.TOPIC
+        self.numbers = sorted({partition.partition for partition in committed})
+        self._snapshots: dict[int, dict[bytes, tuple[Snapshot, bytes]]] = {number: {} for number in self.numbers}
+        self._oldest_ms: dict[int, int] = {}
+        self._recorded: dict[int, list[Event]] = {number: [] for number in self.numbers}
+        self.records = 0
+        self.bytes = 0
+
+    async def snapshots_and_backlog(self) -> None:
+        """Reads the snapshots, and when the oldest record of each partition number was written that is redone."""
+        first = await self._reader.begin_offsets(self._committed)
+        last = await self._reader.end_offsets(self._committed)
+        ranges = {Partition(self._states, number): (BEGINNING, END) for number in self.numbers}
+        for partition, offset in self._committed.items():
+            start = max(first[partition], offset or 0)
+            if start < last[partition]:
+                ranges[partition] = (start, start + 1)
+        async for record in self._reader.read_to(ranges):
+            self._count(record)
+            if record.topic == self._states:
+                self._snapshot(record)
+            else:
+                known_ms = self._oldest_ms.get(record.partition, record.timestamp_ms)
+                self._oldest_ms[record.partition] = min(record.timestamp_ms, known_ms)
+
+    def _snapshot(self, record: Record) -> None:
+        found = self._snapshots[record.partition]
+        key = record.key or b""
+        found.pop(key, None)
         if record.value is None:
-            found[record.partition].pop(session_id, None)
-        else:
-            found[record.partition][session_id] = record.value
-    return found
-
-
-async def _recorded(
-    settings: Settings, stage: Stage, codec: Codec, committed: Mapping[Partition, int | None]
-) -> Mapping[int, list[Event]]:
-    oldest_ms = await _oldest_unfinished(settings, stage, committed)
-    found: dict[int, list[Event]] = defaultdict(list)
-    if not oldest_ms:
-        return found
-    async with LogReader(settings, f"{stage.group}.outputs") as reader:
-        starts: dict[Partition, int] = {}
-        for number, timestamp_ms in oldest_ms.items():
-            output = Partition(stage.produces.TOPIC, number)
-            starts |= await reader.offsets_at([output], timestamp_ms - CLOCK_SKEW_MS)
-    ranges = {partition: (start, END) for partition, start in starts.items()}
-    async for record in read_range(settings, ranges, f"{stage.group}.outputs"):
+            return
         try:
-            found[record.partition].append(codec.decode(record.topic, record.value))
-        except CodecError as error:
-            log.warning("foreign_output_skipped", topic=record.topic, offset=record.offset, reason=error.reason)
-    return found
+            found[key] = read_snapshot(record.value), record.value
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            log.warning("foreign_snapshot_skipped", topic=record.topic, offset=record.offset)
 
+    async def outputs(self) -> None:
+        """Reads what was emitted since those records."""
+        ranges: dict[Partition, tuple[int, int]] = {}
+        for number, timestamp_ms in self._oldest_ms.items():
+            where = [Partition(self._outputs, number)]
+            for partition, start in (await self._reader.offsets_at(where, timestamp_ms - CLOCK_SKEW_MS)).items():
+                ranges[partition] = (start, END)
+        async for record in self._reader.read_to(ranges):
+            self._count(record)
+            try:
+                self._recorded[record.partition].append(self._codec.decode(record.topic, record.value))
+            except CodecError as error:
+                log.warning("foreign_output_skipped", topic=record.topic, offset=record.offset, reason=error.reason)
 
-async def _oldest_unfinished(
-    settings: Settings, stage: Stage, committed: Mapping[Partition, int | None]
-) -> dict[int, int]:
-    """For each partition number with records to redo, the time in milliseconds of the oldest."""
-    async with LogReader(settings, f"{stage.group}.backlog") as reader:
-        first, last = await reader.begin_offsets(committed), await reader.end_offsets(committed)
-    next_record = {}
-    for partition, offset in committed.items():
-        start = max(first[partition], offset or 0)
-        if start < last[partition]:
-            next_record[partition] = (start, start + 1)
-    oldest: dict[int, int] = {}
-    async for record in read_range(settings, next_record, f"{stage.group}.backlog"):
-        oldest[record.partition] = min(record.timestamp_ms, oldest.get(record.partition, record.timestamp_ms))
-    return oldest
+    def recovered(self, number: int) -> Recovered:
+        """What was found for the partition number: of several snapshots of a session the one that got furthest."""
+        keys: dict[str, tuple[bytes, ...]] = {}
+        best: dict[str, tuple[Snapshot, bytes]] = {}
+        for key, pair in self._snapshots[number].items():
+            session_id = key.decode(errors="replace").partition("/")[0]
+            keys[session_id] = (*keys.get(session_id, ()), key)
+            if session_id not in best or pair[0].progress >= best[session_id][0].progress:
+                best[session_id] = pair
+        snapshots = {session_id: data for session_id, (_, data) in best.items()}
+        return Recovered(Restored(snapshots, self._recorded[number]), keys)
+
+    def _count(self, record: Record) -> None:
+        self.records += 1
+        self.bytes += len(record.value or b"")

@@ -48,6 +48,7 @@ StateT = TypeVar("StateT")
 
 ENDED_MAX = 10_000
 LOADED = "loaded"
+_LOADED = Woken(LOADED)
 
 
 class Log(Protocol):
@@ -122,6 +123,7 @@ class Runner(Generic[StateT]):
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._restored: dict[int, dict[str, tuple[list[Event], set[str]]]] = {}
         self._open = 0
+        self._hurried = False
         self._room = asyncio.Event()
         self._room.set()
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -162,7 +164,7 @@ class Runner(Generic[StateT]):
         live.applied = dict(snapshot.applied)
         self._adopt_recorded(live)
         self._live[session_id] = live
-        self._step(live, Woken(LOADED), None)
+        self._step(live, _LOADED, None)
 
     def _adopt_recorded(self, live: Live[StateT]) -> None:
         events, ids = self._restored.get(live.partition, {}).pop(live.session_id, ([], set()))
@@ -181,12 +183,16 @@ class Runner(Generic[StateT]):
         metrics.sessions.labels(self._stage.name).set(len(self._live))
 
     async def drain(self, timeout_s: float) -> None:
-        """Waits, no longer than that, until nothing is open."""
+        """Waits, no longer than that, until nothing is open and snapshots are written that else would wait a while."""
+        self._hurried = True
+        for live in [live for live in self._live.values() if live.due is not None]:
+            self._save(live)
         deadline_s = self._clock.monotonic_s() + timeout_s
         while (self._open or any(live.saving for live in self._live.values())) and (
             self._clock.monotonic_s() < deadline_s
         ):
             await self._clock.sleep(0.01)
+        self._hurried = False
 
     # ---- records
 
@@ -231,6 +237,7 @@ class Runner(Generic[StateT]):
             self._on_bug(bug)
             return
         live.state = step.state
+        live.stirred |= unit is None and happening != _LOADED
         for outcome in step.outcomes:
             self._perform(live, outcome, unit, record)
 
@@ -335,8 +342,12 @@ class Runner(Generic[StateT]):
     # ---- when is a record done?
 
     def _watch(self, live: Live[StateT], unit: Unit | None, sent: Awaitable[Any]) -> None:
-        future = asyncio.ensure_future(sent)
         self._opened(live, unit)
+        self._then(sent, lambda: self._closed(live, unit))
+
+    def _then(self, sent: Awaitable[Any], action: Callable[[], None]) -> None:
+        """Does it once the broker has acknowledged; a broker that refuses ends the process."""
+        future = asyncio.ensure_future(sent)
         self._tasks.add(future)
 
         def acknowledged(done: asyncio.Future[Any]) -> None:
@@ -346,7 +357,7 @@ class Runner(Generic[StateT]):
             if (error := done.exception()) is not None:
                 self._on_bug(error)
                 return
-            self._closed(live, unit)
+            action()
 
         future.add_done_callback(acknowledged)
 
@@ -378,44 +389,55 @@ class Runner(Generic[StateT]):
         self._settle(live)
 
     def _settle(self, live: Live[StateT]) -> None:
-        """Calls settled records done once the session's state, which holds their effect, is safe in a snapshot."""
+        """Calls settled records done once the session's state, which holds their effect, is safe in a snapshot.
+
+        While every record is still held there is none to write: those records come again after a crash, and with them
+        what they did to the state.
+        """
         if live.gone or live.open or live.saving:
             return
         if live.ended:
             self._finish(live)
             return
+        if not live.settled and not live.stirred:
+            return
         state = self._core.save(live.state)
         if state == live.saved and live.seq == live.saved_seq:
-            self._done(live.settled)
-            live.settled = []
+            covered, live.settled, live.stirred = live.settled, [], False
+            self._done(covered)
             return
         wait_s = live.saved_at_s + self._limits.snapshot_interval_s - self._clock.monotonic_s()
         live.saving = True
-        asyncio.get_running_loop().call_later(max(0.0, wait_s), self._save, live)
+        live.due = asyncio.get_running_loop().call_later(0 if self._hurried else max(0.0, wait_s), self._save, live)
 
     def _save(self, live: Live[StateT]) -> None:
-        live.saving = False
+        if live.due is not None:
+            live.due.cancel()
+        live.due, live.saving = None, False
         if live.gone or live.open:
             return
         if live.ended:
             self._finish(live)
             return
         state = self._core.save(live.state)
-        covered, live.settled = live.settled, []
+        covered, live.settled, live.stirred = live.settled, [], False
         live.saved, live.saved_seq, live.saved_at_s, live.saving = state, live.seq, self._clock.monotonic_s(), True
 
         def saved() -> None:
             live.saving = False
-            self._done(covered)
-            self._settle(live)
+            if not live.gone:
+                self._done(covered)
+                self._settle(live)
 
-        self._then(self._log.publish_state(self._stage.name, live.session_id, live.snapshot(state)), live, saved)
+        self._then(self._log.publish_state(self._stage.name, live.session_id, live.snapshot(state)), saved)
 
     def _finish(self, live: Live[StateT]) -> None:
         """The session is over and all of it is done: its snapshot goes, then its records are done."""
         live.saving = True
 
         def deleted() -> None:
+            if live.gone:
+                return
             live.close()
             self._live.pop(live.session_id, None)
             self._ended[live.session_id] = None
@@ -425,22 +447,7 @@ class Runner(Generic[StateT]):
             self._done([*live.settled, *held])
             metrics.sessions.labels(self._stage.name).set(len(self._live))
 
-        self._then(self._log.publish_state(self._stage.name, live.session_id, None), live, deleted)
-
-    def _then(self, sent: Awaitable[Any], live: Live[StateT], action: Callable[[], None]) -> None:
-        future = asyncio.ensure_future(sent)
-        self._tasks.add(future)
-
-        def acknowledged(done: asyncio.Future[Any]) -> None:
-            self._tasks.discard(done)
-            if done.cancelled() or live.gone:
-                return
-            if (error := done.exception()) is not None:
-                self._on_bug(error)
-                return
-            action()
-
-        future.add_done_callback(acknowledged)
+        self._then(self._log.publish_state(self._stage.name, live.session_id, None), deleted)
 
     def _done(self, units: list[Unit]) -> None:
         for unit in units:

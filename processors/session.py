@@ -1,7 +1,9 @@
 """What a runner keeps for each live session: its state, its open work, and what it has seen."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -13,6 +15,7 @@ from schemas.event import Event
 StateT = TypeVar("StateT")
 
 SEEN_MAX = 256
+_DIGEST_BYTES = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -27,32 +30,50 @@ class Unit:
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
-    """A session's cached state. `applied` names, for each topic, the last offset whose effect it holds."""
+    """A session's cached state. `applied` names, for each topic, the last offset whose effect it holds.
+
+    `seen` are the digests of the latest events' ids, one after the other.
+    """
 
     state: bytes
     applied: dict[str, int]
     seq: int
-    seen: list[str]
+    seen: bytes
+
+    @property
+    def progress(self) -> int:
+        """Grows with every record of the session: of two snapshots the one with more is the newer."""
+        return sum(self.applied.values())
 
 
 class Seen:
-    """The ids of a session's latest events, oldest forgotten first: the first event with an id is the truth."""
+    """The ids of a session's latest events, oldest forgotten first: the first event with an id is the truth.
 
-    def __init__(self, ids: list[str] | None = None) -> None:
-        self._ids: OrderedDict[str, None] = OrderedDict.fromkeys(ids or ())
+    Kept as digests, which makes a snapshot of a long call a quarter the size.
+    """
+
+    def __init__(self, digests: bytes = b"") -> None:
+        found = (digests[at : at + _DIGEST_BYTES] for at in range(0, len(digests), _DIGEST_BYTES))
+        self._digests: OrderedDict[bytes, None] = OrderedDict.fromkeys(found)
 
     def add(self, event_id: str) -> bool:
         """True when the id is new."""
-        if event_id in self._ids:
+        digest = _digest(event_id)
+        if digest in self._digests:
             return False
-        self._ids[event_id] = None
-        if len(self._ids) > SEEN_MAX:
-            self._ids.popitem(last=False)
+        self._digests[digest] = None
+        if len(self._digests) > SEEN_MAX:
+            self._digests.popitem(last=False)
         return True
 
-    def ids(self, without: set[str]) -> list[str]:
-        """Oldest first, less those given."""
-        return [event_id for event_id in self._ids if event_id not in without]
+    def digests(self, without: Iterable[str]) -> bytes:
+        """Oldest first, less those of the ids given."""
+        left_out = {_digest(event_id) for event_id in without}
+        return b"".join(digest for digest in self._digests if digest not in left_out)
+
+
+def _digest(event_id: str) -> bytes:
+    return hashlib.blake2b(event_id.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +88,11 @@ class Live(Generic[StateT]):
     saved: bytes = b""
     saved_seq: int = 0
     saved_at_s: float = float("-inf")
+    #: A snapshot is due, or on its way; `due` is the timer of one that waits for its time.
     saving: bool = False
+    due: asyncio.TimerHandle | None = None
+    #: Something other than a record changed the state: no record will bring that back.
+    stirred: bool = False
     applied: dict[str, int] = field(default_factory=dict)
     held: dict[str, deque[Unit]] = field(default_factory=dict)
     settled: list[Unit] = field(default_factory=list)
@@ -87,11 +112,13 @@ class Live(Generic[StateT]):
             if units:
                 applied[topic] = units[0].position.offset - 1
                 again.update(unit.event_id for unit in units)
-        return msgspec.msgpack.encode(Snapshot(state, applied, self.seq, self.seen.ids(without=again)))
+        return msgspec.msgpack.encode(Snapshot(state, applied, self.seq, self.seen.digests(without=again)))
 
     def close(self) -> None:
         """Stops timers and asks; nothing more comes of the session."""
         self.gone = True
+        if self.due is not None:
+            self.due.cancel()
         for timer in self.timers.values():
             timer.cancel()
         for task in list(self.asks.values()):

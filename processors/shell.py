@@ -5,6 +5,7 @@ done, and Faust's exception handling is never relied on: it would acknowledge wh
 """
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from processors.dead_letters import DeadLetterCeilingError, DeadLetters
 from processors.engine import EngineClient
 from processors.load import Meter
 from processors.pipeline import Stage
-from processors.recovery import Recovery
+from processors.recovery import Recovery, Snapshots
 from processors.runner import Limits, Record, Runner
 from processors.stage import Core, Position, Refuse
 from schemas.event import Event
@@ -27,18 +28,20 @@ from streams.faust_transport import Committed
 from streams.keys import partition_of
 from streams.producer import LogProducer
 from streams.settings import Settings
-from streams.topics import state_topic
 
 log = structlog.get_logger(__name__)
 
-DRAIN_S = 1.5
+# What takes longer is asked for again by the next owner, and callers wait meanwhile.
+DRAIN_S = 0.5
 
 
 class ProducerLog:
     """The runner's view of the log, on the real producer."""
 
-    def __init__(self, producer: LogProducer) -> None:
+    def __init__(self, producer: LogProducer, snapshots: Snapshots, partitions: int) -> None:
         self._producer = producer
+        self._snapshots = snapshots
+        self._partitions = partitions
 
     def publish(self, event: Event) -> Awaitable[Any]:
         """See `runner.Log`."""
@@ -46,7 +49,7 @@ class ProducerLog:
 
     def publish_state(self, stage: str, session_id: str, snapshot: bytes | None) -> Awaitable[Any]:
         """See `runner.Log`."""
-        return self._producer.publish_raw(state_topic(stage), session_id.encode(), snapshot)
+        return self._snapshots.write(session_id, partition_of(session_id, self._partitions), snapshot)
 
 
 class Shell:
@@ -73,7 +76,8 @@ class Shell:
         self._undone: dict[Position, Any] = {}
         self._stopping = asyncio.Event()
         self._bug: BaseException | None = None
-        output = ProducerLog(producer)
+        self._snapshots = Snapshots(producer, stage.name, uuid.uuid4().hex[:12])
+        output = ProducerLog(producer, self._snapshots, settings.kafka.partitions)
         self._letters = DeadLetters(stage.name, output.publish, clock, settings.dead_letters_per_minute_max)
         self._recovery = Recovery(settings, stage, codec)
         self._runner: Runner[Any] = Runner(
@@ -108,7 +112,12 @@ class Shell:
 
     async def run(self) -> None:
         """Works until `stop`; raises what stopped it if that was no orderly stop."""
-        await run(self._app, self._stopping)
+        opening = asyncio.create_task(self._recovery.open(), name="recovery")
+        try:
+            await run(self._app, self._stopping)
+        finally:
+            await asyncio.gather(opening, return_exceptions=True)
+            await self._recovery.close()
         if self._bug is not None:
             raise self._bug
 
@@ -128,9 +137,11 @@ class Shell:
     async def assigned(self, partitions: Mapping[Partition, Committed]) -> None:
         """Takes over one partition number of each topic."""
         number = next(iter(partitions)).partition
-        restored = await self._recovery.of({where: committed.offset for where, committed in partitions.items()})
-        self._runner.restore(number, restored)
-        log.info("partition_taken", stage=self._stage.name, partition=number, sessions=len(restored.snapshots))
+        recovered = await self._recovery.of({where: committed.offset for where, committed in partitions.items()})
+        self._snapshots.inherit(number, recovered.keys)
+        self._runner.restore(number, recovered.restored)
+        sessions = len(recovered.restored.snapshots)
+        log.info("partition_taken", stage=self._stage.name, partition=number, sessions=sessions)
 
     async def revoked(self, partitions: set[Partition]) -> None:
         """Finishes what is in flight, as far as the time allows, and forgets the partitions."""
@@ -141,6 +152,7 @@ class Shell:
         """Forgets the partitions; nothing of them is acknowledged any more."""
         for number in {partition.partition for partition in partitions}:
             self._runner.forget(number)
+            self._snapshots.forget(number)
         self._undone = {
             position: event
             for position, event in self._undone.items()

@@ -1,5 +1,8 @@
 """What every Kafka client here shares: its connection, the two places in the log, and the one error."""
 
+from types import TracebackType
+from typing import Self
+
 from confluent_kafka import TopicPartition
 
 from streams.keys import Partition as Partition
@@ -11,13 +14,38 @@ _COMMON: dict[str, str | int | float | bool] = {
     "socket.nagle.disable": True,
     # What goes wrong comes back as errors of calls; librdkafka would print it a second time.
     "log_level": 2,
+    # A broker that comes back, and a partition's new leader, are found soon: callers hear how long it takes.
     "reconnect.backoff.ms": 50,
-    "reconnect.backoff.max.ms": 1000,
+    "reconnect.backoff.max.ms": 500,
+    "retry.backoff.ms": 50,
+    "retry.backoff.max.ms": 250,
+    "topic.metadata.refresh.fast.interval.ms": 50,
+    "topic.metadata.refresh.interval.ms": 10_000,
+    # A broker that was stopped, or cut off, takes connections and answers nothing.
+    "socket.timeout.ms": 5_000,
+    "socket.connection.setup.timeout.ms": 3_000,
+    "socket.keepalive.enable": True,
 }
 
 
 class LogError(Exception):
     """The log could not be written or read; the message says where and why."""
+
+
+class Closing:
+    """What is closed at the end of an `async with`."""
+
+    async def close(self) -> None:
+        """Lets go of the cluster."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
 def client_config(settings: Settings, name: str) -> dict[str, str | int | float | bool]:

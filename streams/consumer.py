@@ -10,8 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -23,7 +22,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from streams.client import LogError, Partition, client_config
+from streams.client import Closing, LogError, Partition, client_config
 from streams.keys import partition_of
 from streams.settings import Settings
 from streams.topics import CONVERSATION
@@ -33,11 +32,16 @@ END = OFFSET_END
 
 # The thread wakes at once for a record, and this often for commands.
 _POLL_S = 0.05
+# Whoever reads to the ends of partitions gives commands in between, and waits for them.
+_POLL_TO_END_S = 0.005
+_FETCH_WAIT_TO_END_MS = 10
 _BATCH_RECORDS = 500
 # A broker answers a waiting fetch as soon as a record comes, so this delays none; it bounds how long a partition just
 # added waits for the fetch under way. At 5 ms an idle reader cost a tenth of a core, most of it the broker's.
 _FETCH_WAIT_MS = 100
+_FETCH_WAIT_TO_END_MS = 5
 _QUERY_S = 10.0
+_LEADER_S = 30.0
 # Records are stamped by the machines that write them.
 _CLOCK_SKEW_MS = 5000
 
@@ -47,6 +51,10 @@ _LEADERLESS = {
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.REPLICA_NOT_AVAILABLE,
     KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.OFFSET_NOT_AVAILABLE,
 }
 
 ResultT = TypeVar("ResultT")
@@ -64,7 +72,7 @@ class Record(NamedTuple):
     timestamp_ms: int
 
 
-class LogReader:
+class LogReader(Closing):
     """Reads chosen partitions, in offset order within each; for one event loop.
 
     At most `buffer_records_max` records wait in memory (and a few MiB in librdkafka); beyond, fetching pauses.
@@ -90,12 +98,15 @@ class LogReader:
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": _FETCH_WAIT_MS,
+                # The end of a partition is noted only when a fetch has waited for more in vain.
+                "fetch.wait.max.ms": _FETCH_WAIT_TO_END_MS if note_ends else _FETCH_WAIT_MS,
                 "fetch.queue.backoff.ms": 2,
                 "queued.max.messages.kbytes": 8192,
                 "enable.partition.eof": note_ends,
             }
         )
+        self._poll_s = _POLL_TO_END_S if note_ends else _POLL_S
+        self._has_met = False
         self._loop = asyncio.get_running_loop()
         self._buffer: deque[Record] = deque()
         self._buffer_records_max = buffer_records_max
@@ -110,6 +121,10 @@ class LogReader:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"{name}-reader", daemon=True)
         self._thread.start()
+
+    async def connect(self) -> None:
+        """Connects now, so that the first partitions come without that delay; returns when the cluster has answered."""
+        await self._call(self._connect)
 
     async def add(self, starts: Mapping[Partition, int]) -> None:
         """Also reads these partitions, from the given offsets; BEGINNING and END are resolved now.
@@ -191,6 +206,41 @@ class LogReader:
         await self._arrived.wait()
         return True
 
+    async def read_to(self, ranges: Mapping[Partition, tuple[int, int]]) -> AsyncIterator[Record]:
+        """Records from the first offset up to, not including, the second, of each partition; BEGINNING and END work.
+
+        For a reader with `note_ends` that reads nothing else meanwhile; one range after another may be read.
+        """
+        starts, ends = await self._resolved(ranges)
+        left = {partition for partition in ranges if starts[partition] < ends[partition]}
+        if left:
+            await self.add({partition: starts[partition] for partition in left})
+        while left:
+            for record in self.take():
+                partition = Partition(record.topic, record.partition)
+                if partition not in left:
+                    continue
+                if record.offset < ends[partition]:
+                    yield record
+                if record.offset >= ends[partition] - 1:
+                    left.discard(partition)
+            # The last offsets of a compacted partition may hold no record.
+            left -= self.ended
+            if left:
+                await self.more()
+        await self.remove(ranges)
+
+    async def _resolved(
+        self, ranges: Mapping[Partition, tuple[int, int]]
+    ) -> tuple[dict[Partition, int], dict[Partition, int]]:
+        """The ranges' starts and ends within what the log holds, so that nobody waits for what is gone."""
+        first, last = await self.begin_offsets(ranges), await self.end_offsets(ranges)
+        starts, ends = {}, {}
+        for partition, (start, end) in ranges.items():
+            starts[partition] = last[partition] if start == END else max(start, first[partition])
+            ends[partition] = last[partition] if end == END else min(end, last[partition])
+        return starts, ends
+
     async def close(self) -> None:
         """Stops the thread and leaves the cluster."""
         if self._closing:
@@ -199,14 +249,6 @@ class LogReader:
         self._commands.put(lambda: None)
         await asyncio.to_thread(self._thread.join)
         self._arrived.set()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def _call(self, work: Callable[[], ResultT]) -> Awaitable[ResultT]:
         """Runs the work in the thread; a KafkaException comes back as LogError."""
@@ -260,7 +302,7 @@ class LogReader:
             pass
 
     def _read(self, room: int) -> None:
-        first = self._consumer.poll(_POLL_S)
+        first = self._consumer.poll(self._poll_s)
         if first is None:
             return
         messages = [first, *self._consumer.consume(min(_BATCH_RECORDS, room - 1), 0)] if room > 1 else [first]
@@ -304,6 +346,10 @@ class LogReader:
             self._assigned -= gone
             self._to_loop(self._forget, gone)
 
+    def _connect(self) -> None:
+        for client in (self._queries, self._consumer):
+            client.list_topics(timeout=_QUERY_S)
+
     def _partitions(self, topic: str) -> tuple[Partition, ...]:
         metadata = self._queries.list_topics(topic, timeout=_QUERY_S).topics[topic]
         if metadata.error is not None:
@@ -313,17 +359,21 @@ class LogReader:
     def _offsets_at(self, partitions: Sequence[Partition], timestamp_ms: int) -> dict[Partition, int]:
         """Waits for leaders: a topic just made, or a broker just lost, has none for a moment."""
         found: dict[Partition, int] = {}
-        deadline = time.monotonic() + _QUERY_S
+        deadline = time.monotonic() + _LEADER_S
         while left := [partition for partition in partitions if partition not in found]:
             # BEGINNING and END are -2 and -1, which mean the same in Kafka's ListOffsets.
             asked = [TopicPartition(*partition, timestamp_ms) for partition in left]
             try:
+                if not self._has_met:
+                    # A client that knows no broker yet may sleep 0.7 s over its first query; this waits for one.
+                    self._queries.list_topics(asked[0].topic, timeout=_QUERY_S)
+                    self._has_met = True
                 for pair in self._queries.offsets_for_times(asked, timeout=_QUERY_S):
                     if pair.error is not None:
                         raise KafkaException(pair.error)
                     found[Partition(pair.topic, pair.partition)] = pair.offset
             except KafkaException as error:
-                if error.args[0].code() not in _LEADERLESS or time.monotonic() > deadline:
+                if error.args[0].code() not in _LEADERLESS or self._closing or time.monotonic() > deadline:
                     raise LogError(f"{_listed(left)}: {error.args[0].str()}") from None
                 time.sleep(_POLL_S)
         beyond = [partition for partition, offset in found.items() if offset < 0]
@@ -379,21 +429,8 @@ async def read_range(
 ) -> AsyncIterator[Record]:
     """Records from the first offset up to, not including, the second, of each partition; BEGINNING and END work."""
     async with LogReader(settings, name, note_ends=True) as reader:
-        starts, ends = await _resolved(reader, ranges)
-        left = {partition for partition in ranges if starts[partition] < ends[partition]}
-        if left:
-            await reader.add({partition: starts[partition] for partition in left})
-        while left:
-            for record in reader.take():
-                partition = Partition(record.topic, record.partition)
-                if record.offset < ends[partition]:
-                    yield record
-                if record.offset >= ends[partition] - 1:
-                    left.discard(partition)
-            # The last offsets of a compacted partition may hold no record.
-            left -= reader.ended
-            if left:
-                await reader.more()
+        async for record in reader.read_to(ranges):
+            yield record
 
 
 async def session_records(
@@ -418,15 +455,3 @@ async def session_records(
         records = [record async for record in read_range(settings, ranges, name) if record.key == key]
         found = [*(found if sessions.topic in topics else ()), *records]
     return sorted(found, key=lambda record: (record.timestamp_ms, record.topic, record.offset))
-
-
-async def _resolved(
-    reader: LogReader, ranges: Mapping[Partition, tuple[int, int]]
-) -> tuple[dict[Partition, int], dict[Partition, int]]:
-    """The ranges' starts and ends within what the log holds, so that a reader does not wait for what is gone."""
-    first, last = await reader.begin_offsets(ranges), await reader.end_offsets(ranges)
-    starts, ends = {}, {}
-    for partition, (start, end) in ranges.items():
-        starts[partition] = last[partition] if start == END else max(start, first[partition])
-        ends[partition] = last[partition] if end == END else min(end, last[partition])
-    return starts, ends

@@ -24,7 +24,7 @@ from mode import CrashingSupervisor
 
 from streams import faust_transport
 from streams.client import client_config
-from streams.faust_transport.options import CommitMetadata, Options, PartitionListener
+from streams.faust_transport.options import Options, PartitionListener
 from streams.faust_transport.stream import RecordStream
 from streams.settings import Settings
 
@@ -103,7 +103,6 @@ def create_app(
     topics: Sequence[str],
     listener: PartitionListener | None = None,
     *,
-    metadata: CommitMetadata | None = None,
     instance_id: str = "",
     start: Literal["earliest", "latest"] = "earliest",
     buffer_records_max: int = 64,
@@ -112,8 +111,7 @@ def create_app(
 ) -> StageApp:
     """An application that reads `topics` as a member of `group`; nothing is started or connected yet.
 
-    `metadata` is asked on the event loop for the string to keep with an offset when it is committed (at most 4,096
-    bytes). At most about `buffer_records_max` records wait in the stream, and as many of each partition before it is
+    At most about `buffer_records_max` records wait in the stream, and as many of each partition before it is
     paused. An agent that raises stops the application, its record unacknowledged. See `Options` for the rest.
     """
     faust_transport.register()
@@ -139,7 +137,6 @@ def create_app(
     app.transport_options = Options(
         connection=connection,
         listener=listener,
-        metadata=metadata,
         instance_id=instance_id,
         start=start,
         session_timeout_ms=settings.kafka.session_timeout_ms,

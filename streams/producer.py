@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.event import Event
-from streams.client import LogError, Position, client_config
+from streams.client import Closing, LogError, Position, client_config
 from streams.codec import Codec, headers
 from streams.registry import codec_for
 from streams.settings import Settings
@@ -18,16 +17,18 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 # Delivery reports are collected by a timer on the loop, and only while something is under way: a thread that waits for
 # them cost 150 us of CPU a record, most of it in waking threads. The wait grows while the broker does not answer.
+_BY_KEY = -1
 _WAIT_S_MIN = 0.001
 _WAIT_S_MAX = 0.02
 _CLOSED = "the producer was closed before the broker acknowledged the record"
 
 
-class LogProducer:
+class LogProducer(Closing):
     """An idempotent producer for one event loop.
 
     Records published one after another keep that order within each partition, retries included. Its queue is
     bounded (`queue_records_max`); a full queue fails the future at once, so that callers notice a broker that is away.
+    A record that no broker has taken within `timeout_s` fails: long enough for a broker to be restarted meanwhile.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class LogProducer:
         settings: Settings,
         name: str,
         codec: Codec | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float = 120.0,
         queue_records_max: int = 20_000,
     ) -> None:
         self._codec = codec or codec_for(settings)
@@ -71,9 +72,14 @@ class LogProducer:
         return self.publish_raw(event.TOPIC, event.session_id.encode(), value, headers(event, traceparent))
 
     def publish_raw(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+        partition: int = _BY_KEY,
     ) -> asyncio.Future[Position]:
-        """Sends bytes as they are (dead letters, snapshots; a value of None deletes); otherwise as `publish`."""
+        """Sends bytes as they are (snapshots; a value of None deletes); otherwise as `publish`."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Position] = self._loop.create_future()
@@ -90,7 +96,7 @@ class LogProducer:
                 future.set_exception(LogError(f"{topic}: not written: {_CLOSED if purged else error.str()}"))
 
         try:
-            self._producer.produce(topic, value=value, key=key, headers=list(headers), on_delivery=delivered)
+            self._producer.produce(topic, value, key, partition, delivered, headers=list(headers))
         except BufferError:
             future.set_exception(LogError(f"{topic}: the producer's queue is full; is the broker away?"))
         except KafkaException as error:
@@ -126,14 +132,6 @@ class LogProducer:
         # Purged records report at once, and so let go of this producer and its connections.
         self._producer.purge()
         self._producer.poll(0)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 def _known(number: Any) -> int:

@@ -24,7 +24,8 @@ CONVERSATION = (
     "voice.control",
 )
 
-_DAY_MS = 24 * 60 * 60 * 1000
+_MINUTE_MS = 60 * 1000
+_DAY_MS = 24 * 60 * _MINUTE_MS
 _MIB = 1024 * 1024
 _RETENTION_DAYS = {"voice.audio.in": 32, "voice.audio.out": 32, "voice.deadletters": 92, "voice.deliveries": 92}
 _TEXT_RETENTION_DAYS = 400
@@ -62,8 +63,15 @@ class Topic:
             "min.insync.replicas": str(settings.kafka.min_insync_replicas),
         }
         if self.cleanup == "compact":
-            # Snapshots are rewritten all the time: clean early, so that a takeover reads little.
-            config |= {"segment.ms": str(60 * 60 * 1000), "min.cleanable.dirty.ratio": "0.1"}
+            # Snapshots are rewritten all the time, and a takeover reads what was not yet compacted: the part being
+            # written, which never is, and what the cleaner has not come round to. So parts are small, and a deleted
+            # snapshot leaves no trace longer than any reader needs.
+            config |= {
+                "segment.bytes": str(_MIB),
+                "segment.ms": str(_MINUTE_MS),
+                "min.cleanable.dirty.ratio": "0.01",
+                "delete.retention.ms": str(_MINUTE_MS),
+            }
         return config
 
 

@@ -22,9 +22,6 @@ from streams.faust_transport.thread import PollThread, consumer_config
 
 log = structlog.get_logger(__name__)
 
-# The broker keeps at most `offset.metadata.max.bytes` with an offset, 4096 unless configured.
-METADATA_BYTES_MAX = 4096
-
 
 class Owned:
     """A partition while this worker owns it, from one assignment until it is given up."""
@@ -205,13 +202,7 @@ class Consumer(ThreadDelegateConsumer):
 
     def _pair(self, owned: Owned) -> TopicPartition:
         owned.committed = offset = owned.ledger.position
-        topic, partition = owned.tp
-        note = self.options.metadata(topic, partition, offset) if self.options.metadata else ""
-        if len(note.encode()) > METADATA_BYTES_MAX:
-            raise ValueError(
-                f"{topic}-{partition}: commit metadata of {len(note.encode())} bytes; at most 4096 expected"
-            )
-        return TopicPartition(topic, partition, offset, note)
+        return TopicPartition(owned.tp.topic, owned.tp.partition, offset)
 
     # Partitions coming and going.
 

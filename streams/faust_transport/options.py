@@ -1,24 +1,17 @@
 """What an application tells the transport, and what the transport tells the application."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from streams.client import Partition
 
-# (topic, partition, offset to be committed) -> the string kept with that offset.
-CommitMetadata = Callable[[str, int, int], str]
-
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What the group had committed for a partition when it was assigned.
-
-    `offset` is None where nothing was ever committed; `metadata` is what `CommitMetadata` returned for that offset.
-    """
+    """What the group had committed for a partition when it was assigned; None where nothing ever was."""
 
     offset: int | None
-    metadata: str = ""
 
 
 class PartitionListener(Protocol):
@@ -55,7 +48,6 @@ class Options:
     #: librdkafka's settings for reaching the cluster; empty: the servers of the application's broker URL.
     connection: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     listener: PartitionListener | None = None
-    metadata: CommitMetadata | None = None
     #: Static membership: a worker that comes back under this name within the session timeout finds its partitions
     #: waiting. Unique within the group; empty: a dynamic member.
     instance_id: str = ""

@@ -58,8 +58,6 @@ def consumer_config(options: Options, group: str, connection: Mapping[str, Any])
         "max.partition.fetch.bytes": 262_144,
         "queued.min.messages": 64,
         "queued.max.messages.kbytes": 4096,
-        # A topic that did not exist yet is found this soon.
-        "topic.metadata.refresh.interval.ms": 10_000,
     }
     if options.instance_id:
         config["group.instance.id"] = options.instance_id
@@ -285,7 +283,7 @@ class PollThread(ConsumerThread):
             if pair.error is not None:
                 raise KafkaException(pair.error)
             offset = pair.offset if pair.offset >= 0 else None
-            committed[TP(pair.topic, pair.partition)] = Committed(offset, pair.metadata or "")
+            committed[TP(pair.topic, pair.partition)] = Committed(offset)
             starts.append(TopicPartition(pair.topic, pair.partition, start if offset is None else offset))
         self._generation += 1
         self._assignment = frozenset(committed)

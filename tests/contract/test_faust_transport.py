@@ -1,4 +1,4 @@
-"""The Faust transport on a real broker: order, commits, metadata, partitions coming and going, full buffers."""
+"""The Faust transport on a real broker: order, commits, partitions coming and going, full buffers."""
 
 import asyncio
 import ctypes
@@ -196,7 +196,7 @@ async def test_a_handler_that_raises_stops_the_worker_and_keeps_its_record(
     assert committed(kafka, group, topic) == 2
 
 
-async def test_metadata_comes_back_with_the_committed_offset(
+async def test_a_new_owner_is_told_what_was_committed(
     kafka: TestBroker, new_topic: Callable[..., str], group: str
 ) -> None:
     topic = new_topic(partitions=2)
@@ -209,21 +209,14 @@ async def test_metadata_comes_back_with_the_committed_offset(
 
     seen: list[Any] = []
     first, second = Listener(), Listener()
-    async with stage(
-        kafka,
-        group,
-        [topic],
-        handle,
-        listener=first,
-        metadata=lambda topic, partition, offset: f"out:{partition}:{offset}",
-    ):
+    async with stage(kafka, group, [topic], handle, listener=first):
         await eventually(lambda: len(seen) == 3)
     async with stage(kafka, group, [topic], handle, listener=second) as app:
         await asyncio.sleep(0)
         await eventually(lambda: len(second.assignments) == 2 and app.ready.is_set())
     nothing = {Partition(topic, 0): Committed(None)}
     assert [*first.assignments] == [nothing, {Partition(topic, 1): Committed(None)}]
-    assert [*second.assignments] == [nothing, {Partition(topic, 1): Committed(2, "out:1:2")}]
+    assert [*second.assignments] == [nothing, {Partition(topic, 1): Committed(2)}]
 
 
 async def test_a_partition_delivers_once_it_is_prepared_and_others_do_not_wait(

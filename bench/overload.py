@@ -33,7 +33,7 @@ class Times:
 
 
 FULL = Times(quiet_s=90.0, probing_s=75.0, overload_s=120.0)
-QUICK = Times(quiet_s=40.0, probing_s=40.0, overload_s=60.0)
+QUICK = Times(quiet_s=30.0, probing_s=30.0, overload_s=45.0)
 
 
 @dataclass(slots=True)

@@ -183,6 +183,15 @@ class Texts(_Part):
     """What is said when nothing better is known; several variants take turns."""
 
     clarification: Variants = (Template("Sorry, I did not catch that. Could you say it again, please?"),)
+    unheard: Variants = (
+        Template("I am sorry, I could not hear you for a moment. Could you say that again, please?"),
+        Template("Sorry, I lost you for a moment. Could you please say that once more?"),
+    )
+    unreachable: Variants = (
+        Template(
+            "I am sorry, our system is not answering right now, so I cannot confirm that. Please try again later."
+        ),
+    )
     unknown: Variants = (Template("I am afraid I do not know that. Is there anything else I can help you with?"),)
     apology: Variants = (Template("I am sorry, something went wrong on our side. Please try again in a moment."),)
     goodbye: Variants = (Template("Thank you for calling. Goodbye!"),)

@@ -371,6 +371,7 @@ class Transcript(Event):
     speech_ended_at: int | None = None
     model: str = ""
     compute_ms: float = 0.0
+    failure: str = ""
 
 
 EVENTS: tuple[type[Event], ...] = (

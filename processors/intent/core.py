@@ -75,7 +75,7 @@ class IntentCore:
         """See `Core`."""
         match happening:
             case Received(Transcript(kind=TranscriptKind.FINAL) as final, _, recorded):
-                return Step(state) if recorded else self._ask(state, final)
+                return Step(state) if recorded else self._judge(state, final, now_us)
             case Received(Session(kind=SessionKind.ENDED)):
                 return Step(state, (End(),))
             case Answered(ask_id, Embedded() as embedded, _) if ask_id in state.pending:
@@ -92,9 +92,12 @@ class IntentCore:
         pending = {key: value for key, value in state.pending.items() if key != ask_id}
         return Step(replace(state, pending=pending), (Emit(intent),))
 
-    def _ask(self, state: State, final: Transcript) -> Step[State]:
+    def _judge(self, state: State, final: Transcript, now_us: int) -> Step[State]:
+        """Asks for the meaning of the words; what no engine could read means nothing, and is answered all the same."""
         if final.agent_id not in self._agents:
             return Step(state, (Refuse("unknown_agent", "agent_id: the name of an agent's file is expected"),))
+        if final.failure and not final.text:
+            return Step(state, (Emit(self._judged(final, {}, now_us)),))
         if not final.text.strip():
             return Step(state, (Drop("no_words"),))
         pending = {**state.pending, final.event_id: final}

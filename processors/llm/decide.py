@@ -59,6 +59,9 @@ def decide(agent: Agent, memory: Memory, event: Intent) -> Plan:
     """The plan for a committed intent."""
     shared = shared_values(agent, memory)
     text = event.text.strip()
+    if not text:
+        # Only what no engine could read comes without any text.
+        return Say(pick(agent.texts.unheard, event.turn).render(shared), "clarification", pending=memory.pending)
     if not any(character.isalnum() for character in text):
         clarification = pick(agent.texts.clarification, event.turn).render(shared)
         return Say(clarification, "clarification", pending=memory.pending)

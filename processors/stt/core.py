@@ -6,8 +6,8 @@ hesitation pause the best reading is, and published as a partial with `pause_ms`
 sound complete, see `endpoint.py`) or else at the completion pause it becomes the final. Speech before that makes the
 revision void (`speech_resumed`) and the utterance goes on.
 
-An utterance without words ends with a partial of empty text, and takes no turn. So does one that no engine could read,
-since a final without words would be answered: its audio is counted as `unheard`.
+An utterance without words ends with a partial of empty text, and takes no turn. One that no engine could read ends with
+a final of empty text that says so (`failure`): it is a turn, in which the caller is asked to say it again.
 
 Every window from an utterance's pre-roll on is heard again after a crash. Ids derive from the frame with which the
 onset was certain, so the second hearing emits the same events; a recorded final is adopted without asking anyone.
@@ -72,8 +72,9 @@ MISSED_MS_MAX = 100  # shorter than a word
 PARTIAL_LOAD_MAX = 3  # a partial may take at most one part in so many of the time
 FINAL_DEADLINE_S = 4.0  # the host serves the earliest deadline first, so finals overtake partials
 PARTIAL_DEADLINE_S = 8.0
-ATTEMPTS_MAX = 2
-ATTEMPTS_MAX_SEALED = 3
+ATTEMPTS_MAX = 1  # each goes through all engines and waits for their return, so more would only be silence
+ATTEMPTS_MAX_SEALED = 2
+UNHEARD_MS_MIN = 400  # what was shorter was hardly a word: nobody is asked to repeat it
 # Frames stop when a gateway, a broker or a caller's network is away for a while; they go on in mid-word afterwards.
 STALLED_S = 8.0
 LAST_WORDS_S = 1.0  # after the end of the call
@@ -132,8 +133,8 @@ class SttCore:
                 work.session(session)
             case Answered(ask_id, reply):
                 work.answered(ask_id, reply)
-            case Failed(ask_id):
-                work.failed(ask_id)
+            case Failed(ask_id, reason):
+                work.failed(ask_id, reason)
             case Woken(name):
                 work.woken(name)
         return Step(work.state, tuple(work.outcomes))
@@ -214,7 +215,7 @@ class _Work:
             return
         asked = speech.asked
         if not isinstance(reply, Transcribed):
-            self.failed(ask_id)
+            self.failed(ask_id, "invalid")
             return
         reading = _reading(reply, speech.windows[0].start, asked.covers)
         wait = self._partials_apart * max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
@@ -227,13 +228,13 @@ class _Work:
             self._publish(reading, 0)
         self._judge()
 
-    def failed(self, ask_id: str) -> None:
+    def failed(self, ask_id: str, reason: str) -> None:
         """A partial that failed is not missed; the best reading is asked for again, a bounded number of times."""
         speech = self.state.speech
         if speech is None or speech.asked is None or speech.asked.ask_id != ask_id:
             return
         if speech.asked.best:
-            self._set(asked=None, failures=speech.failures + 1)
+            self._set(asked=None, failures=speech.failures + 1, failure=reason)
         else:
             self._set(asked=None, partial_due=speech.position + 2 * samples(PARTIAL_EVERY_MS))
         self._judge()
@@ -409,23 +410,25 @@ class _Work:
             self._judge()
 
     def _give_up(self, speech: Utterance) -> None:
-        """No engine could read it to the end: a partial that missed next to nothing will do, else nothing does."""
+        """No engine could read it: a partial that missed next to nothing will do, else the caller is asked again."""
         partial = speech.partial
         if partial is not None and speech.end - partial.covers <= samples(MISSED_MS_MAX):
             self._finish(speech, replace(partial, covers=speech.end))
             return
         self.outcomes.append(Drop("unheard"))
-        self._finish(speech, Reading("", (), 0.0, self._language(speech), "", 0.0, speech.end, speech.revision + 1))
+        nothing = Reading("", (), 0.0, self._language(speech), "", 0.0, speech.end, speech.revision + 1)
+        self._finish(speech, nothing, failure=ms(speech.end - speech.start) >= UNHEARD_MS_MIN)
 
-    def _finish(self, speech: Utterance, reading: Reading) -> None:
+    def _finish(self, speech: Utterance, reading: Reading, failure: bool = False) -> None:
         index = self.state.utterance
         if not reading.revision:
             reading = replace(reading, revision=speech.revision + 1)
-        if reading.text:
-            self._emit_reading(speech, TranscriptKind.FINAL, f"final-{index}", reading, ms(speech.pause))
+        why = (speech.failure or "crashed") if failure else ""
+        if reading.text or failure:
+            self._emit_reading(speech, TranscriptKind.FINAL, f"final-{index}", reading, ms(speech.pause), why)
         else:
             self._emit_reading(speech, TranscriptKind.PARTIAL, f"closed-{index}", reading, ms(speech.pause))
-        self._close(ms(speech.end), final=bool(reading.text))
+        self._close(ms(speech.end), final=bool(reading.text) or failure)
 
     def _close(self, end_ms: int, final: bool) -> None:
         """The utterance is over; what was heard after it is judged anew, as the beginning of what comes next."""
@@ -475,7 +478,7 @@ class _Work:
         self._emit_reading(speech, TranscriptKind.PARTIAL, name, reading, pause_ms)
 
     def _emit_reading(
-        self, speech: Utterance, kind: TranscriptKind, name: str, reading: Reading, pause_ms: int
+        self, speech: Utterance, kind: TranscriptKind, name: str, reading: Reading, pause_ms: int, failure: str = ""
     ) -> None:
         self._emit(
             speech,
@@ -490,6 +493,7 @@ class _Work:
             audio_end_ms=ms(reading.covers),
             model=reading.model,
             compute_ms=reading.compute_ms,
+            failure=failure,
         )
 
     def _emit(self, speech: Utterance, kind: TranscriptKind, name: str, **fields: Any) -> None:

@@ -105,6 +105,7 @@ class Utterance:
     asks: int = 0
     asked: Asked | None = None
     failures: int = 0
+    failure: str = ""
     reading: Reading | None = None
     partial: Reading | None = None
     published: bool = False

@@ -472,12 +472,29 @@ def test_a_failed_reading_is_tried_again() -> None:
     assert len(ear.finals()) == 1
 
 
-def test_speech_that_no_engine_reads_takes_no_turn() -> None:
-    ear = heard(silence(400) + speech(500) + silence(1000), answer=lambda request: "crashed")
+def test_speech_that_no_engine_reads_is_a_turn_without_words() -> None:
+    """So that the caller is asked to say it again, rather than left without a word."""
+    ear = heard(silence(400) + speech(700) + silence(1000), answer=lambda request: "crashed")
+    assert ear.kinds() == ["speech_started", "final"]
+    final = ear.log[-1]
+    assert (final.text, final.failure, final.turn, ear.drops) == ("", "crashed", 1, ["unheard"])
+    assert len([request for request in ear.requests if not request.partial]) == 2
+    assert (ear.state.speech, ear.state.turn) == (None, 1)
+
+
+def test_a_cough_that_no_engine_reads_takes_no_turn() -> None:
+    ear = heard(silence(400) + speech(200) + silence(1000), answer=lambda request: "crashed")
     assert ear.kinds() == ["speech_started", "partial"]
-    assert (ear.log[-1].text, ear.drops) == ("", ["unheard"])
-    assert len(ear.requests) == 3
-    assert ear.state.speech is None
+    assert (ear.log[-1].failure, ear.state.turn) == ("", 0)
+
+
+def test_what_was_read_names_no_failure() -> None:
+    answers = iter(["timeout"])
+    ear = heard(
+        silence(400) + speech(500) + silence(1000),
+        answer=lambda request: next(answers, "") or read(request),
+    )
+    assert [(final.failure, bool(final.text)) for final in ear.finals()] == [("", True)]
 
 
 def test_a_partial_that_missed_nothing_stands_in_for_a_failed_reading() -> None:

@@ -2,7 +2,7 @@
 
 The text and each of its sentences are compared with the agent's example phrases by sentence embedding; an intent's
 score is that of its best example. `none` is an answer. Where the embeddings cannot be had, the words that examples
-share with the text decide, with a confidence that says so.
+share with the text decide (`keywords.py`), with a confidence that says so.
 """
 
 import re
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from processors.agents import NONE_INTENT, Agent
 from processors.engine import Embed, Embedded
+from processors.intent import keywords
 from processors.intent.entities import extract
 from processors.intent.sentiment import sentiment
 from processors.stage import (
@@ -36,13 +37,6 @@ ALTERNATIVES_MAX = 3
 ASK_S = 2.0
 # Cosine similarity of MiniLM below which two sentences have nothing to do with each other, and from which they agree.
 SIMILARITY_NONE, SIMILARITY_SURE = 0.25, 0.75
-KEYWORD_CONFIDENCE_MAX = 0.6
-KEYWORD_MODEL = "keywords"
-
-_STOP_WORDS = frozenset(
-    "a an the i you we my your our me it is are am do does can could would will to of for in on at and or please have "
-    "has be this that with what how when where there".split()
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +72,23 @@ class IntentCore:
                 return Step(state) if recorded else self._judge(state, final, now_us)
             case Received(Session(kind=SessionKind.ENDED)):
                 return Step(state, (End(),))
-            case Answered(ask_id, Embedded() as embedded, _) if ask_id in state.pending:
+            case Answered(ask_id, Embedded() as embedded, _) if ask_id in state.pending and self._fits(embedded):
                 final = state.pending[ask_id]
                 scores = similarities(self._examples[final.agent_id], embedded)
                 model, compute_ms = embedded.model, embedded.compute_ms
-            case Failed(ask_id) if ask_id in state.pending:
+            case Answered(ask_id) | Failed(ask_id) if ask_id in state.pending:
                 final = state.pending[ask_id]
-                scores = keyword_scores(self._agents[final.agent_id], final.text)
-                model, compute_ms = KEYWORD_MODEL, 0.0
+                scores = keywords.scores(self._agents[final.agent_id], final.text)
+                model, compute_ms = keywords.MODEL, 0.0
             case _:
                 return Step(state)
         intent = self._judged(final, scores, now_us, model=model, compute_ms=compute_ms)
         pending = {key: value for key, value in state.pending.items() if key != ask_id}
         return Step(replace(state, pending=pending), (Emit(intent),))
+
+    def _fits(self, embedded: Embedded) -> bool:
+        """Whether the vectors are of the model that the examples were embedded with."""
+        return all(embedded.dimensions == one.vectors.shape[1] for one in self._examples.values())
 
     def _judge(self, state: State, final: Transcript, now_us: int) -> Step[State]:
         """Asks for the meaning of the words; what no engine could read means nothing, and is answered all the same."""
@@ -159,20 +157,6 @@ def similarities(examples: Examples, embedded: Embedded) -> dict[str, float]:
 def confidence_of(similarity: float) -> float:
     """Maps a cosine similarity to 0 to 1."""
     return min(1.0, max(0.0, (similarity - SIMILARITY_NONE) / (SIMILARITY_SURE - SIMILARITY_NONE)))
-
-
-def keyword_scores(agent: Agent, text: str) -> dict[str, float]:
-    """The share of an example's telling words that the text has, for each intent; at most KEYWORD_CONFIDENCE_MAX."""
-    said = _telling(text)
-    scores = {}
-    for intent in agent.intents:
-        shares = [len(said & words) / len(words) for example in intent.examples if (words := _telling(example))]
-        scores[intent.name] = KEYWORD_CONFIDENCE_MAX * max(shares, default=0.0)
-    return scores
-
-
-def _telling(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[a-z']+", text.lower())) - _STOP_WORDS
 
 
 def create_core(agents: Mapping[str, Agent], embed: Callable[[tuple[str, ...]], NDArray[np.float32]]) -> IntentCore:

@@ -8,7 +8,8 @@ import pytest
 
 from processors.agents import load_agents
 from processors.engine import Embed, Embedded
-from processors.intent.core import KEYWORD_MODEL, Examples, IntentCore, confidence_of, readings
+from processors.intent import keywords
+from processors.intent.core import Examples, IntentCore, confidence_of, readings
 from processors.stage import Answered, Ask, Drop, Emit, End, Failed, Position, Received, Refuse, event_id
 from schemas.events import Intent, Session, SessionKind, Transcript, TranscriptKind
 
@@ -84,8 +85,29 @@ def test_without_embeddings_the_words_decide_and_the_confidence_says_so() -> Non
     (emit,) = step.outcomes
     assert isinstance(emit, Emit)
     assert isinstance(emit.event, Intent)
-    assert (emit.event.intent, emit.event.model) == ("order_status", KEYWORD_MODEL)
+    assert (emit.event.intent, emit.event.model) == ("order_status", keywords.MODEL)
     assert emit.event.confidence <= 0.6
+
+
+def test_vectors_of_another_size_count_as_no_answer() -> None:
+    """They come of an engine that was restarted with another model; a core must not fall over them."""
+    stage = core()
+    asked = stage.apply(stage.start("s1"), received(a_final("where is my order")), NOW_US)
+    other = Embedded(np.ones((1, 5), np.float32).tobytes(), 5, "other", 4.0)
+    (emit,) = stage.apply(asked.state, Answered("f1", other, last=True), NOW_US).outcomes
+    assert isinstance(emit, Emit)
+    assert isinstance(emit.event, Intent)
+    assert (emit.event.intent, emit.event.model) == ("order_status", keywords.MODEL)
+
+
+def test_what_no_engine_could_read_is_passed_on_as_no_intent() -> None:
+    stage = core()
+    step = stage.apply(stage.start("s1"), received(a_final("", failure="timeout")), NOW_US)
+    (emit,) = step.outcomes
+    assert isinstance(emit, Emit)
+    assert isinstance(emit.event, Intent)
+    assert (emit.event.intent, emit.event.text, emit.event.turn) == ("none", "", 1)
+    assert step.state.pending == {}
 
 
 def test_what_is_recorded_is_not_asked_again() -> None:

@@ -23,7 +23,7 @@ REPLIES_MIN = 6
 REPLIES_MAX = 500
 QUIET_REPLIES_MIN = 10
 QUIET_REPLIES_MAX = 200
-QUIET_UTILISATION = 0.35
+QUIET_CALLS_MAX = 2
 SLOWER_MAX = 1.35  # replies may take so much longer than when it is quiet
 RESERVED_S = 15.0
 RETRY_S_MIN = 2.0
@@ -166,8 +166,7 @@ class Admission:
 
     def replied(self, waited_s: float, now_s: float, calls: int) -> None:
         """A caller heard the first of a reply after that long."""
-        quiet = calls <= 1 or (not self._level(now_s) and max(self._present(now_s).values()) < QUIET_UTILISATION)
-        self.replies.add(waited_s, now_s, quiet)
+        self.replies.add(waited_s, now_s, quiet=calls <= QUIET_CALLS_MAX and not self._level(now_s))
 
     def observe(self, now_s: float, sample: Sample) -> Level:
         """The gateway's own queues and event loop, and its replies; every half second or so."""

@@ -223,7 +223,8 @@ def test_the_board_adds_workers_up_and_ignores_breakers() -> None:
     board.heard(event(HealthKind.BREAKER_OPENED, "llm", engine="llm.0"), 0.5)
     stages = board.stages(1.0)
     assert list(stages) == ["stt"]
-    assert (stages["stt"].utilisation, stages["stt"].calls) == (pytest.approx(0.3), 5)
+    assert stages["stt"].utilisation == pytest.approx(0.3)
+    assert stages["stt"].calls == 5
 
 
 @given(st.integers(-5, 50))

@@ -63,7 +63,12 @@ FACTORIES = {
 }
 REPLICAS_MAX = 9
 GRACE_S = 2.0  # for asks at work when the process is told to stop
-STUCK_S = 20.0  # past its deadline, an ask that is still at work means a hung engine
+# An ask at work that nobody waits for any more means a hung engine, once it has gone on for much longer than work that
+# cannot be interrupted ever took here; the factor is for a machine that has become slower.
+STUCK_S_MIN = 3.0
+STUCK_S_MAX = 20.0
+STUCK_FACTOR = 4.0
+_LATE_S = 0.5
 
 _BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 10)
 _waiting = Gauge("trunkline_engine_queue_depth", "Asks waiting for the engine.", ["role"])
@@ -77,7 +82,7 @@ load_seconds = Gauge("trunkline_engine_load_seconds", "Time to load and warm the
 class Ask:
     """An ask of a client, from its arrival to its end."""
 
-    __slots__ = ("arrived_s", "cancel", "frame", "link", "state", "stopped")
+    __slots__ = ("arrived_s", "cancel", "frame", "link", "started_s", "state", "stopped", "watch")
 
     def __init__(self, link: "Link", frame: Open) -> None:
         self.link = link
@@ -85,6 +90,8 @@ class Ask:
         self.arrived_s = time.monotonic()
         self.state: Literal["new", "waiting", "working", "done"] = "new"
         self.stopped = threading.Event()
+        self.started_s = 0.0
+        self.watch: asyncio.TimerHandle | None = None
         self.cancel: Callable[[], None] | None = None
 
     def stop(self) -> None:
@@ -117,11 +124,12 @@ class Link:
 class Host:
     """Serves one engine on a Unix socket."""
 
-    def __init__(self, role: str, engine: Engine, queue_depth_max: int, stuck_s: float = STUCK_S) -> None:
+    def __init__(self, role: str, engine: Engine, queue_depth_max: int, stuck_s: float = STUCK_S_MIN) -> None:
         self._role = role
         self._engine = engine
         self._queue_depth_max = queue_depth_max
-        self._stuck_s = stuck_s
+        self._stuck_s_min = stuck_s
+        self._longest_s = 0.0
         self._capabilities: Capabilities = engine.capabilities
         self._heap: list[tuple[float, int, Ask]] = []
         self._order = itertools.count()
@@ -210,6 +218,8 @@ class Host:
         if ask is None:
             return
         ask.stop()
+        if ask.state == "working":
+            self._unwanted(ask)
         if ask.state == "waiting":
             self._leave(ask, "cancelled")
             if len(self._heap) > 2 * self._queue_depth_max:
@@ -246,9 +256,10 @@ class Host:
         loop = asyncio.get_running_loop()
         started_s = time.monotonic()
         waited_seconds.labels(self._role).observe(started_s - ask.arrived_s)
-        stuck = loop.call_later(ask.frame.deadline_s - started_s + self._stuck_s, self._stuck)
+        ask.started_s = started_s
+        ask.watch = loop.call_later(ask.frame.deadline_s - started_s + self._patience_s, self._stuck, ask)
         last = await loop.run_in_executor(self._threads, self._answer, ask, loop)
-        stuck.cancel()
+        ask.watch.cancel()
         ask_seconds.labels(self._role).observe(time.monotonic() - started_s)
         cancelled = ask.stopped.is_set()
         self._leave(ask, "cancelled" if cancelled else last.reason if isinstance(last, Failed) else "answered")
@@ -264,7 +275,11 @@ class Host:
                 ask.cancel = getattr(replies, "cancel", None)
                 if ask.stopped.is_set():  # before there was anything to cancel
                     return Ended(number)
+                before_s = ask.started_s
                 for reply in replies:
+                    now_s = time.monotonic()
+                    self._longest_s = max(self._longest_s, now_s - before_s)
+                    before_s = now_s
                     if ask.stopped.is_set():
                         break
                     if ask.late:
@@ -282,9 +297,27 @@ class Host:
             log.error("engine raised", role=self._role, error=type(error).__name__, at=_place_of(error))
             return Failed(number, "crashed", type(error).__name__)
 
-    def _stuck(self) -> None:
+    @property
+    def _patience_s(self) -> float:
+        """How long work may go on that nobody waits for: between two replies a model cannot be interrupted."""
+        return min(max(STUCK_FACTOR * self._longest_s, self._stuck_s_min), STUCK_S_MAX)
+
+    def _unwanted(self, ask: Ask) -> None:
+        """From now on nobody waits for the ask at work; if it does not end soon, it never will."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._patience_s
+        if ask.watch is not None and ask.watch.when() > until_s:
+            ask.watch.cancel()
+            ask.watch = loop.call_at(until_s, self._stuck, ask)
+
+    def _stuck(self, ask: Ask) -> None:
         """A thread cannot be stopped, a process can: whoever watches it starts a new one."""
-        log.critical("engine hangs; leaving", role=self._role, past_deadline_s=self._stuck_s)
+        loop = asyncio.get_running_loop()
+        if ask.watch is not None and loop.time() - ask.watch.when() > _LATE_S:
+            # It is this process that was stopped, and its threads with it: they get their time first.
+            ask.watch = loop.call_later(self._patience_s, self._stuck, ask)
+            return
+        log.critical("engine hangs; leaving", role=self._role, patience_s=round(self._patience_s, 1))
         os._exit(os.EX_SOFTWARE)
 
     def _count(self, waiting: int = 0, working: int = 0) -> None:
@@ -368,7 +401,7 @@ async def serve(settings: Settings, role: str, replica: int, engine: Engine, met
     standby.show_life()
     path = socket_path(settings, role, replica)
     name = engine_name(role, replica)
-    host = Host(role, engine, settings.engines.queue_depth_max, STUCK_S)
+    host = Host(role, engine, settings.engines.queue_depth_max, STUCK_S_MIN)
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)

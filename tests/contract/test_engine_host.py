@@ -269,6 +269,35 @@ async def test_a_hung_engine_makes_way_for_a_new_process(tmp_path: Path, journal
         await client.close()
 
 
+async def test_a_hung_engine_is_told_by_an_ask_that_was_withdrawn(tmp_path: Path, journal: Path) -> None:
+    """Another replica answered long before the deadline; the process need not be waited for until then."""
+    settings = settings_in(tmp_path)
+    with running_host(settings, "llm", scripted=True, stuck_s=0.2) as host:
+        client = SocketEngine(settings, "llm")
+        async with aclosing(client.ask(script(journal, "a", hang=True), 3600)) as stream:
+            await anext(stream)
+        assert await asyncio.to_thread(host.process.wait) == os.EX_SOFTWARE
+        await client.close()
+
+
+async def test_an_engine_that_was_stopped_is_not_taken_for_a_hung_one(tmp_path: Path, journal: Path) -> None:
+    settings = settings_in(tmp_path)
+    with running_host(settings, "llm", scripted=True, stuck_s=0.2) as host:
+        client = SocketEngine(settings, "llm")
+        gate = tmp_path / "gate"
+        working = asyncio.create_task(texts(client, script(journal, "a", gate=str(gate)), 0.5))
+        await until(lambda: "a:begun" in noted(journal))
+        host.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(EngineError):
+            await working
+        await asyncio.sleep(1.5)
+        gate.touch()
+        host.process.send_signal(signal.SIGCONT)
+        assert await texts(client, script(journal, "b")) == ["b0"]
+        assert host.process.poll() is None
+        await client.close()
+
+
 def test_a_second_process_leaves_the_first_alone(host: HostProcess) -> None:
     second = start_host(host.settings, "llm", scripted=True)
     assert second.process.wait() == 1

@@ -21,7 +21,7 @@ _SCRIPTED = """
 import sys
 from processors import engine_host
 engine_host.FACTORIES[sys.argv[1]] = "tests.support.engines"
-engine_host.STUCK_S = float(sys.argv[2])
+engine_host.STUCK_S_MIN = float(sys.argv[2])
 sys.exit(engine_host.main([sys.argv[1], "--replica", sys.argv[3]]))
 """
 

@@ -116,9 +116,15 @@ class Child:
             self._stopped_s = now_s
         elif now_s - self._stopped_s >= STOPPED_S:
             return "was stopped by a signal"
-        if self._heard_s is not None and now_s - self._heard_s > SILENT_S * overload:
-            return f"hangs: its event loop has not turned for {now_s - self._heard_s:.1f} s"
+        silent_s = self.silent_s
+        if silent_s is not None and silent_s > SILENT_S * overload:
+            return f"hangs: its event loop has not turned for {silent_s:.1f} s"
         return ""
+
+    @property
+    def silent_s(self) -> float | None:
+        """For how long it has not been heard; None where it never was."""
+        return None if self._heard_s is None else self._clock.monotonic_s() - self._heard_s
 
     def forgive(self) -> None:
         """Starts judging anew; for when nobody could have been heard."""

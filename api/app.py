@@ -1,5 +1,6 @@
 """The gateway as an ASGI app."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -8,10 +9,11 @@ from starlette.websockets import WebSocket
 
 from api import problems, registry, rest, twilio
 from api.auth import KeyMiddleware, key_of
-from api.calls import Connection
+from api.connection import Connection
 from api.dialects.native import NativeDialect
 from api.metrics import Metrics
 from api.session_router import SessionRouter
+from api.waiting import adopt
 from processors.agents import Agent, load_agents
 from streams.clock import Clock
 from streams.settings import Settings
@@ -27,9 +29,11 @@ def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, cl
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await router.start()
+        adopting = asyncio.create_task(adopt(router))
         try:
             yield
         finally:
+            adopting.cancel()
             await router.stop()
 
     app = FastAPI(title="Trunkline", description="Self-hosted voice AI: the call is the log.", lifespan=lifespan)

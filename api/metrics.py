@@ -15,6 +15,9 @@ class Metrics:
         self.ended = Counter(
             "trunkline_api_sessions_ended", "Calls ended.", ["channel", "reason"], registry=self.registry
         )
+        self.resumed = Counter(
+            "trunkline_api_sessions_resumed", "Calls whose callers came back.", ["channel"], registry=self.registry
+        )
         self.refused = Counter("trunkline_api_refused", "Calls not taken.", ["reason"], registry=self.registry)
         self.frames_in = Counter(
             "trunkline_api_audio_frames_in", "Frames of callers' audio written.", registry=self.registry

@@ -5,14 +5,24 @@ from the other side's playout reports or marks, and between them from the clock.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from api.audio import BYTES_PER_MS
 from schemas.event import Event
-from schemas.events import Response, ResponseKind, SpeechChunk, SpeechChunkKind, Transcript, TranscriptKind
+from schemas.events import (
+    Control,
+    ControlKind,
+    Response,
+    ResponseKind,
+    SpeechChunk,
+    SpeechChunkKind,
+    Transcript,
+    TranscriptKind,
+)
 
 HELD_MAX = 2000
+TURNS_MAX = 256  # kept in mind; what concerns older ones has long been read
 TALKING_MS = 1000
 REPORT_GRACE_MS = 2000
 ACTION_GRACE_MS = 10_000
@@ -148,6 +158,50 @@ class Playback:
         """Somebody else stops the turn's speech."""
         return list(self._cut_turn(turn, cause, now)) if turn in self._turns else []
 
+    def settle(self, over: Iterable[int], cut: Iterable[int]) -> None:
+        """Before anything is recalled: turns that the caller has heard, and turns that were spoken over."""
+        self._over.update(over)
+        self._cut.update(cut)
+
+    def recall(self, event: Event, at: float) -> list[Effect]:
+        """An event that happened then, of which the caller's side knows; returns what should have come of it.
+
+        That is done again, if it was done: ids make it harmless. Recall in the order of time, before anything else.
+        """
+        if isinstance(event, Transcript):
+            return self._transcript(event, at)
+        if isinstance(event, Response):
+            return self._response(event, at)
+        if isinstance(event, SpeechChunk):
+            self._recall_speech(event, at)
+        elif isinstance(event, Control) and event.kind is ControlKind.PLAYOUT and event.turn in self._turns:
+            ends = self._turns[event.turn].sentence_ends
+            while ends and ends[0][1] <= event.heard_ms + 1:
+                ends.popleft()
+        return []
+
+    def _recall_speech(self, event: SpeechChunk, at: float) -> None:
+        self.turn = max(self.turn, event.turn)
+        if event.turn in self._cut or event.turn in self._over:
+            return
+        if event.kind is SpeechChunkKind.AUDIO:
+            self._play(event, at)
+        elif event.kind is SpeechChunkKind.END_OF_TURN:
+            self._turns.setdefault(event.turn, _Turn(event.turn, ends_at=at)).ended = True
+
+    def resume(self, now: float) -> None:
+        """The caller is back: what the agent does after its words waits for them anew."""
+        for state in self._turns.values():
+            state.action_at = max(state.action_at, now + ACTION_GRACE_MS)
+
+    def heard_until(self, at: float) -> tuple[int, float] | None:
+        """The turn being said and how many milliseconds of it had been heard by then; None while nothing is."""
+        for number in sorted(self._turns):
+            state = self._turns[number]
+            if self._active(state, at):
+                return number, state.heard_ms(at)
+        return None
+
     def due(self) -> float | None:
         """When `tick` is to be called next; None while nothing depends on time."""
         times = [] if self._barge_in_at is None else [self._barge_in_at]
@@ -190,10 +244,18 @@ class Playback:
         self._utterances[event.turn] = event.utterance
         self._committed[event.turn] = event.revision
         self.turn = max(self.turn, event.turn)
+        self._forget(event.turn - TURNS_MAX)
         effects = self._barge_in(event.utterance, event, now)
         effects += self._supersede(event, now)
         self._speaking = self._barge_in_at = None
         return effects + self._release(now)
+
+    def _forget(self, turn: int) -> None:
+        """A call of days must not grow for ever."""
+        self._utterances.pop(turn, None)
+        self._committed.pop(turn, None)
+        self._over.discard(turn)
+        self._cut.discard(turn)
 
     def _supersede(self, final: Transcript, now: float) -> list[Effect]:
         """Replies that waited while the caller went on talking are never said."""

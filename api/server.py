@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -33,6 +34,12 @@ class GatewayServer(uvicorn.Server):
         super().__init__(config)
         self._settings = settings
         self._router = router
+        self._interrupted = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See uvicorn; which signal it was decides what becomes of the calls."""
+        self._interrupted = self._interrupted or sig == signal.SIGINT
+        super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -56,9 +63,18 @@ class GatewayServer(uvicorn.Server):
         log.info("ready", host=host, port=port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Callers hear of it (`ended`, close code 1012) before uvicorn closes what is left."""
+        """Callers hear of it before uvicorn closes what is left, both with close code 1012.
+
+        SIGINT is the end of the platform, and of its calls (`ended`). SIGTERM is a restart: calls go on at the next
+        gateway, or another one (`going_away`).
+        """
         ready.withdraw(self._settings, COMPONENT)
-        await self._router.end_all("shutdown", 1012)
+        for server in self.servers:
+            server.close()  # those who connect from now on, the same callers above all, are the next gateway's
+        if self._interrupted:
+            await self._router.end_all("shutdown", 1012)
+        else:
+            await self._router.leave_all()
         await super().shutdown(sockets)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import secrets
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,13 +10,15 @@ from typing import Protocol
 import structlog
 
 from api.door import Counts, Door
+from api.history import Histories
 from api.metrics import Metrics
+from api.resume_tokens import ResumeTokens, resume_tokens
 from processors.agents import Agent
 from schemas.event import Event
 from streams.client import LogError, Partition
 from streams.clock import Clock, SystemClock
 from streams.codec import Codec, CodecError
-from streams.consumer import END, LogReader, Record
+from streams.consumer import LogReader, Record
 from streams.keys import mint_session_id
 from streams.producer import LogProducer
 from streams.registry import codec_for
@@ -25,7 +26,14 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-TOPICS = ("voice.transcripts", "voice.intents", "voice.responses", "voice.audio.out", "voice.control")
+TOPICS = (
+    "voice.sessions",
+    "voice.transcripts",
+    "voice.intents",
+    "voice.responses",
+    "voice.audio.out",
+    "voice.control",
+)
 RECENT_MAX = 500
 REPEATS_MAX = 4096
 READER_RETRY_S = 1.0
@@ -50,7 +58,7 @@ class Summary:
 
 
 class LiveCall(Protocol):
-    """What the router needs of a call."""
+    """What the router needs of a call: one with its caller, or one that waits for the caller to come back."""
 
     summary: Summary
 
@@ -60,6 +68,14 @@ class LiveCall(Protocol):
 
     def end(self, reason: str, close_code: int = 1000) -> None:
         """Ends the call; harmless when it has ended."""
+        ...
+
+    def leave(self) -> None:
+        """The gateway stops and the call does not: its client is sent to another gateway."""
+        ...
+
+    async def release(self) -> None:
+        """The caller has come by another socket: lets go of it, and returns when all it wrote is in the log."""
         ...
 
     async def closed(self) -> None:
@@ -100,12 +116,17 @@ class SessionRouter:
         self.metrics = metrics
         self.clock = clock or SystemClock()
         self.codec: Codec = codec_for(settings)
+        self.name = f"api.{settings.worker}"
         self.partitions = frozenset(settings.api.partitions or range(settings.kafka.partitions))
+        self.histories = Histories(settings, self.codec, self.clock)
         self.recent: deque[Summary] = deque(maxlen=RECENT_MAX)
         self.door = Door(settings, metrics, self.clock, self._counts)
         self.closing = False
         self._sockets = 0
+        self._tokens: ResumeTokens | None = None
         self._calls: dict[bytes, LiveCall] = {}
+        self._numbers = set(self.partitions)
+        self._reader: LogReader | None = None
         self._positions: dict[Partition, int] = {}
         self._reading = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -163,22 +184,57 @@ class SessionRouter:
         """A session id whose events this gateway reads."""
         return mint_session_id(self.settings.kafka.partitions, self.partitions)
 
-    def resume_token(self) -> str:
-        """A secret with which the client of a call can prove to be the same."""
-        return secrets.token_urlsafe(24)
+    @property
+    def tokens(self) -> ResumeTokens:
+        """Mints and reads the tokens with which clients prove that a call is theirs."""
+        if self._tokens is None:
+            self._tokens = resume_tokens(self.settings)
+        return self._tokens
+
+    def resume_token(self, session_id: str, since_us: int) -> str:
+        """A token for the session that began then; valid for as long as it can last."""
+        lasts_s = self.settings.api.session_max_s + self.settings.api.resume_grace_s
+        return self.tokens.mint(session_id, since_us, since_us + int(lasts_s * 1_000_000))
 
     def add(self, call: LiveCall) -> None:
         """From now on the call gets its events."""
+        self.put(call)
+        self.metrics.started.labels(call.summary.channel).inc()
+
+    def put(self, call: LiveCall) -> None:
+        """From now on the session's events go to this one, whoever had them."""
         self._calls[call.summary.session_id.encode()] = call
         self.metrics.sessions.set(len(self._calls))
-        self.metrics.started.labels(call.summary.channel).inc()
+
+    def forget(self, call: LiveCall) -> bool:
+        """The call is not here any more; False where the session's events already go to another."""
+        key = call.summary.session_id.encode()
+        if self._calls.get(key) is not call:
+            return False
+        del self._calls[key]
+        self.metrics.sessions.set(len(self._calls))
+        return True
 
     def remove(self, call: LiveCall) -> None:
         """The call has ended."""
-        if self._calls.pop(call.summary.session_id.encode(), None) is not None:
+        if self.forget(call):
             self.recent.append(call.summary)
-            self.metrics.sessions.set(len(self._calls))
             self.metrics.ended.labels(call.summary.channel, call.summary.reason).inc()
+
+    async def read_partition(self, number: int) -> None:
+        """Reads that partition number, too, from its end: a caller has come from another gateway. Raises LogError."""
+        if number in self._numbers:
+            return
+        if self._reader is None:
+            raise LogError("the log is not being read now")
+        await self._add(self._reader, [Partition(topic, number) for topic in TOPICS])
+        self._numbers.add(number)
+
+    async def _add(self, reader: LogReader, partitions: list[Partition]) -> None:
+        """From where they were read to, or their ends as of now: a reader that fails at once must not skip any."""
+        fresh = [partition for partition in partitions if partition not in self._positions]
+        self._positions |= await reader.end_offsets(fresh)
+        await reader.add({partition: self._positions[partition] for partition in partitions})
 
     def find(self, session_id: str) -> LiveCall | None:
         """The live call, if it is here."""
@@ -199,6 +255,15 @@ class SessionRouter:
             call.end(reason, close_code)
         await asyncio.gather(*(call.closed() for call in calls))
 
+    async def leave_all(self) -> None:
+        """Takes no more calls and sends those there are to other gateways; returns when their sockets are closed."""
+        self.closing = True
+        self.door.shut()
+        calls = list(self._calls.values())
+        for call in calls:
+            call.leave()
+        await asyncio.gather(*(call.closed() for call in calls))
+
     async def _patiently_opened(self) -> LogReader:
         """Partitions of topics that were created a moment ago have no leader yet."""
         patience_until_s = self.clock.monotonic_s() + START_PATIENCE_S
@@ -212,12 +277,13 @@ class SessionRouter:
 
     async def _open_reader(self) -> LogReader:
         reader = LogReader(self.settings, "trunkline.api")
-        wanted = [Partition(topic, number) for topic in TOPICS for number in sorted(self.partitions)]
+        wanted = [Partition(topic, number) for topic in TOPICS for number in sorted(self._numbers)]
         try:
-            await reader.add({partition: self._positions.get(partition, END) for partition in wanted})
+            await self._add(reader, wanted)
         except BaseException:
             await reader.close()
             raise
+        self._reader = reader
         self._reading.set()
         return reader
 
@@ -232,6 +298,7 @@ class SessionRouter:
                 log.error("reading the log failed, trying again", error=str(error))
             finally:
                 self._reading.clear()
+                self._reader = None
                 if reader is not None:
                     await reader.close()
             reader = None

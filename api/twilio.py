@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
 from api.auth import key_of
-from api.calls import Connection
+from api.connection import Connection
 from api.dialects.dialect import Start
 from api.dialects.twilio import TOKEN_PARAMETER, TwilioDialect
 from api.problems import ProblemError

@@ -32,6 +32,16 @@ class Start:
     context: Mapping[str, str] = field(default_factory=dict, repr=False)
     call_id: str = ""
     token: str = field(default="", repr=False)
+    resume_token: str = field(default="", repr=False)
+    """Of a caller whose session was minted beforehand: it is begun, or resumed where it was begun already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What the caller's side has: the speech of turns before `turn`, and so many samples of that one's."""
+
+    turn: int
+    sample_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +53,10 @@ class Audio:
 
 @dataclass(frozen=True, slots=True)
 class Dtmf:
-    """A key was pressed."""
+    """A key was pressed; one that is told twice with the same `press_id` was pressed once."""
 
     digit: str = field(repr=False)
+    press_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,21 @@ class Playout:
     turn: int
     sentence: int
     heard_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The caller is back after its connection broke.
+
+    `received` and `event_ids` say what it has, `heard` what has been played of it, None where it does not know.
+    `kept_from` is the index of the oldest sample of the caller's audio that can still be sent.
+    """
+
+    token: str = field(repr=False)
+    received: Received | None = None
+    heard: Playout | None = None
+    event_ids: frozenset[str] = frozenset()
+    kept_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +101,7 @@ class Bad:
     retry_after_s: int | None = None
 
 
-Command = Start | Audio | Dtmf | Playout | HangUp | Bad
+Command = Start | Resume | Audio | Dtmf | Playout | HangUp | Bad
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +111,16 @@ class Started:
     session_id: str
     agent: str
     resume_token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What the other side is told when its call goes on; `sample_index` is of the first sample that the log lacks."""
+
+    session_id: str
+    agent: str
+    resume_token: str = field(repr=False)
+    sample_index: int
 
 
 class Dialect(Protocol):
@@ -105,6 +141,18 @@ class Dialect(Protocol):
 
     def started(self, started: Started) -> Sequence[Frame]:
         """The call has been taken."""
+        ...
+
+    def resumed(self, resumed: Resumed) -> Sequence[Frame]:
+        """The call goes on; what was missed follows."""
+        ...
+
+    def acknowledged(self, sample_index: int) -> Sequence[Frame]:
+        """The log has the caller's audio up to that sample; it need not be kept any longer."""
+        ...
+
+    def going_away(self) -> Sequence[Frame]:
+        """The gateway leaves, the call does not: the socket closes next, and another one resumes."""
         ...
 
     def event(self, event: Event) -> Sequence[Frame]:
@@ -135,6 +183,11 @@ class Dialect(Protocol):
 def odd_length(size: int) -> Bad:
     """The error for audio that cannot be 16-bit samples."""
     return Bad("odd_length", f"The audio message has {size} bytes.", "Send PCM16: an even number of bytes.")
+
+
+def bad_token() -> Bad:
+    """The error for any token that is not valid here; it says no more about why."""
+    return Bad("bad_resume_token", "The resume token is not valid.", "Start a new call.")
 
 
 def too_big(size: int, size_max: int) -> Bad:

@@ -18,6 +18,9 @@ from api.dialects.dialect import (
     Frame,
     HangUp,
     Playout,
+    Received,
+    Resume,
+    Resumed,
     Start,
     Started,
     json_object,
@@ -30,7 +33,9 @@ from schemas.events import Control, Intent, SpeechChunk, SpeechChunkKind
 
 TEXT_BYTES_MAX = 16_384
 CONTEXT_ENTRIES_MAX = 64
-MESSAGE_TYPES = ("start", "playout", "dtmf", "hang_up")
+SAMPLES_MAX = 2**53 - 1
+EVENT_IDS_MAX = 256
+MESSAGE_TYPES = ("start", "resume", "playout", "dtmf", "hang_up")
 
 _ENVELOPE = frozenset({"session_id", "tenant_id", "agent_id", "kind", "pcm"})
 _DIGITS = frozenset("0123456789*#ABCD")
@@ -50,6 +55,8 @@ class NativeDialect:
         match message.get("type"):
             case "start":
                 return (_start(message),)
+            case "resume":
+                return (_resume(message),)
             case "playout":
                 return (_playout(message),)
             case "dtmf":
@@ -77,6 +84,26 @@ class NativeDialect:
                 resume_token=started.resume_token,
             ),
         )
+
+    def resumed(self, resumed: Resumed) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return (
+            _text(
+                type="resumed",
+                session_id=resumed.session_id,
+                agent=resumed.agent,
+                sample_index=resumed.sample_index,
+                resume_token=resumed.resume_token,
+            ),
+        )
+
+    def acknowledged(self, sample_index: int) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return (_text(type="acknowledged", sample_index=sample_index),)
+
+    def going_away(self) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return (_text(type="going_away"),)
 
     def event(self, event: Event) -> Sequence[Frame]:
         """See `Dialect`."""
@@ -168,11 +195,38 @@ def _playout(message: Mapping[str, Any]) -> Command:
     return Playout(*values)
 
 
+def _resume(message: Mapping[str, Any]) -> Command:
+    token, received, event_ids = message.get("resume_token"), message.get("received"), message.get("event_ids", [])
+    if not isinstance(token, str):
+        return _invalid("resume_token", "what the gateway gave with started")
+    position = None
+    if received is not None:
+        numbers = [
+            whole_number(received, name, SAMPLES_MAX) if isinstance(received, dict) else None
+            for name in ("turn", "sample_index")
+        ]
+        if None in numbers:
+            return _invalid("received", "an object with turn and sample_index, whole numbers from 0, or nothing")
+        position = Received(*(number or 0 for number in numbers))
+    heard = message.get("heard")
+    played = _playout(heard) if isinstance(heard, dict) else None
+    if heard is not None and not isinstance(played, Playout):
+        return _invalid("heard", "an object with turn and heard_ms, as in playout, or nothing")
+    if not isinstance(event_ids, list) or len(event_ids) > EVENT_IDS_MAX or any(type(e) is not str for e in event_ids):
+        return _invalid("event_ids", f"a list of at most {EVENT_IDS_MAX} texts")
+    kept_from = whole_number({"kept_from": 0, **message}, "kept_from", SAMPLES_MAX)
+    if kept_from is None:
+        return _invalid("kept_from", "a whole number from 0")
+    return Resume(token, position, played if isinstance(played, Playout) else None, frozenset(event_ids), kept_from)
+
+
 def _dtmf(message: Mapping[str, Any]) -> Command:
-    digit = message.get("digit")
+    digit, press_id = message.get("digit"), message.get("id", "")
     if not isinstance(digit, str) or digit.upper() not in _DIGITS:
         return _invalid("digit", "one of 0-9, *, #, A-D")
-    return Dtmf(digit.upper())
+    if not isinstance(press_id, str) or len(press_id) > 64:
+        return _invalid("id", "a text of at most 64 characters, or nothing")
+    return Dtmf(digit.upper(), press_id)
 
 
 def _invalid(name: str, expected: str) -> Bad:

@@ -20,6 +20,7 @@ from api.dialects.dialect import (
     Frame,
     HangUp,
     Playout,
+    Resumed,
     Start,
     Started,
     json_object,
@@ -32,7 +33,8 @@ PAYLOAD_BYTES = 160
 TEXT_BYTES_MAX = 32_768
 PAYLOAD_BYTES_MAX = 16_000
 TOKEN_PARAMETER = "trunkline_token"
-_OWN_PARAMETERS = frozenset({"agent", "caller", TOKEN_PARAMETER})
+SESSION_PARAMETER = "trunkline_session"
+_OWN_PARAMETERS = frozenset({"agent", "caller", TOKEN_PARAMETER, SESSION_PARAMETER})
 _DIGITS = frozenset("0123456789*#ABCD")
 
 
@@ -86,6 +88,18 @@ class TwilioDialect:
         """See `Dialect`."""
         return ()
 
+    def resumed(self, resumed: Resumed) -> Sequence[Frame]:
+        """See `Dialect`."""
+        return ()
+
+    def acknowledged(self, sample_index: int) -> Sequence[Frame]:
+        """See `Dialect`: Twilio keeps no audio."""
+        return ()
+
+    def going_away(self) -> Sequence[Frame]:
+        """See `Dialect`: closing the socket makes Twilio ask what to do next, and the answer is another stream."""
+        return ()
+
     def event(self, event: Event) -> Sequence[Frame]:
         """See `Dialect`: a telephone shows nothing; at the end of a turn what is left of its audio is sent."""
         if isinstance(event, SpeechChunk) and event.kind is SpeechChunkKind.END_OF_TURN:
@@ -95,7 +109,8 @@ class TwilioDialect:
     def audio(self, chunk: SpeechChunk) -> Sequence[Frame]:
         """See `Dialect`: messages of 20 ms, and a mark after each sentence."""
         if chunk.turn not in self._heard_ms:
-            self._heard_ms = {chunk.turn: 0.0}
+            # A stream on which a call goes on begins within the turn.
+            self._heard_ms = {chunk.turn: chunk.sample_index * 2 / BYTES_PER_MS}
         self._heard_ms[chunk.turn] += len(chunk.pcm) / BYTES_PER_MS
         data = self._rest + pcm_to_mulaw(self._narrower.process(chunk.pcm))
         whole = len(data) - len(data) % PAYLOAD_BYTES
@@ -145,6 +160,7 @@ class TwilioDialect:
             context={name: value for name, value in given.items() if name not in _OWN_PARAMETERS},
             call_id=call_sid if isinstance(call_sid, str) else "",
             token=given.get(TOKEN_PARAMETER, ""),
+            resume_token=given.get(SESSION_PARAMETER, ""),
         )
 
     def _media(self, media: Mapping[str, Any]) -> Sequence[Command]:

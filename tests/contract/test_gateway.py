@@ -4,6 +4,7 @@ import asyncio
 import base64
 import dataclasses
 import json
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -225,11 +226,11 @@ async def test_garbage_in_the_log_does_not_end_a_call(caller: Caller, peer: Peer
     assert (await caller.heard("final"))["text"] == "still there"
 
 
-async def test_a_caller_who_vanishes_has_abandoned_the_call(gateway: Gateway, peer: Peer) -> None:
+async def test_a_caller_who_closes_the_socket_in_order_has_hung_up(gateway: Gateway, peer: Peer) -> None:
     async with websockets.connect(f"{gateway.ws}/v1/calls") as socket:
         caller = Caller(socket)
         await caller.start()
-    assert (await ended(peer, caller.session_id)).reason == "abandoned"
+    assert (await ended(peer, caller.session_id)).reason == "hung_up"
 
 
 @pytest.mark.parametrize(("limit", "reason"), [("session_idle_s", "idle"), ("session_max_s", "too_long")])
@@ -270,7 +271,7 @@ async def test_stopping_ends_calls_with_1012(kafka: TestBroker, peer: Peer) -> N
         socket = await websockets.connect(f"{gateway.ws}/v1/calls")
         caller = Caller(socket)
         await caller.start()
-        gateway.server.should_exit = True
+        gateway.server.handle_exit(signal.SIGINT, None)
         assert (await caller.heard("ended"))["reason"] == "shutdown"
         assert await caller.closed() == 1012
     assert (await ended(peer, caller.session_id)).reason == "shutdown"
@@ -330,6 +331,7 @@ async def test_sessions_over_rest(gateway: Gateway, caller: Caller, peer: Peer, 
 
 async def test_another_gateway_finds_and_ends_the_call(gateway: Gateway, caller: Caller, settings: Settings) -> None:
     await caller.start()
+    settings = settings.model_copy(update={"worker": "1"})
     async with running_gateway(settings) as other, httpx.AsyncClient(base_url=other.http) as http:
         assert (await http.get(f"/v1/sessions/{caller.session_id}")).json()["live"] is True
         assert (await http.delete(f"/v1/sessions/{caller.session_id}")).status_code == 202

@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 
 import msgspec
 
-from api.calls import Call
+from api.calls import new_call
 from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
 from processors.stage import caused
@@ -45,7 +45,7 @@ class Gateway:
 
 async def test_started_comes_first_even_when_the_greeting_is_faster_than_the_logs_acknowledgement() -> None:
     gateway = Gateway()
-    call = Call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
     beginning = asyncio.create_task(call.begin())
     await asyncio.sleep(0)
     (started,) = gateway.published

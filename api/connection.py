@@ -1,0 +1,242 @@
+"""A media socket: takes its messages in order, and has a call once one was started or resumed on it."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from starlette.websockets import WebSocket
+
+from api.admission import Refusal
+from api.calls import Call, new_call
+from api.dialects.dialect import (
+    Audio,
+    Bad,
+    Command,
+    Dialect,
+    Dtmf,
+    HangUp,
+    Playout,
+    Resume,
+    Start,
+    bad_token,
+)
+from api.limits import Bucket
+from api.line import Line
+from api.resume import take_up
+from api.resume_tokens import ResumeToken
+from api.session_router import SessionRouter
+from streams.client import LogError
+
+START_TIMEOUT_S = 30.0
+FLOODS_MAX = 2000
+# Closed on purpose; 1005 is a close without a code, as browsers send it by default.
+CLOSED_BY_CALLER = (1000, 1005)
+_CROWDED_S = 0.01
+
+Authorise = Callable[[Start], bool]
+
+
+class Connection:
+    """A socket and, once it has started one, its call."""
+
+    def __init__(
+        self, websocket: WebSocket, dialect: Dialect, router: SessionRouter, authorise: Authorise | None = None
+    ) -> None:
+        self._websocket = websocket
+        self._dialect = dialect
+        self._router = router
+        self._authorise = authorise
+        self._line = Line(websocket, router.metrics)
+        self._call: Call | None = None
+        self._over = asyncio.Event()
+        self._close = (1000, "")
+        now_s = router.clock.monotonic_s()
+        self._texts = Bucket(dialect.text_rate_per_s, 2 * dialect.text_rate_per_s, now_s)
+        self._errors = Bucket(5, 20, now_s)
+        self._floods = 0
+
+    async def run(self) -> None:
+        """Serves the socket until the call is over, and closes it."""
+        offered = self._websocket.scope.get("subprotocols", [])
+        await self._websocket.accept(subprotocol="trunkline" if "trunkline" in offered else None)
+        self._line.start()
+        try:
+            self._router.connected(1)
+            if crowded := self._router.door.crowded():
+                self._refuse(crowded)
+            else:
+                await self._serve()
+        finally:
+            await self._finish()
+            self._router.connected(-1)
+
+    async def _serve(self) -> None:
+        receiving = asyncio.create_task(self._receive())
+        over = asyncio.create_task(self._over.wait())
+        try:
+            await asyncio.wait({receiving, over}, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if self._call is None and not receiving.done() and not over.done():
+                self._error(Bad("start_timeout", "No call was started.", f"Send start within {START_TIMEOUT_S:.0f} s."))
+                self._close = (1008, "start_timeout")
+                return
+            await asyncio.wait({receiving, over}, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done():
+                receiving.result()
+        finally:
+            receiving.cancel()
+            over.cancel()
+
+    async def _finish(self) -> None:
+        if self._call is not None:
+            self._call.end("failed", 1011)
+            self._close = (self._call.close_code, self._call.close_reason)
+        await self._line.close(*self._close)
+        if self._call is not None:
+            self._call.finished()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._router.door.refused(refusal)
+        self._error(Bad(refusal.code, refusal.message, refusal.hint, refusal.retry_after_s))
+        self._close = (1013, refusal.code)
+
+    async def _receive(self) -> None:
+        """Handles messages in order; returns when the socket is closed or the caller hangs up."""
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                self._disconnected(message.get("code", 1005))
+                return
+            for command in self._commands(message):
+                await self._handle(command)
+            if self._over.is_set():
+                return
+
+    def _disconnected(self, code: int) -> None:
+        if self._call is None:
+            return
+        if code in CLOSED_BY_CALLER:
+            self._call.end("hung_up")
+        else:
+            self._call.lost()
+
+    def _commands(self, message: Any) -> Iterable[Command]:
+        data = message.get("bytes")
+        if data is not None:
+            return self._dialect.receive_bytes(data)
+        if self._texts.take(self._router.clock.monotonic_s()):
+            return self._dialect.receive_text(message.get("text") or "")
+        self._floods += 1
+        self._router.metrics.dropped.labels("text", "rate_limit").inc()
+        if self._floods > FLOODS_MAX:
+            self._stop(1008, "rate_limited")
+        rate = self._dialect.text_rate_per_s
+        return (Bad("rate_limited", "Too many text messages; this one was dropped.", f"Send at most {rate} a second."),)
+
+    async def _handle(self, command: Command) -> None:
+        if isinstance(command, Bad):
+            self._error(command)
+        elif isinstance(command, Start):
+            await self._started(command)
+        elif isinstance(command, Resume):
+            await self._resumed(command)
+        elif self._call is None:
+            self._not_started(command)
+        elif isinstance(command, Audio):
+            ahead_s = self._call.audio(command.pcm)
+            while self._call.crowded and not self._call.ended.is_set():
+                await self._router.clock.sleep(_CROWDED_S)
+            if ahead_s:
+                # A client that sends faster than people speak is slowed down to their pace by its own socket.
+                self._router.metrics.paused_seconds.inc(ahead_s)
+                await self._router.clock.sleep(ahead_s)
+        elif isinstance(command, Playout):
+            self._call.playout(command)
+        elif isinstance(command, Dtmf):
+            self._call.dtmf(command.digit, command.press_id)
+        else:
+            self._call.end("hung_up")
+
+    def _not_started(self, command: Command) -> None:
+        if isinstance(command, HangUp):
+            self._stop(1000, "hung_up")
+        else:
+            self._error(Bad("not_started", "No call has been started.", "Send a start message first."))
+
+    async def _started(self, start: Start) -> None:
+        if self._again():
+            return
+        agents = self._router.agents
+        agent_id = start.agent or next(iter(agents))
+        if agent_id not in agents:
+            self._error(Bad("unknown_agent", "There is no such agent.", f"agent is one of {', '.join(agents)}."))
+            return
+        if self._authorise is not None and not self._authorise(start):
+            self._error(Bad("unauthorized", "The call is not authorised.", "Start it through /v1/twilio/voice."))
+            self._stop(1008, "unauthorized")
+            return
+        session_id = ""
+        if start.resume_token:
+            token = self._token(start.resume_token)
+            if token is None or await self._taken_up(Resume(start.resume_token), token):
+                return
+            session_id = token.session_id
+        if refusal := self._router.door.refusal(start.call_id):
+            self._refuse(refusal)
+            self._over.set()
+            return
+        self._router.door.taken()
+        self._call = new_call(
+            self._router, self._dialect, self._line, start, agent_id, self._over.set, session_id=session_id
+        )
+        try:
+            await self._call.begin()
+        except LogError:
+            self._unavailable()
+
+    async def _resumed(self, resume: Resume) -> None:
+        if self._again():
+            return
+        token = self._token(resume.token)
+        if token is not None and not await self._taken_up(resume, token):
+            self._error(Bad("unknown_session", "The session is not in the log.", "Start a new call."))
+            self._stop(1008, "unknown_session")
+
+    def _again(self) -> bool:
+        if self._call is not None:
+            self._error(Bad("already_started", "The call has been started.", "Open another socket for another call."))
+        return self._call is not None
+
+    def _token(self, text: str) -> ResumeToken | None:
+        token = self._router.tokens.read(text, self._router.clock.now_us())
+        if token is None:
+            self._error(bad_token())
+            self._stop(1008, "bad_resume_token")
+        return token
+
+    async def _taken_up(self, resume: Resume, token: ResumeToken) -> bool:
+        """Resumes the call, or tells how it ended; False where it has never begun."""
+        outcome: Call | str | None = None
+        try:
+            outcome = await take_up(self._router, self._dialect, self._line, resume, token, self._over.set)
+        except LogError:
+            self._unavailable()
+            return True
+        if isinstance(outcome, Call):
+            self._call = outcome
+        elif outcome is not None:
+            self._line.send(self._dialect.ended(outcome))
+            self._stop(1000, outcome)
+        return outcome is not None
+
+    def _unavailable(self) -> None:
+        self._error(Bad("log_unavailable", "The call could not be recorded.", "Try again in a few seconds."))
+        self._stop(1013, "log_unavailable")
+
+    def _stop(self, code: int, reason: str) -> None:
+        self._close = (code, reason)
+        self._over.set()
+
+    def _error(self, bad: Bad) -> None:
+        self._router.metrics.errors.labels(self._dialect.channel, bad.code).inc()
+        if self._errors.take(self._router.clock.monotonic_s()):
+            self._line.send(self._dialect.error(bad.code, bad.message, bad.hint, bad.retry_after_s))

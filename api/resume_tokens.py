@@ -1,0 +1,89 @@
+"""Resume tokens: with one, the client of a call proves to any gateway that the call is its own. Stateless."""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+import struct
+import uuid
+from dataclasses import dataclass
+
+import structlog
+
+from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+KEY_FILE = "resume.key"
+_KEY_BYTES = 32
+_PAYLOAD = struct.Struct(">16sQQ")
+_MAC_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeToken:
+    """What a valid token says: which call, and when it began (or was announced), in microseconds since the epoch."""
+
+    session_id: str
+    since_us: int
+
+
+class ResumeTokens:
+    """Mints and reads the tokens of one tenant under one key."""
+
+    def __init__(self, key: bytes, tenant: str) -> None:
+        self._key = hmac.digest(key, b"trunkline resume\0" + tenant.encode(), hashlib.sha256)
+
+    def mint(self, session_id: str, since_us: int, until_us: int) -> str:
+        """A token for the session, a UUID; URL-safe."""
+        payload = _PAYLOAD.pack(uuid.UUID(session_id).bytes, since_us, until_us)
+        return base64.urlsafe_b64encode(payload + self._mac(payload)).rstrip(b"=").decode()
+
+    def read(self, text: str, now_us: int) -> ResumeToken | None:
+        """What the token says; None for one that was forged, is from elsewhere, or has expired."""
+        try:
+            data = base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            return None
+        payload, mac = data[: _PAYLOAD.size], data[_PAYLOAD.size :]
+        if len(payload) != _PAYLOAD.size or not hmac.compare_digest(mac, self._mac(payload)):
+            return None
+        session, since_us, until_us = _PAYLOAD.unpack(payload)
+        return ResumeToken(str(uuid.UUID(bytes=session)), since_us) if now_us < until_us else None
+
+    def _mac(self, payload: bytes) -> bytes:
+        return hmac.digest(self._key, payload, hashlib.sha256)[:_MAC_BYTES]
+
+
+def resume_tokens(settings: Settings) -> ResumeTokens:
+    """With the key of the settings, else that of the data directory, made there the first time (mode 0600)."""
+    given = settings.api.resume_key
+    key = given.get_secret_value().encode() if given is not None else b""
+    return ResumeTokens(key or _kept_key(settings), settings.tenant)
+
+
+def _kept_key(settings: Settings) -> bytes:
+    path = settings.data_dir / KEY_FILE
+    fresh = path.with_name(f"{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(_KEY_BYTES))
+            # Of gateways that start at once, one makes the key and all use it.
+            with contextlib.suppress(FileExistsError):
+                os.link(fresh, path)
+            fresh.unlink()
+        if len(key := path.read_bytes()) >= _KEY_BYTES:
+            return key
+        log.warning(
+            "api.resume_key: the file is too short for a key; calls will not outlive this process", file=KEY_FILE
+        )
+    except OSError as error:
+        log.warning(
+            "api.resume_key is not set, none can be kept; calls will not outlive this process", error=str(error)
+        )
+    return secrets.token_bytes(_KEY_BYTES)

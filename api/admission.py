@@ -55,7 +55,7 @@ class Refusal:
 
 @dataclass(slots=True)
 class Newcomers:
-    """Calls of the last SETTLED_S: each weighs 1 when it comes and nothing when its load shows."""
+    """Calls of the last SETTLED_S, whose load does not show whole yet."""
 
     _at_s: deque[float] = field(default_factory=deque)
 
@@ -63,11 +63,11 @@ class Newcomers:
         """So many more."""
         self._at_s.extend([now_s] * count)
 
-    def weight(self, now_s: float) -> float:
-        """How many calls' load does not show yet."""
+    def count(self, now_s: float) -> int:
+        """How many there are."""
         while self._at_s and now_s - self._at_s[0] >= SETTLED_S:
             self._at_s.popleft()
-        return sum(1 - (now_s - at_s) / SETTLED_S for at_s in self._at_s)
+        return len(self._at_s)
 
 
 class Cost:
@@ -77,17 +77,17 @@ class Cost:
         self._default = default
         self.share = default
         self._measured_s: float | None = None
-        self._calls = 0
+        self.calls = 0
         self.newcomers = Newcomers()
 
     def measured(self, load: StageLoad, now_s: float) -> None:
         """Takes the stage's present load; calls that have only just come are not what makes it."""
-        self.newcomers.add(now_s, max(0, load.calls - self._calls))
-        self._calls = load.calls
+        self.newcomers.add(now_s, max(0, load.calls - self.calls))
         lasted_s = 0.0 if self._measured_s is None else now_s - self._measured_s
         self._measured_s = now_s
-        settled = load.calls - self.newcomers.weight(now_s)
-        if settled < 0.5:
+        self.calls = load.calls
+        settled = load.calls - self.newcomers.count(now_s)
+        if settled < 1:
             return
         weight = 1 - math.exp(-lasted_s / COST_ADAPTS_S)
         share = self.share + weight * (load.utilisation / settled - self.share)
@@ -196,15 +196,22 @@ class Admission:
         return self._ladder.level
 
     def expected(self, now_s: float) -> dict[str, float]:
-        """For each stage, the utilisation to be expected once all who have been taken are heard."""
-        present = self._present(now_s)
-        awaited = self._taken.weight(now_s) + len(self._reserved)
-        newcomers = {name: max(cost.newcomers.weight(now_s), awaited) for name, cost in self._each()}
-        return {name: present[name] + cost.share * newcomers[name] for name, cost in self._each()}
+        """For each stage, the utilisation to be expected once all who have been taken are heard.
+
+        It is not less than what so many calls take on average: a moment in which few speak is no room.
+        """
+        present = self._board.stages(now_s)
+        awaited = self._taken.count(now_s) + len(self._reserved)
+        found = {}
+        for name, cost in self._costs.items():
+            load = present.get(name, StageLoad(0.0, 0))
+            newcomers = max(cost.newcomers.count(now_s), awaited)
+            found[name] = max(load.utilisation + cost.share * newcomers, cost.share * load.calls)
+        return found
 
     def costs(self) -> dict[str, float]:
         """For each stage, the share of its engines' time that a call is measured to take."""
-        return {name: cost.share for name, cost in self._each()}
+        return {name: cost.share for name, cost in self._costs.items()}
 
     def refusal(self, now_s: float, calls: int, sockets: int = 0) -> Refusal | None:
         """Why no new call is taken now, or None: it may come. Asking changes nothing."""
@@ -223,8 +230,8 @@ class Admission:
         if self._ladder.level:
             slow = self.replies.pressure(now_s) >= CALM
             return self._refusal("overloaded", "replies" if slow else "gateway", now_s, calls, str(self._sample))
-        for name, cost in self._each():
-            share = self.expected(now_s)[name] + cost.share
+        for name, expected in self.expected(now_s).items():
+            share = expected + self._costs[name].share
             if share > self._utilisation_max:
                 return self._refusal("overloaded", "expected", now_s, calls, f"{name}: {100 * share:.0f} % expected")
         return None
@@ -241,13 +248,6 @@ class Admission:
 
     def _level(self, now_s: float) -> bool:
         return bool(self._ladder.level) or self._board.worst(now_s, besides="api") is not None
-
-    def _present(self, now_s: float) -> dict[str, float]:
-        stages = self._board.stages(now_s)
-        return {name: stages[name].utilisation if name in stages else 0.0 for name in self._costs}
-
-    def _each(self) -> list[tuple[str, Cost]]:
-        return list(self._costs.items())
 
     def _expire(self, now_s: float) -> None:
         while self._reserved and now_s - next(iter(self._reserved.values())) >= RESERVED_S:

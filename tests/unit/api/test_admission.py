@@ -94,15 +94,20 @@ def test_a_cost_stays_within_reason(said: list[tuple[float, int]]) -> None:
 
 
 @given(st.lists(st.floats(0, 30), max_size=30), st.floats(0, 60))
-def test_each_newcomer_weighs_less_and_less(at_s: list[float], later_s: float) -> None:
+def test_each_newcomer_counts_until_it_has_come_to_show(at_s: list[float], later_s: float) -> None:
     newcomers = Newcomers()
     for one in sorted(at_s):
         newcomers.add(one)
-    last_s = max(at_s, default=0.0)
-    before = newcomers.weight(last_s)
-    after = newcomers.weight(last_s + later_s)
-    assert 0 <= after <= before <= len(at_s)
-    assert newcomers.weight(last_s + later_s + SETTLED_S) == pytest.approx(0)
+    now_s = max(at_s, default=0.0) + later_s
+    assert newcomers.count(now_s) == sum(now_s - one < SETTLED_S for one in at_s)
+
+
+def test_a_moment_in_which_few_speak_is_no_room() -> None:
+    door = admission()
+    for tick in range(30):
+        measured(door, tick * REPEAT_S, utilisation=0.72, calls=6)
+    measured(door, 30 * REPEAT_S, utilisation=0.05, calls=6)
+    assert reason(door, 30 * REPEAT_S, 6) == "expected"
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.floats(0, 0.6))

@@ -47,6 +47,9 @@ log = structlog.get_logger(__name__)
 StateT = TypeVar("StateT")
 
 ENDED_MAX = 10_000
+# After a crash, records of an ended session come again until their offsets are committed in every topic: so long it is
+# remembered that it ended.
+ENDED_KEPT_S = 30.0
 LOADED = "loaded"
 _LOADED = Woken(LOADED)
 
@@ -121,6 +124,7 @@ class Runner(Generic[StateT]):
         self._limits = limits
         self._live: dict[str, Live[StateT]] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._epitaphs: dict[str, tuple[int, asyncio.TimerHandle]] = {}
         self._restored: dict[int, dict[str, tuple[list[Event], set[str]]]] = {}
         self._open = 0
         self._hurried = False
@@ -158,6 +162,9 @@ class Runner(Generic[StateT]):
 
     def _load(self, session_id: str, partition: int, data: bytes) -> None:
         snapshot = read_snapshot(data)
+        if snapshot.ended:
+            self._bury(session_id, partition)
+            return
         live = Live(session_id, partition, self._core.load(session_id, snapshot.state), snapshot.seq)
         live.seen = Seen(snapshot.seen)
         live.saved, live.saved_seq = snapshot.state, snapshot.seq
@@ -180,6 +187,9 @@ class Runner(Generic[StateT]):
         for live in [live for live in self._live.values() if live.partition == partition]:
             live.close()
             del self._live[live.session_id]
+        for session_id in [key for key, (number, _) in self._epitaphs.items() if number == partition]:
+            self._epitaphs.pop(session_id)[1].cancel()
+            self._ended.pop(session_id, None)
         metrics.sessions.labels(self._stage.name).set(len(self._live))
 
     async def drain(self, timeout_s: float) -> None:
@@ -432,22 +442,33 @@ class Runner(Generic[StateT]):
         self._then(self._log.publish_state(self._stage.name, live.session_id, live.snapshot(state)), saved)
 
     def _finish(self, live: Live[StateT]) -> None:
-        """The session is over and all of it is done: its snapshot goes, then its records are done."""
+        """The session is over and all of it is done: its snapshot says so, then its records are done."""
         live.saving = True
 
-        def deleted() -> None:
+        def kept() -> None:
             if live.gone:
                 return
             live.close()
             self._live.pop(live.session_id, None)
-            self._ended[live.session_id] = None
-            if len(self._ended) > ENDED_MAX:
-                self._ended.popitem(last=False)
+            self._bury(live.session_id, live.partition)
             held = [unit for units in live.held.values() for unit in units]
             self._done([*live.settled, *held])
             metrics.sessions.labels(self._stage.name).set(len(self._live))
 
-        self._then(self._log.publish_state(self._stage.name, live.session_id, None), deleted)
+        self._then(self._log.publish_state(self._stage.name, live.session_id, live.epitaph()), kept)
+
+    def _bury(self, session_id: str, partition: int) -> None:
+        """Remembers that the session is over, in the log only for a while."""
+        self._ended[session_id] = None
+        if len(self._ended) > ENDED_MAX:
+            self._ended.popitem(last=False)
+
+        def forget() -> None:
+            del self._epitaphs[session_id]
+            self._then(self._log.publish_state(self._stage.name, session_id, None), lambda: None)
+
+        timer = asyncio.get_running_loop().call_later(ENDED_KEPT_S, forget)
+        self._epitaphs[session_id] = partition, timer
 
     def _done(self, units: list[Unit]) -> None:
         for unit in units:

@@ -32,18 +32,20 @@ class Unit:
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     """A session's cached state. `applied` names, for each topic, the last offset whose effect it holds.
 
-    `seen` are the digests of the latest events' ids, one after the other.
+    `seen` are the digests of the latest events' ids, one after the other. `ended` says that the session is over, and
+    that records of it which come again are to be dropped.
     """
 
     state: bytes
     applied: dict[str, int]
     seq: int
     seen: bytes
+    ended: bool = False
 
     @property
-    def progress(self) -> int:
+    def progress(self) -> tuple[bool, int]:
         """Grows with every record of the session: of two snapshots the one with more is the newer."""
-        return sum(self.applied.values())
+        return self.ended, sum(self.applied.values())
 
 
 class Seen:
@@ -113,6 +115,10 @@ class Live(Generic[StateT]):
                 applied[topic] = units[0].position.offset - 1
                 again.update(unit.event_id for unit in units)
         return msgspec.msgpack.encode(Snapshot(state, applied, self.seq, self.seen.digests(without=again)))
+
+    def epitaph(self) -> bytes:
+        """The snapshot of a session that is over."""
+        return msgspec.msgpack.encode(Snapshot(b"", self.applied, self.seq, b"", ended=True))
 
     def close(self) -> None:
         """Stops timers and asks; nothing more comes of the session."""

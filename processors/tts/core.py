@@ -202,7 +202,7 @@ class TtsCore:
         text = caused(
             sentence,
             SpeechChunk,
-            f"chunk-{speaking.chunks}",
+            "text",
             now_us,
             kind=SpeechChunkKind.TEXT,
             text=sentence.text,

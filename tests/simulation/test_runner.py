@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from processors.engine import Generate, Generated, Message, Reply, Request
 from processors.pipeline import STAGES
+from processors.runner import ENDED_KEPT_S
 from processors.stage import (
     Answered,
     Ask,
@@ -29,7 +30,7 @@ from processors.stage import (
     caused,
 )
 from schemas.events import DeadLetter, Intent, IntentKind, Response, ResponseKind, Session, SessionKind
-from streams.keys import mint_session_id
+from streams.keys import mint_session_id, partition_of
 from tests.simulation.simulated import EPOCH_US, MemoryLog, ScriptedEngine, SimulatedClock, Worker, simulate
 
 LLM = STAGES["llm"]
@@ -197,7 +198,7 @@ async def ended(seed: int) -> tuple[MemoryLog, Worker]:
     await asyncio.sleep(1)
     log.append(the_end(session_id))
     log.append(an_intent(session_id, 2))
-    await asyncio.sleep(1)
+    await asyncio.sleep(1 + ENDED_KEPT_S)
     return log, worker
 
 
@@ -206,6 +207,36 @@ def test_an_ended_session_leaves_nothing_behind() -> None:
     assert worker.runner.sessions == 0
     assert all(not table for table in log.state.values())
     assert worker.behind == 0
+
+
+async def ended_then_redone() -> tuple[MemoryLog, ScriptedEngine, Worker]:
+    """The process dies when the end of the session is committed, and what came before it is not."""
+    log, clock = MemoryLog(7), SimulatedClock()
+    session_id = mint_session_id(log.partitions, range(log.partitions))
+    engine = ScriptedEngine(log, three_sentences)
+    first = Worker(log, LLM, Teller(), {"llm": engine}, clock)
+    first.start()
+    log.append(an_intent(session_id, 1))
+    await asyncio.sleep(1)
+    log.append(the_end(session_id))
+    await asyncio.sleep(1)
+    first.crash()
+    for where in [where for where in log.committed if where[1] == Intent.TOPIC]:
+        log.committed[where] = 0
+    log.records[Response.TOPIC, partition_of(session_id, log.partitions)].clear()
+    second = Worker(log, LLM, Teller(), {"llm": engine}, clock)
+    second.start()
+    await asyncio.sleep(1)
+    assert second.behind == 0
+    await asyncio.sleep(ENDED_KEPT_S)
+    return log, engine, second
+
+
+def test_records_of_an_ended_session_that_come_again_do_not_begin_it_anew() -> None:
+    log, engine, worker = simulate(ended_then_redone())
+    assert len(engine.asked) == 1
+    assert worker.runner.sessions == 0
+    assert all(not table for table in log.state.values())
 
 
 async def refused() -> tuple[MemoryLog, Worker]:

@@ -8,11 +8,12 @@ import typer
 from rich.console import Console
 
 from api.errors import OperatorError
-from bench import hops, overload, report, voice
+from bench import hops, overload, recovery, report, voice
 from bench.machine import this_machine
 from bench.running import running_broker, running_platform
 from streams.broker import BrokerError
 from streams.client import LogError
+from streams.provision import ensure_topics
 
 
 class Part(StrEnum):
@@ -21,6 +22,7 @@ class Part(StrEnum):
     HOPS = "hops"
     VOICE = "voice"
     OVERLOAD = "overload"
+    RECOVERY = "recovery"
 
 
 def bench(
@@ -44,6 +46,11 @@ def bench(
         progress.print("Offering more calls than can be taken")
         with running_platform() as url:
             found.add(overload.measure_overload(url, quick))
+    if only in (None, Part.RECOVERY):
+        progress.print("Taking over conversations")
+        with running_broker() as settings:
+            ensure_topics(settings)
+            found.add(recovery.measure_recovery(settings, quick))
     report.show(found, str(machine))
     print(f"Written to {report.write(found, machine.as_dict())}")
 

@@ -9,7 +9,7 @@ calls: snapshots are small and compacted away soon, outputs are read from the ol
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 
 import msgspec
@@ -39,7 +39,9 @@ class Recovered:
     """What is known of a partition number; `keys` are those under which the snapshots lie, by session."""
 
     restored: Restored
-    keys: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+    keys: Mapping[str, tuple[bytes, ...]]
+    records_read: int
+    bytes_read: int
 
 
 class Snapshots:
@@ -134,15 +136,16 @@ async def recover(
     reading = _Reading(reader, stage, codec, committed)
     await reading.snapshots_and_backlog()
     await reading.outputs()
+    found = {number: reading.recovered(number) for number in reading.numbers}
     log.info(
         "read_back",
         stage=stage.name,
-        partitions=len(reading.numbers),
-        records=reading.records,
-        bytes=reading.bytes,
+        partitions=len(found),
+        records=sum(one.records_read for one in found.values()),
+        bytes=sum(one.bytes_read for one in found.values()),
         ms=round((monotonic() - started_s) * 1000),
     )
-    return {number: reading.recovered(number) for number in reading.numbers}
+    return found
 
 
 class _Reading:
@@ -160,8 +163,8 @@ class _Reading:
         self._snapshots: dict[int, dict[bytes, tuple[Snapshot, bytes]]] = {number: {} for number in self.numbers}
         self._oldest_ms: dict[int, int] = {}
         self._recorded: dict[int, list[Event]] = {number: [] for number in self.numbers}
-        self.records = 0
-        self.bytes = 0
+        self._records_read = dict.fromkeys(self.numbers, 0)
+        self._bytes_read = dict.fromkeys(self.numbers, 0)
 
     async def snapshots_and_backlog(self) -> None:
         """Reads the snapshots, and when the oldest record of each partition number was written that is redone."""
@@ -215,8 +218,9 @@ class _Reading:
             if session_id not in best or pair[0].progress >= best[session_id][0].progress:
                 best[session_id] = pair
         snapshots = {session_id: data for session_id, (_, data) in best.items()}
-        return Recovered(Restored(snapshots, self._recorded[number]), keys)
+        restored = Restored(snapshots, self._recorded[number])
+        return Recovered(restored, keys, self._records_read[number], self._bytes_read[number])
 
     def _count(self, record: Record) -> None:
-        self.records += 1
-        self.bytes += len(record.value or b"")
+        self._records_read[record.partition] += 1
+        self._bytes_read[record.partition] += len(record.value or b"")

@@ -1,0 +1,198 @@
+"""What must hold after any history, read from the log, from the business system and from the callers' ears."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby, pairwise
+
+from schemas.events import (
+    DeadLetter,
+    Intent,
+    Response,
+    ResponseKind,
+    SpeechChunk,
+    SpeechChunkKind,
+    Transcript,
+    TranscriptKind,
+)
+from tests.simulation.gateway import Caller, Line
+from tests.simulation.plans import plan_of
+from tests.simulation.platform import Plan, Platform, leftovers, play
+from tests.simulation.speech import silence, voice
+
+TERMINAL = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
+PAUSE = silence(100)
+
+
+@cache
+def undisturbed(script: Sequence[Line]) -> dict[int, tuple[str, ...]]:
+    """The sentences of each turn on a good day."""
+    platform = play(Plan(0, (tuple(script),)))
+    caller = platform.callers[0]
+    said: dict[int, tuple[str, ...]] = {}
+    for event in platform.log.truth(Response, caller.session_id):
+        if event.kind is ResponseKind.SENTENCE:
+            said[event.turn] = (*said.get(event.turn, ()), "" if event.source == "model" else event.text)
+    return said
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What came of a seed: what was broken, a digest of the history, and the history itself where asked for."""
+
+    plan: Plan
+    found: list[str]
+    trace: str
+    history: list[str]
+
+
+def play_seed(seed: int, *, verbose: bool = False) -> Played:
+    """Plays a seed and looks whether everything holds that must."""
+    plan = plan_of(seed)
+    platform = play(plan, verbose=verbose)
+    return Played(plan, violations(platform), platform.world.trace, platform.world.history)
+
+
+def violations(platform: Platform) -> list[str]:
+    """Everything that is wrong, in words; empty on a good day and on every other."""
+    found = [f"an error in {error}" for error in platform.world.errors]
+    for caller in platform.callers:
+        found += [f"call {caller.session_id[:8]}: {what}" for what in _call(platform, caller)]
+    found += [f"{count} records are left undone: {where}" for where, count in platform.behind.items()]
+    found += [f"state is left over: {where}" for where in leftovers(platform)]
+    found += [f"a dead letter: {letter.source_topic} {letter.reason}" for letter in platform.log.events(DeadLetter)]
+    found += _effects(platform)
+    return found
+
+
+def _call(platform: Platform, caller: Caller) -> Iterator[str]:
+    if caller.stuck:
+        yield f"the caller waited in vain for {caller.stuck}"
+        return
+    if not caller.done:
+        yield "the call did not come to its end"
+        return
+    finals = [
+        event for event in platform.log.truth(Transcript, caller.session_id) if event.kind is TranscriptKind.FINAL
+    ]
+    yield from _transcripts(platform, caller, finals)
+    yield from _intents(platform, caller, finals)
+    yield from _replies(platform, caller, len(finals))
+
+
+def _transcripts(platform: Platform, caller: Caller, finals: list[Transcript]) -> Iterator[str]:
+    texts = [event.text for event in finals]
+    spoken = [line.text for line in caller.spoken]
+    if platform.plan.engines_fail:
+        # Whoever is not understood is asked to repeat, and may have been heard both times.
+        texts, spoken = ([text for text, _ in groupby(filter(None, said))] for said in (texts, spoken))
+    if texts != spoken:
+        yield f"said {spoken}, heard {texts}"
+    if [event.turn for event in finals] != list(range(1, len(finals) + 1)):
+        yield f"turns are {[event.turn for event in finals]}"
+
+
+def _intents(platform: Platform, caller: Caller, finals: list[Transcript]) -> Iterator[str]:
+    intents = {event.causation_id: event for event in platform.log.truth(Intent, caller.session_id)}
+    for final, line in zip(finals, caller.spoken, strict=False):
+        intent = intents.pop(final.event_id, None)
+        if intent is None and not _hung_up_in(caller, final.turn):
+            yield f"turn {final.turn} has no intent"
+        elif intent is not None and line.intent and intent.intent != line.intent and not platform.plan.engines_fail:
+            yield f"turn {final.turn} was understood as {intent.intent}"
+    if intents and not platform.plan.engines_fail:
+        yield f"intents without a transcript: {len(intents)}"
+
+
+def _hung_up_in(caller: Caller, turn: int) -> bool:
+    """Whether the call ended before the turn could: what came of it then is nobody's."""
+    return caller.ear.over == "hung_up" and turn >= len(caller.spoken)
+
+
+def _replies(platform: Platform, caller: Caller, turns: int) -> Iterator[str]:
+    responses = platform.log.truth(Response, caller.session_id)
+    chunks = platform.log.truth(SpeechChunk, caller.session_id)
+    expected = undisturbed(tuple(caller.script))
+    for turn in range(turns + 1):
+        mine = [event for event in responses if event.turn == turn]
+        sentences = [event for event in mine if event.kind is ResponseKind.SENTENCE]
+        yield from _reply(caller, turn, mine, sentences)
+        if not platform.plan.engines_fail:
+            for event, text in zip(sentences, expected.get(turn, ()), strict=False):
+                if text and event.text != text:
+                    yield f"turn {turn}: said {event.text!r}, on a good day {text!r}"
+        spoken = [event for event in chunks if event.turn == turn]
+        texts = {event.causation_id for event in spoken if event.kind is SpeechChunkKind.TEXT}
+        for sentence in sentences:
+            own = [
+                event
+                for event in spoken
+                if event.causation_id == sentence.event_id and event.kind is SpeechChunkKind.AUDIO
+            ]
+            cut = _unfinished(platform, caller, turn) or sentence.event_id in texts
+            yield from _speech(sentence, own, whole=not cut)
+        if not texts:
+            yield from _ear(platform, caller, turn, [event.text for event in sentences])
+
+
+def _reply(caller: Caller, turn: int, mine: list[Response], sentences: list[Response]) -> Iterator[str]:
+    terminals = [event for event in mine if event.kind in TERMINAL]
+    if not terminals and _hung_up_in(caller, turn):
+        return
+    if len(terminals) != 1:
+        yield f"turn {turn} ended {len(terminals)} times: {[str(event.kind) for event in terminals]}"
+        return
+    numbers = [event.sentence for event in sentences]
+    if numbers != list(range(len(numbers))):
+        yield f"turn {turn} has the sentences {numbers}"
+    if mine[-1].kind not in TERMINAL:
+        yield f"turn {turn} goes on after its end with {mine[-1].kind}"
+    text = " ".join(event.text for event in sentences)
+    if (terminals[0].sentence, terminals[0].text) != (len(sentences), text):
+        yield f"turn {turn} ends with {terminals[0].sentence} sentences of {len(sentences)}"
+    calls = Counter(event.kind for event in mine if event.tool)
+    if calls[ResponseKind.TOOL_CALLED] != calls[ResponseKind.TOOL_RETURNED] or calls[ResponseKind.TOOL_CALLED] > 1:
+        yield f"turn {turn} has tool events {dict(calls)}"
+
+
+def _speech(sentence: Response, chunks: list[SpeechChunk], whole: bool) -> Iterator[str]:
+    where = f"turn {sentence.turn}, sentence {sentence.sentence}"
+    pcm, wanted = b"".join(chunk.pcm for chunk in chunks), voice(sentence.text) + PAUSE
+    if (pcm != wanted) if whole else not wanted.startswith(pcm):
+        yield f"{where}: speech of {len(pcm)} bytes in the log is not the {len(wanted)} of its text"
+    for before, after in pairwise(chunks):
+        if after.sample_index != before.sample_index + len(before.pcm) // 2:
+            yield f"{where}: samples jump from {before.sample_index}+{len(before.pcm) // 2} to {after.sample_index}"
+
+
+def _unfinished(platform: Platform, caller: Caller, turn: int) -> bool:
+    """Whether the turn may have been left before its end.
+
+    An agent that hangs up waits for a voice that does not come for a while, and then does it all the same.
+    """
+    last = turn >= len(caller.spoken) and (caller.ear.over == "hung_up" or platform.plan.engines_fail)
+    return last or turn in caller.ear.cut
+
+
+def _ear(platform: Platform, caller: Caller, turn: int, texts: list[str]) -> Iterator[str]:
+    pcm = b"".join(chunk.pcm for chunk in caller.ear.chunks if chunk.turn == turn)
+    wanted = b"".join(voice(text) + PAUSE for text in texts)
+    if (pcm != wanted) if not _unfinished(platform, caller, turn) else not wanted.startswith(pcm):
+        yield f"turn {turn}: the ear got {len(pcm)} bytes that are not the {len(wanted)} of the reply"
+
+
+def _effects(platform: Platform) -> Iterator[str]:
+    lines = [line for caller in platform.callers for line in caller.spoken]
+    for what, done, intent in (
+        ("returns", platform.erp.returns, "start_return"),
+        ("tickets", platform.erp.tickets, ""),
+    ):
+        if what == "returns":
+            wanted = sum(line.intent == intent for line in lines)
+        else:
+            wanted = sum(line.text.startswith("The zipper") for line in lines)
+        hung_up = any(caller.ear.over == "hung_up" for caller in platform.callers)
+        least = 0 if platform.plan.engines_fail or hung_up else wanted
+        if not least <= len(done) <= wanted:
+            yield f"{len(done)} {what} were registered for {wanted}"

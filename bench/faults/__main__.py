@@ -1,7 +1,10 @@
 """`python -m bench.faults`: starts a platform, breaks it in mid-sentence, counts, prints a table, writes JSON."""
 
 import asyncio
+import contextlib
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -18,6 +21,7 @@ from bench.faults.proxy import open_wire
 from bench.faults.speech import Speech, load_speech
 from bench.machine import this_machine
 from streams.client import LogError
+from tests.support.kafka import TestCluster, running_cluster
 
 QUICK = {"clickhouse_away_s": 15.0, "poison_records": 1000}
 
@@ -32,6 +36,7 @@ def faults(
     quick: Annotated[bool, typer.Option("--quick", help="One run each, and short outages: a look.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail when a silence is longer than promised, too.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the platform's data directory.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="On three brokers: kill those that lead.")] = False,
     names: Annotated[bool, typer.Option("--list", help="List the faults.")] = False,
 ) -> None:
     """Break a running platform again and again in mid-sentence, and count what its callers lost."""
@@ -40,14 +45,15 @@ def faults(
             print(f"{fault.name:<24} {fault.about}")
         return
     said = load_speech(speech, agent)
-    wanted = chosen(only)
+    wanted = chosen(only, cluster)
     planned = (
         plan(seed, [fault.name for fault in wanted], 1 if quick else runs, said.conversations)
         if run is None
         else [plan_run(seed, fault.name, run, said.conversations) for fault in wanted]
     )
     machine = this_machine()
-    outcomes = asyncio.run(_campaign(said, wanted, planned, quick, keep))
+    with _brokers(cluster) as brokers:
+        outcomes = asyncio.run(_campaign(said, wanted, planned, quick, keep, brokers))
     rows = [
         report.row(fault.name, fault.promise, own)
         for fault in wanted
@@ -61,17 +67,32 @@ def faults(
     raise typer.Exit(1 if broken or late or len(outcomes) < len(planned) else 0)
 
 
-async def _campaign(said: Speech, wanted: list[Fault], planned: list[Run], quick: bool, keep: bool) -> list[Outcome]:
+@contextlib.contextmanager
+def _brokers(wanted: bool) -> Iterator[TestCluster | None]:
+    """Three brokers, or none: then the platform starts its own."""
+    if not wanted:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="tl-brokers-") as directory, running_cluster(Path(directory)) as cluster:
+        yield cluster
+
+
+async def _campaign(
+    said: Speech, wanted: list[Fault], planned: list[Run], quick: bool, keep: bool, cluster: TestCluster | None
+) -> list[Outcome]:
     """The runs in order; those so far when it is interrupted."""
     progress = Console(stderr=True)
     by_name = {fault.name: fault for fault in wanted}
     outcomes: list[Outcome] = []
     progress.print("Starting a platform")
-    async with running_platform(keep=keep) as platform, open_wire(platform.url) as (wire, wire_url):
+    environment = {} if cluster is None else _environment(cluster)
+    async with running_platform(environment, keep) as platform, open_wire(platform.url) as (wire, wire_url):
         if keep:
             progress.print(f"Its data stays in {platform.data_dir}", highlight=False)
         scale = QUICK if quick else {}
-        campaign = Campaign(platform, wire, wire_url, said, lambda line: progress.print(line, highlight=False), scale)
+        campaign = Campaign(
+            platform, wire, wire_url, said, lambda line: progress.print(line, highlight=False), scale, cluster
+        )
         await campaign.learn(1 if quick else 2)
         try:
             for run in planned:
@@ -81,6 +102,15 @@ async def _campaign(said: Speech, wanted: list[Fault], planned: list[Run], quick
         except asyncio.CancelledError:
             progress.print("Interrupted: here is what was seen so far.")
     return outcomes
+
+
+def _environment(cluster: TestCluster) -> dict[str, str]:
+    kafka = cluster.settings().kafka
+    return {
+        "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "TRUNKLINE_KAFKA__REPLICATION_FACTOR": str(kafka.replication_factor),
+        "TRUNKLINE_KAFKA__MIN_INSYNC_REPLICAS": str(kafka.min_insync_replicas),
+    }
 
 
 def _line(number: int, count: int, outcome: Outcome) -> str:

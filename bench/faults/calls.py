@@ -72,8 +72,9 @@ async def play(
     caller: str,
     trigger: Trigger | None = None,
     strike: Callable[[], None] = lambda: None,
+    started: Callable[[str], None] = lambda session_id: None,
 ) -> Played:
-    """Holds the call; `strike` is called at the trigger's moment."""
+    """Holds the call; `strike` is called at the trigger's moment, `started` with the session's id."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     struck: list[float] = []
@@ -84,6 +85,8 @@ async def play(
         strike()
 
     def on_event(event: CallEvent) -> None:
+        if event.type == "started":
+            started(str(event.message.get("session_id", "")))
         delay_ms = trigger.event(event) if trigger is not None else None
         if delay_ms is not None:
             timers.append(loop.call_later(delay_ms / 1000, fire, round(event.at_ms + delay_ms, 1)))

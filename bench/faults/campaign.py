@@ -18,6 +18,7 @@ from bench.faults.reference import Reference, UnfitSpeechError, refer
 from bench.faults.silence import Silence, added
 from bench.faults.speech import Conversation, Speech
 from streams.client import LogError
+from tests.support.kafka import TestCluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Campaign:
     speech: Speech
     say: Callable[[str], None] = lambda line: None
     scale: Mapping[str, float] = field(default_factory=dict)
+    cluster: TestCluster | None = None
     references: dict[str, Reference] = field(default_factory=dict)
     _letters: evidence.DeadLetterBox = field(default_factory=evidence.DeadLetterBox)
     _poisoned: set[tuple[str, int, int]] = field(default_factory=set)
@@ -75,7 +77,7 @@ class Campaign:
         """Plays the run; the platform is whole again afterwards, or a finding says what is not."""
         began_s = asyncio.get_running_loop().time()
         conversation = self.speech.conversations[run.conversation]
-        scene = faults.scene(self.platform, self.wire, run.seed, self.scale)
+        scene = faults.scene(self.platform, self.wire, run.seed, self.scale, self.cluster)
         findings = [Finding(Kind.PLATFORM, f"not at work before the fault: {name}") for name in await self._settled()]
         callers, played = await self._play(fault, run, conversation, scene, findings)
         findings += [Finding(Kind.PLATFORM, f"not at work after the fault: {name}") for name in await self._settled()]
@@ -121,6 +123,7 @@ class Campaign:
                 caller,
                 trigger,
                 lambda: striking.append(asyncio.create_task(_struck(fault, scene, findings))),
+                scene.sessions.append,
             )
         ]
         callers = [caller]
@@ -128,7 +131,8 @@ class Campaign:
             findings.append(Finding(Kind.PLATFORM, f"the moment never came: {run.moment}"))
         while fault.keeps_calling and any(not task.done() for task in striking):
             callers.append(f"{run.seed}#{len(callers)}")
-            played.append(await play(url, conversation, self.speech.agent, callers[-1]))
+            caller = callers[-1]
+            played.append(await play(url, conversation, self.speech.agent, caller, started=scene.sessions.append))
         await asyncio.gather(*striking)
         return callers, played
 

@@ -13,13 +13,22 @@ from random import Random
 from api.errors import OperatorError
 from bench.faults.checks import Place
 from bench.faults.platform import SUPERVISOR, Platform
+from bench.faults.poison import garbage
 from bench.faults.proxy import Wire
+from schemas.events import AudioFrame
+from streams.client import Position
+from streams.keys import partition_of
+from streams.producer import LogProducer
+from tests.support.kafka import TestCluster
 
 STOPPED_S = 10.0
 CUT_S = 5.0
 AWAY_S = 60.0
+LEADER_AWAY_S = 10.0
+POISON_PER_S = 400
 RECORDS = 10_000
 _POLL_S = 0.1
+_POISON_BATCH = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +43,31 @@ class Promise:
 class Scene:
     """What a fault may lay hands on, and what it leaves behind for the checks.
 
-    `poisoned` are the records that must have a dead letter each, `doubtful` those that may have one.
+    `poisoned` are the records that must have a dead letter each, `doubtful` those that may have one. `sessions` are
+    the calls of the run, as they begin.
     """
 
     platform: Platform
     wire: Wire
     random: Random
+    cluster: TestCluster | None = None
     away_s: float = AWAY_S
     records: int = RECORDS
     poisoned: set[Place] = field(default_factory=set)
     doubtful: set[Place] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    sessions: list[str] = field(default_factory=list)
 
 
-def scene(platform: Platform, wire: Wire, seed: str, scale: Mapping[str, float]) -> Scene:
+def scene(
+    platform: Platform, wire: Wire, seed: str, scale: Mapping[str, float], cluster: TestCluster | None = None
+) -> Scene:
     """A run's scene; `scale` makes outages shorter: `clickhouse_away_s`, `poison_records`."""
     return Scene(
         platform,
         wire,
         Random(seed),
+        cluster,
         away_s=scale.get("clickhouse_away_s", AWAY_S),
         records=int(scale.get("poison_records", RECORDS)),
     )
@@ -71,9 +86,11 @@ class Fault:
     promise: Promise | None = None
     through_wire: bool = False
     keeps_calling: bool = False
+    needs_cluster: bool = False
 
 
 SWIFT = Promise(1000, 2500)
+LEADER = Promise(None, 4000)
 
 # The supervisor's names of the processes, by the campaign's.
 PROCESSES: Mapping[str, str] = {
@@ -119,6 +136,19 @@ def _stop(name: str) -> Strike:
     return strike
 
 
+async def _leader(scene: Scene) -> None:
+    """Another broker takes over; the one that was killed comes back later and catches up."""
+    if scene.cluster is None or not scene.sessions:
+        raise OperatorError("a leader can be killed while a call runs on a cluster: use --cluster")
+    partition = partition_of(scene.sessions[-1], scene.platform.settings.kafka.partitions)
+    leader = await asyncio.to_thread(scene.cluster.leader, AudioFrame.TOPIC, partition)
+    await asyncio.to_thread(scene.cluster.kill_broker, leader)
+    scene.notes.append(f"SIGKILL to broker {leader}")
+    await asyncio.sleep(LEADER_AWAY_S)
+    await asyncio.to_thread(scene.cluster.start_broker, leader)
+    await asyncio.to_thread(scene.cluster.wait_whole)
+
+
 async def _cut(scene: Scene) -> None:
     await scene.wire.cut(CUT_S)
 
@@ -138,6 +168,20 @@ async def _clickhouse_away(scene: Scene) -> None:
     scene.notes.append(f"the sink was killed {kills} times in {scene.away_s:g} s")
 
 
+async def _poison(scene: Scene) -> None:
+    """Garbage at an even pace over all topics, under the keys of running calls, too."""
+    written: list[tuple[asyncio.Future[Position], bool]] = []
+    async with LogProducer(scene.platform.settings, "trunkline.faults") as producer:
+        for number, (topic, key, value, refused) in enumerate(garbage(scene.random, scene.records, scene.sessions)):
+            written.append((producer.publish_raw(topic, key, value), refused))
+            if number % _POISON_BATCH == 0:
+                await asyncio.sleep(_POISON_BATCH / POISON_PER_S)
+        for future, refused in written:
+            place = await future
+            (scene.poisoned if refused else scene.doubtful).add((place.topic, place.partition, place.offset))
+    scene.notes.append(f"{len(scene.poisoned)} records that are no events, {len(scene.doubtful)} absurd ones")
+
+
 def _faults() -> dict[str, Fault]:
     faults = [
         Fault(f"kill.{name}", f"kill -9 of {name}", _kill(name), None if name in _SLOW else SWIFT) for name in PROCESSES
@@ -146,9 +190,19 @@ def _faults() -> dict[str, Fault]:
         Fault(f"stop.{name}", f"SIGSTOP of {name} for {STOPPED_S:g} s, then SIGCONT", _stop(name)) for name in PROCESSES
     ]
     faults += [
+        Fault("kafka.leader", "kill -9 of the broker that leads the call's audio", _leader, LEADER, needs_cluster=True),
         Fault("client.cut", f"the caller's connection is reset, new ones for {CUT_S:g} s", _cut, through_wire=True),
         Fault("client.silent", f"the caller's connection carries nothing for {CUT_S:g} s", _silent, through_wire=True),
-        Fault("clickhouse.away", "ClickHouse is away", _clickhouse_away, Promise(250, 1000), keeps_calling=True),
+        Fault(
+            "poison", f"{RECORDS:,} records of garbage over all topics", _poison, Promise(250, 1000), keeps_calling=True
+        ),
+        Fault(
+            "clickhouse.away",
+            f"ClickHouse is away for {AWAY_S:g} s",
+            _clickhouse_away,
+            Promise(250, 1000),
+            keeps_calling=True,
+        ),
     ]
     return {fault.name: fault for fault in faults}
 
@@ -156,14 +210,17 @@ def _faults() -> dict[str, Fault]:
 FAULTS: Mapping[str, Fault] = _faults()
 
 
-def chosen(names: str) -> list[Fault]:
-    """The faults named, or whole families of them: `kill.stt,client`. Raises OperatorError."""
+def chosen(names: str, cluster: bool = False) -> list[Fault]:
+    """The faults named, or whole families of them: `kill.stt,client`; all that fit where none is named.
+
+    Raises OperatorError.
+    """
     if not names:
-        return list(FAULTS.values())
+        return [fault for fault in FAULTS.values() if fault.needs_cluster is cluster]
     found: dict[str, Fault] = {}
     for name in (part.strip() for part in names.split(",")):
         own = {key: fault for key, fault in FAULTS.items() if key == name or key.startswith(f"{name}.")}
         if not own:
             raise OperatorError(f"{name}: no such fault; expected some of {', '.join(FAULTS)}", exit_code=2)
         found |= own
-    return list(found.values())
+    return [fault for fault in found.values() if cluster or not fault.needs_cluster]

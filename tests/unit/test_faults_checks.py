@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from bench.faults.campaign import Outcome
 from bench.faults.checks import Evidence, Finding, Kind, check, check_dead_letters, check_offsets, repeats
 from bench.faults.faults import FAULTS, Promise, chosen
 from bench.faults.plan import Moment, Phase, Run, plan, plan_run
+from bench.faults.poison import OVERSIZE_BYTES, garbage
 from bench.faults.proxy import open_wire
 from bench.faults.reference import Reference, UnfitSpeechError, refer, words
 from bench.faults.report import row
@@ -25,6 +27,7 @@ from bench.faults.speech import load_speech
 from processors.clickhouse.rows import TABLE_OF_TOPIC
 from schemas.event import Event
 from schemas.events import (
+    EVENTS,
     AudioFrame,
     Control,
     ControlKind,
@@ -35,6 +38,7 @@ from schemas.events import (
     Transcript,
     TranscriptKind,
 )
+from streams.codec import CodecError, default_codec
 
 SPOKEN = np.arange(1, 6401, dtype=np.int16)
 SENT = np.concatenate([SPOKEN, np.zeros(640, np.int16)])
@@ -311,7 +315,8 @@ def test_twenty_runs_meet_every_phase_of_every_conversation() -> None:
 def test_faults_are_chosen_by_name_or_family() -> None:
     assert [fault.name for fault in chosen("client.cut,kill.stt")] == ["client.cut", "kill.stt"]
     assert all(fault.name.startswith("kill.") for fault in chosen("kill"))
-    assert chosen("") == list(FAULTS.values())
+    assert [fault.name for fault in chosen("", cluster=True)] == ["kafka.leader"]
+    assert [*chosen(""), *chosen("", cluster=True)] == sorted(FAULTS.values(), key=lambda fault: fault.needs_cluster)
     with pytest.raises(OperatorError, match="no such fault"):
         chosen("kill.nothing")
 
@@ -394,3 +399,29 @@ def test_a_row_sums_its_runs_up_and_holds_them_to_the_promise() -> None:
     assert row("kill.stt", Promise(1000, 1500), outcomes).kept is False
     assert row("kill.stt", Promise(800, 2500), outcomes).kept is False
     assert row("kill.stt", None, outcomes).kept is None
+
+
+# The poison.
+
+
+def test_poison_that_must_be_refused_is_no_event_and_the_rest_is_one() -> None:
+    codec = default_codec()
+    seen = {True: 0, False: 0}
+    for topic, key, value, refused in garbage(Random(3), 2000, ["s"]):
+        seen[refused] += 1
+        try:
+            codec.decode_keyed(topic, key, value)
+        except CodecError:
+            assert refused
+        else:
+            assert not refused
+    assert seen[True] > 1500
+    assert seen[False] > 50
+
+
+def test_poison_comes_on_every_topic_under_live_keys_too_and_again_from_its_seed() -> None:
+    records = list(garbage(Random(3), 1000, ["live"]))
+    assert {record.topic for record in records} == {event.TOPIC for event in EVENTS}
+    assert any(record.key == b"live" for record in records)
+    assert max(len(record.value or b"") for record in records) == OVERSIZE_BYTES
+    assert records == list(garbage(Random(3), 1000, ["live"]))

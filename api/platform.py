@@ -22,7 +22,7 @@ from streams.settings import Settings
 Say = Callable[[str], None]
 
 _ENGINE_OF = {"stt": "stt", "embeddings": "intent", "llm": "llm", "tts": "tts"}
-_REMEMBERED = ("kafka", "erp", "clickhouse")
+_REMEMBERED = ("kafka", "erp", "clickhouse", "api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def lay_out(settings: Settings) -> Layout:
     _require_free(settings.api.host, settings.api.port)
     ports = _ports(settings.data_dir / "ports.json")
     changes = {
-        "api": settings.api.model_copy(update={"port": settings.api.port or _free_port()}),
+        "api": settings.api.model_copy(update={"port": settings.api.port or ports["api"]}),
         "erp_url": settings.erp_url or f"http://127.0.0.1:{ports['erp']}",
         "kafka": settings.kafka.model_copy(
             update={"bootstrap_servers": settings.kafka.bootstrap_servers or f"127.0.0.1:{ports['kafka']}"}

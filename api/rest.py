@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api.problems import ProblemError
 from api.session_router import SessionRouter, Summary
+from api.supervisor import failing
 from schemas.events import Control, ControlKind, SessionKind
 from schemas.events import Session as SessionEvent
 from streams.client import client_config
@@ -178,7 +179,7 @@ def health_routes(router: SessionRouter) -> APIRouter:
 
     @api.get("/readyz")
     async def readyz() -> Response:
-        """Whether calls can be taken: the log is read and written, and there is room; with the stages' workers."""
+        """Whether calls can be taken: the log is read and written, nothing keeps dying, and there is room."""
         stages = await health.stages() if router.reading else None
         body = {
             "status": "ready",
@@ -189,6 +190,8 @@ def health_routes(router: SessionRouter) -> APIRouter:
         }
         if stages is None:
             return _json({**body, "status": "log_unavailable"}, 503, {"Retry-After": "2"})
+        if dying := failing(router.settings):
+            return _json({**body, "status": "failing", "failing": sorted(dying)}, 503, {"Retry-After": "10"})
         if refusal := router.door.refusal():
             why = {"status": refusal.code, "reason": refusal.reason, "detail": refusal.detail}
             return _json({**body, **why}, 503, {"Retry-After": str(refusal.retry_after_s)})

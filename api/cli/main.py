@@ -49,7 +49,7 @@ def up(
     if detach:
         running.up_detached(data_dir, port, as_json)
     else:
-        asyncio.run(running.up(data_dir, port, as_json))
+        running.up(data_dir, port, as_json)
 
 
 @app.command(rich_help_panel=Platform)

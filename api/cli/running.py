@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from api import guardian
 from api.cli.context import settings_of
 from api.cli.output import print_json, print_table
 from api.errors import OperatorError
@@ -60,8 +61,19 @@ def label(name: str) -> str:
     return f"{name.removeprefix('engine-')} model" if name.startswith("engine-") else name
 
 
-async def up(data_dir: Path | None, port: int | None, as_json: bool) -> None:
-    """Runs the platform until it is told to stop."""
+def up(data_dir: Path | None, port: int | None, as_json: bool) -> None:
+    """Runs the platform until it is told to stop; on Linux below a guardian, which this process becomes."""
+    if sys.platform.startswith("linux") and not _is_guarded():
+        command = [sys.executable, "-m", "api.cli.main", *sys.argv[1:]]
+        os.execv(sys.executable, [sys.executable, "-S", "-E", str(Path(guardian.__file__)), *command])
+    asyncio.run(_up(data_dir, port, as_json))
+
+
+def _is_guarded() -> bool:
+    return os.environ.get(guardian.VARIABLE) == str(os.getppid())
+
+
+async def _up(data_dir: Path | None, port: int | None, as_json: bool) -> None:
     began_s = time.monotonic()
     progress = Progress(as_json)
     settings = with_port(settings_of(data_dir), port)
@@ -75,7 +87,9 @@ async def up(data_dir: Path | None, port: int | None, as_json: bool) -> None:
 
 def platform_supervisor(layout: Layout, progress: Progress) -> Supervisor:
     """The supervisor of the whole platform; the caller holds the data directory."""
-    facts = {"url": api_url(layout.settings), "environment": environment(layout.settings)}
+    facts: dict[str, Any] = {"url": api_url(layout.settings), "environment": environment(layout.settings)}
+    if _is_guarded():
+        facts["guardian_pid"] = os.getppid()
     parts = embedded(layout, progress.say)
     return Supervisor(layout.settings, _in_order(parts), facts=facts, report=progress.ready, say=progress.say)
 
@@ -126,7 +140,7 @@ def _follow(settings: Settings, child: subprocess.Popen[bytes], log: Path) -> No
         while True:
             code = child.poll()
             state = read_state(settings) or {}
-            is_up = state.get("pid") == child.pid and state.get("ready")
+            is_up = child.pid in (state.get("guardian_pid"), state.get("pid")) and state.get("ready")
             for line in lines.read().splitlines():
                 if line.startswith("trunkline: "):
                     failure = line.removeprefix("trunkline: ")
@@ -149,13 +163,13 @@ def down(data_dir: Path | None) -> None:
         if ended:
             print(f"ended what an `up` that was killed had left: {', '.join(ended)}")
         return
-    supervisor = psutil.Process(state["pid"])
-    supervisor.send_signal(signal.SIGTERM)
+    first = psutil.Process(state.get("guardian_pid") or state["pid"])
+    first.send_signal(signal.SIGTERM)
     with contextlib.suppress(psutil.NoSuchProcess):
         try:
-            supervisor.wait(_STOP_WITHIN_S)
+            first.wait(_STOP_WITHIN_S)
         except psutil.TimeoutExpired:
-            supervisor.kill()
+            first.kill()
             print(f"the platform did not stop within {_STOP_WITHIN_S:.0f} s and was killed", file=sys.stderr)
             return
     print("stopped")

@@ -14,7 +14,11 @@ from processors.load import CALM, LIMITS, Board, Ladder, Level, Sample, StageLoa
 from schemas.events import Health
 
 # What one call takes of each stage's engines until it has been measured: the share of their time, on two cores.
-COST = {"stt": 0.12, "intent": 0.02, "llm": 0.03, "tts": 0.04}
+COST = {"stt": 0.1, "intent": 0.02, "llm": 0.03, "tts": 0.04}
+# And of the processors of the gateway's machine, which it shares with the engines unless those have their own.
+MACHINE = "machine"
+MACHINE_COST = 0.08
+MACHINE_SMOOTHING = 0.15
 COST_RANGE = 4.0  # measured costs stay within this factor of those: silent callers are not free, a storm passes
 COST_ADAPTS_S = 20.0
 SETTLED_S = 12.0  # after so long a newcomer's load shows whole
@@ -140,13 +144,21 @@ class Admission:
         utilisation_max: float = 0.65,
         rng: random.Random | None = None,
         costs: Mapping[str, float] = COST,
+        machine_max: float = 0.75,
+        by_load: bool = True,
     ) -> None:
+        """Without `by_load` only the numbers of calls and connections are bounded."""
         self._sessions_max = sessions_max
         self._sockets_max = sockets_max
         self._utilisation_max = utilisation_max
         self._random = rng or random.Random()
         self._board = Board()
         self._costs = {name: Cost(default) for name, default in costs.items()}
+        self._machine = Cost(MACHINE_COST)
+        self._machine_max = machine_max
+        self._by_load = by_load
+        self._machine_share = 0.0
+        self._machine_idle = 0.0
         self._taken = Newcomers()
         self._reserved: OrderedDict[str, float] = OrderedDict()
         self._ladder = Ladder((Level.REFUSING,))
@@ -173,6 +185,13 @@ class Admission:
         self._sample = sample
         return self._ladder.observe(now_s, max(sample.pressure(LIMITS), self.replies.pressure(now_s)))
 
+    def machine(self, now_s: float, share: float, calls: int) -> None:
+        """The share of the machine's processors in use; what is used without any call is nobody's cost."""
+        self._machine_share += MACHINE_SMOOTHING * (share - self._machine_share)
+        if calls == 0 and not self._taken.count(now_s):
+            self._machine_idle += MACHINE_SMOOTHING * (share - self._machine_idle)
+        self._machine.measured(StageLoad(max(0.0, self._machine_share - self._machine_idle), calls), now_s)
+
     def taken(self, now_s: float) -> None:
         """A new call has been taken."""
         self._taken.add(now_s)
@@ -196,7 +215,7 @@ class Admission:
         return self._ladder.level
 
     def expected(self, now_s: float) -> dict[str, float]:
-        """For each stage, the utilisation to be expected once all who have been taken are heard.
+        """For each stage, and the machine, the utilisation to be expected once all who have been taken are heard.
 
         It is not less than what so many calls take on average: a moment in which few speak is no room.
         """
@@ -207,11 +226,16 @@ class Admission:
             load = present.get(name, StageLoad(0.0, 0))
             newcomers = max(cost.newcomers.count(now_s), awaited)
             found[name] = max(load.utilisation + cost.share * newcomers, cost.share * load.calls)
+        machine = self._machine
+        newcomers = max(machine.newcomers.count(now_s), awaited)
+        found[MACHINE] = max(
+            self._machine_share + machine.share * newcomers, self._machine_idle + machine.share * machine.calls
+        )
         return found
 
     def costs(self) -> dict[str, float]:
-        """For each stage, the share of its engines' time that a call is measured to take."""
-        return {name: cost.share for name, cost in self._costs.items()}
+        """For each stage, the share of its engines' time that a call is measured to take; and of the machine's."""
+        return {name: cost.share for name, cost in self._costs.items()} | {MACHINE: self._machine.share}
 
     def refusal(self, now_s: float, calls: int, sockets: int = 0) -> Refusal | None:
         """Why no new call is taken now, or None: it may come. Asking changes nothing."""
@@ -222,17 +246,20 @@ class Admission:
             return self._refusal("overloaded", "sessions", now_s, calls, f"{calls} calls")
         if sockets >= self._sockets_max:
             return self._refusal("overloaded", "sockets", now_s, calls, f"{sockets} connections")
+        if not self._by_load:
+            return None
+        if calls == 0 and not any(load.calls for load in self._board.stages(now_s).values()):
+            return None  # nobody is there to suffer, and what was measured is over
         worst = self._board.worst(now_s, besides="api")
         if worst is not None:
             return self._refusal("overloaded", "level", now_s, calls, f"{worst.component}: {worst.reason}")
-        if calls == 0:
-            return None  # nobody suffers, and what was measured is over
         if self._ladder.level:
             slow = self.replies.pressure(now_s) >= CALM
             return self._refusal("overloaded", "replies" if slow else "gateway", now_s, calls, str(self._sample))
+        costs = self.costs()
         for name, expected in self.expected(now_s).items():
-            share = expected + self._costs[name].share
-            if share > self._utilisation_max:
+            share = expected + costs[name]
+            if share > (self._machine_max if name == MACHINE else self._utilisation_max):
                 return self._refusal("overloaded", "expected", now_s, calls, f"{name}: {100 * share:.0f} % expected")
         return None
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import structlog
 
 from api.admission import Admission, Refusal
@@ -40,7 +41,14 @@ class Door:
     def __init__(self, settings: Settings, metrics: Metrics, clock: Clock, counts: Callable[[], Counts]) -> None:
         api, load = settings.api, settings.load
         sockets_max = 2 * api.sessions_max + SOCKETS_SPARE
-        self._admission = Admission(api.sessions_max, sockets_max, load.reply_ms_max / 1000, load.utilisation_max)
+        self._admission = Admission(
+            api.sessions_max,
+            sockets_max,
+            load.reply_ms_max / 1000,
+            load.utilisation_max,
+            machine_max=load.machine_max,
+            by_load=load.refuse,
+        )
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
@@ -112,6 +120,7 @@ class Door:
     def sample(self, lag_s: float) -> None:
         """Measures the gateway itself; tells of its level when it changes, and again while it is raised."""
         now_s, admission = self._clock.monotonic_s(), self._admission
+        admission.machine(now_s, psutil.cpu_percent() / 100, self._counts().calls)
         before = admission.level
         sample = Sample(depth=self._counts().unacknowledged, lag_s=lag_s)
         level = admission.observe(now_s, sample)

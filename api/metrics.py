@@ -71,13 +71,13 @@ class Metrics:
         )
         self.expected_utilisation = Gauge(
             "trunkline_api_expected_utilisation",
-            "Share of a stage's engines' time in use, with all calls that have been taken.",
+            "Share of a stage's engines' time, or the machine's, in use with all calls that have been taken.",
             ["component"],
             registry=self.registry,
         )
         self.call_cost = Gauge(
             "trunkline_api_call_cost",
-            "Share of a stage's engines' time that a call is measured to take.",
+            "Share of a stage's engines' time, or the machine's, that a call is measured to take.",
             ["component"],
             registry=self.registry,
         )

@@ -124,7 +124,8 @@ def test_more_newcomers_never_open_the_door(few: int, more: int, utilisation: fl
 def test_a_stage_that_gives_something_up_closes_the_door_until_it_says_otherwise_or_is_gone() -> None:
     door = admission()
     door.heard(health(HealthKind.LOAD_RAISED, "tts", level=1, reason="depth 130"), 0.0)
-    refusal = door.refusal(0.0, 0)
+    assert reason(door, 0.0, 0) == ""  # nobody is there to suffer
+    refusal = door.refusal(0.0, 1)
     assert refusal is not None
     assert (refusal.code, refusal.reason, refusal.detail) == ("overloaded", "level", "tts: depth 130")
     door.heard(health(HealthKind.LOAD_LOWERED, "tts", level=0), 1.0)
@@ -138,6 +139,36 @@ def test_another_gateways_level_is_its_own_affair() -> None:
     door = admission()
     door.heard(health(HealthKind.LOAD_RAISED, "api", level=1), 0.0)
     assert reason(door, 0.0, 1) == ""
+
+
+def test_a_busy_machine_closes_the_door_whatever_keeps_it_busy() -> None:
+    door = admission()
+    for tick in range(40):
+        door.machine(tick / 2, 0.3, calls=0)
+    assert reason(door, 20.0, 1) == ""
+    for tick in range(40, 80):
+        door.machine(tick / 2, 0.9, calls=1)
+    refusal = door.refusal(40.0, 1)
+    assert refusal is not None
+    assert (refusal.reason, refusal.detail.split(":")[0]) == ("expected", "machine")
+    assert reason(door, 40.0, 0) == ""
+
+
+def test_what_the_machine_does_without_calls_is_nobodys_cost() -> None:
+    door = admission()
+    for tick in range(60):
+        door.machine(tick / 2, 0.4, calls=0)
+    for tick in range(60, 400):
+        door.machine(tick / 2, 0.6, calls=4)
+    assert door.costs()["machine"] == pytest.approx(0.05, rel=0.1)
+
+
+def test_load_refuses_nobody_where_the_operator_says_so() -> None:
+    door = Admission(3, 300, 2.0, 0.65, random.Random(1), COSTS, by_load=False)
+    measured(door, 0.0, utilisation=1.0, calls=50)
+    door.heard(health(HealthKind.LOAD_RAISED, "tts", level=4), 0.0)
+    assert reason(door, 0.0, 2) == ""
+    assert reason(door, 0.0, 3) == "sessions"
 
 
 def test_slow_replies_close_the_door_before_callers_would_notice() -> None:

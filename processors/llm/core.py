@@ -45,9 +45,12 @@ from schemas.events import Control, ControlKind, Intent, Response, ResponseKind,
 EMBED_DEADLINE_S = 2.0
 HINTS_MAX = 2
 HINT_SCORE_MIN = 0.25
+CLOSEST_SCORE_MIN = 0.4  # of a passage that is said because the model is silent; one that answers has more
+REST_S_MAX = 5.0
 OTHER_DOCUMENT_MARGIN = 0.15
 HISTORY_FOR_MODEL = 6
 
+_REST = "-rest"
 _ENDS = (".", "!", "?", "…", '"', "”", ")")
 
 
@@ -331,7 +334,9 @@ class Conversation:
             except (KeyError, RenderError):
                 failed = True
         if not text:
-            text, source = self._render(agent, state.memory, pick(agent.texts.apology, turn.number)), "apology"
+            away = outcome in ("failed", "timeout")
+            variants = agent.texts.unreachable if away else agent.texts.apology
+            text, source = self._render(agent, state.memory, pick(variants, turn.number)), "apology"
         turn, outcomes = self._speak_all(turn, split_sentences(text), source, now_us)
         outcomes += complete(turn, "failed" if failed else "answered", now_us)
         memory = _after_tool(agent, state.memory, spec, values, outcome)
@@ -381,12 +386,10 @@ class Conversation:
         if turn.sources and turn.sources[-1] != "model":
             # A clarification or an apology was on its way instead of the model's words.
             return self._give_up(state, agent, turn, turn.sources[-1], now_us)
-        messages = _messages(agent, state.memory, turn, facts)
-        # Rules name what must not be invented, so they are no ground for it.
-        told = " ".join([agent.persona, *facts, *(message.content for message in messages[1:])])
-        turn = replace(turn, told=told, ask_id=f"turn-{turn.number}-model")
-        request = Generate(messages, max_tokens=agent.limits.tokens_max)
-        ask = Ask(turn.ask_id, "llm", request, agent.limits.turn_s_max)
+        if hits and hits[0].score >= CLOSEST_SCORE_MIN:
+            turn = replace(turn, closest=hits[0].quote(), closest_document=hits[0].document)
+        turn = replace(turn, facts=tuple(facts), ask_id=f"turn-{turn.number}-model")
+        turn, ask = _asked(agent, state.memory, turn, agent.limits.turn_s_max)
         patience = Wake(turn.ask_id, now_us + agent.limits.first_sentence_ms_max * 1000)
         return Step(_with(state, turn), (*outcomes, ask, patience))
 
@@ -415,6 +418,11 @@ class Conversation:
             return Step(_with(state, turn), tuple(outcomes))
         if full and not over:
             outcomes.append(Cancel(turn.ask_id))
+        if isinstance(happening, Failed) and turn.sentences and not full and not turn.ask_id.endswith(_REST):
+            # It broke off in its answer: what was said is given to the next one, which goes on from there.
+            turn = replace(turn, buffer="", ask_id=turn.ask_id + _REST)
+            turn, ask = _asked(agent, state.memory, turn, min(REST_S_MAX, agent.limits.turn_s_max))
+            return Step(_with(state, turn), (*outcomes, ask))
         turn = replace(turn, ask_id="")
         if turn.sentences:
             outcomes += complete(turn, "failed" if isinstance(happening, Failed) else "answered", now_us)
@@ -440,7 +448,11 @@ class Conversation:
         return turn, outcomes, is_repetitive(turn.buffer)
 
     def _give_up(self, state: State, agent: Agent, turn: Turn, source: str, now_us: int) -> Step[State]:
-        """Says that there is no answer, rather than an invented one."""
+        """Says what a document has that comes close, else that there is no answer: never an invented one."""
+        if turn.closest and not turn.sentences:
+            turn, outcomes = self._speak_all(turn, turn.closest, "knowledge", now_us, (turn.closest_document,))
+            outcomes += complete(turn, "answered", now_us)
+            return Step(self._closed(state, turn), tuple(outcomes))
         variants = agent.texts.apology if source == "apology" else agent.texts.unknown
         text = self._render(agent, state.memory, pick(variants, turn.number))
         turn = replace(turn, sentences=(), sources=())
@@ -455,6 +467,15 @@ class Conversation:
         if turn.ask_id.endswith("-embed"):
             return self._found(state, turn, happening, now_us)
         return self._generated(state, turn, happening, now_us)
+
+
+def _asked(agent: Agent, memory: Memory, turn: Turn, deadline_s: float) -> tuple[Turn, Ask]:
+    """The turn's question to the model, with what was said of the answer so far for it to go on from."""
+    messages = _messages(agent, memory, turn, list(turn.facts))
+    # Rules name what must not be invented, so they are no ground for it.
+    told = " ".join([agent.persona, *turn.facts, *(message.content for message in messages[1:])])
+    request = Generate(messages, max_tokens=agent.limits.tokens_max)
+    return replace(turn, told=told), Ask(turn.ask_id, "llm", request, deadline_s)
 
 
 def _chosen(own: list[Hit], all_: list[Hit], agent: Agent) -> list[Hit]:

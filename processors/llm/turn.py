@@ -39,6 +39,7 @@ class Turn:
     """An open turn. `recorded` is what the log already holds of it; that is adopted and not said again.
 
     `ask_id` is the one ask that is open, or empty. A `void` turn says nothing more: it only waits for its tool.
+    `closest` is what a document says that comes close to the question, for when the language model says nothing.
     """
 
     cause: Event
@@ -54,6 +55,9 @@ class Turn:
     call: ToolCall | None = None
     buffer: str = field(default="", repr=False)
     told: str = field(default="", repr=False)
+    facts: tuple[str, ...] = field(default=(), repr=False)
+    closest: tuple[str, ...] = field(default=(), repr=False)
+    closest_document: str = ""
     void: bool = False
 
     @property

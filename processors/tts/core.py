@@ -1,7 +1,8 @@
 """The tts stage: sentences become speech, in order, each chunk as soon as the engine has made it.
 
-A session has one sentence at the engine at a time, so that chunks need no sorting. After a crash a sentence goes on
-where its recorded chunks end.
+A session has one sentence at the engine at a time, so that chunks need no sorting. After a crash, of this stage or an
+engine, a sentence goes on where its chunks end: at the very sample where the same voice speaks on, else with the words
+that are left (`Spoken.resumed`). What no engine can say goes out as text, so that a display can show it.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,7 +55,7 @@ VoiceOf = Callable[[str], Voice]
 class Speaking:
     """The sentence at the engine: how much of it is in the log, and how much of the present stream to leave out.
 
-    `rest` is speech that does not fill a chunk yet.
+    `rest` is speech that does not fill a chunk yet; `model` made what was said last.
     """
 
     sentence: Response
@@ -132,7 +133,8 @@ class TtsCore:
         state = replace(state, next_sample=max(state.next_sample, next_sample))
         if any(chunk.last_of_sentence for chunk in chunks):
             return Step(state)
-        speaking = Speaking(sentence, _ask_id(sentence, 1), 1, len(chunks), said, said)
+        model = next((chunk.model for chunk in reversed(chunks) if chunk.model), "")
+        speaking = Speaking(sentence, _ask_id(sentence, 1), 1, len(chunks), said, said, model=model)
         return Step(replace(state, speaking=speaking), (self._speak(speaking),))
 
     def _next(self, state: State, now_us: int) -> Step[State]:
@@ -151,12 +153,15 @@ class TtsCore:
 
     def _speak(self, speaking: Speaking) -> Ask:
         voice = self._voice_of(speaking.sentence.agent_id)
-        request = Speak(speaking.sentence.text, voice.name, voice.speed)
+        text, heard = speaking.sentence.text, speaking.bytes_said
+        request = Speak(text, voice.name, voice.speed, heard_bytes=heard, heard_model=speaking.model if heard else "")
         return Ask(speaking.ask_id, "tts", request, ASK_S)
 
     def _spoken(self, state: State, speaking: Speaking, reply: Spoken | None, last: bool, now_us: int) -> Step[State]:
         outcomes: list[Outcome] = []
         if reply is not None:
+            if reply.resumed:
+                speaking = replace(speaking, bytes_to_skip=0)
             skipped = reply.pcm[: speaking.bytes_to_skip]
             speaking = replace(
                 speaking,

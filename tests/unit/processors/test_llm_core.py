@@ -421,8 +421,76 @@ def test_a_model_that_fails(call: Call, pieces: tuple[str, ...]) -> None:
     for piece in pieces:
         call.answer("llm", Generated(piece), last=False)
     call.fail("llm", "timeout")
+    if call.asks:
+        call.fail("llm", "crashed")
     assert call.said(1) in ("Whole one.", "I am sorry, something went wrong on our side. Please try again in a moment.")
     assert call.last().outcome == "failed"
+
+
+def test_an_answer_that_breaks_off_is_gone_on_with_once(call: Call) -> None:
+    """The next model is told what was said, so that nothing is said twice and the half sentence is whole again."""
+    call.receive(intent(1, "none", "what are mountains", 0.1))
+    call.embedded()
+    call.answer("llm", Generated("They are high. And they are ve"), last=False)
+    first = call.ask("llm").request
+    call.fail("llm", "crashed")
+    again = call.ask("llm").request
+    assert again.messages[:-1] == first.messages
+    assert again.messages[-1].content == "They are high."
+    call.model("They are high. ", "They are cold.")
+    assert call.said(1) == "They are high. They are cold."
+    assert call.kinds(1) == ["sentence", "sentence", "completed"]
+    assert call.last().outcome == "answered"
+
+
+def test_an_answer_that_breaks_off_twice_ends_with_its_last_whole_sentence(call: Call) -> None:
+    call.receive(intent(1, "none", "what are mountains", 0.1))
+    call.embedded()
+    call.answer("llm", Generated("They are high. And"), last=False)
+    call.fail("llm", "crashed")
+    call.answer("llm", Generated("They are co"), last=False)
+    call.fail("llm", "timeout")
+    assert call.said(1) == "They are high."
+    assert (call.kinds(1), call.last().outcome) == (["sentence", "completed"], "failed")
+    assert not call.asks
+
+
+CLOSE = "the filter water waterbottle freezes rinse glove tent poles"
+
+
+@pytest.mark.parametrize("silent", ["failed", "late"])
+def test_a_silent_model_leaves_the_word_to_the_document_that_comes_closest(call: Call, silent: str) -> None:
+    call.receive(intent(1, "none", CLOSE, 0.1))
+    call.embedded()
+    assert call.ask("llm").role == "llm", "the passage is too far from the question to answer it by itself"
+    if silent == "failed":
+        call.fail("llm", "crashed")
+    else:
+        (patience,) = [one for one in call.other if isinstance(one, Wake) and one.at_us is not None]
+        call.apply(Woken(patience.name))
+    assert {event.source for event in call.log if event.turn == 1} == {"knowledge"}
+    assert call.last().documents == ("shop/care",)
+    assert not call.asks
+
+
+@pytest.mark.parametrize("reason", ["timeout", "crashed", "refused"])
+def test_a_tool_out_of_reach_without_words_of_its_own_is_not_guessed_at(call: Call, reason: str) -> None:
+    agent = AGENTS["shop"]
+    bare = [one.model_copy(update={"templates": {}}) if one.name == "order_status" else one for one in agent.intents]
+    core = create_core(
+        Settings(data_dir=Path("/nowhere")), {"shop": agent.model_copy(update={"intents": tuple(bare)})}, embed, {}
+    )
+    other = Call(core=core, state=core.start(SESSION))
+    other.receive(intent(1, "order_status", "order 1042", order_number="1042"))
+    other.fail("tools", reason)
+    assert "cannot confirm" in other.said(1)
+    assert other.last().outcome == "failed"
+
+
+def test_what_no_engine_could_read_is_asked_for_again_as_a_turn_of_its_own(call: Call) -> None:
+    call.receive(intent(1, "none", "", 0.0))
+    assert call.said(1) in {str(text.source) for text in AGENTS["shop"].texts.unheard}
+    assert call.kinds(1)[-1] == "completed"
 
 
 @pytest.mark.parametrize("text", ["", "  ", "...", "?"])

@@ -147,6 +147,26 @@ def test_an_engine_that_dies_in_mid_sentence_goes_on_where_it_stopped() -> None:
     assert b"".join(chunk.pcm for chunk in chunks([*said, *rest])) == b"\1\0\2\0\3\0" + PAUSE
 
 
+def test_the_engine_is_told_what_was_heard_and_another_voice_may_say_the_rest() -> None:
+    first_chunk = b"\1\0" * 3200
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    ask = asks(outcomes)[0]
+    state, said = played(state, Answered(ask.ask_id, Spoken(first_chunk, "anna"), False), Failed(ask.ask_id, "crashed"))
+    (again,) = asks(said)
+    assert again.request == Speak("Hello.", "anna", 1.1, heard_bytes=6400, heard_model="anna")
+    resumed = Answered(again.ask_id, Spoken(b"\7\0" * 10, "bob", resumed=True), False)
+    state, rest = played(state, resumed, Answered(again.ask_id, None, True))
+    assert b"".join(chunk.pcm for chunk in chunks([*said, *rest])) == first_chunk + b"\7\0" * 10 + PAUSE
+
+
+def test_after_a_crash_of_the_stage_the_engine_is_told_what_was_heard() -> None:
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    _, said = played(state, Answered(asks(outcomes)[0].ask_id, Spoken(b"\1\0" * 3200, "bob"), False))
+    _, outcomes = played(CORE.start("s1"), received(a_sentence(0), *chunks(said)))
+    request = asks(outcomes)[0].request
+    assert (request.heard_bytes, request.heard_model) == (6400, "bob")
+
+
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=6), st.integers(0, 8))
 def test_whatever_was_recorded_before_a_crash_the_speech_is_whole_and_once(lengths: list[int], recorded: int) -> None:
     pieces = [bytes([index + 1, 0]) * length for index, length in enumerate(lengths)]

@@ -50,6 +50,9 @@ ENDED_MAX = 10_000
 # After a crash, records of an ended session come again until their offsets are committed in every topic: so long it is
 # remembered that it ended.
 ENDED_KEPT_S = 30.0
+# A timer that rings so late says that this process was stopped; then it gives way to what waits to be read.
+LATE_S = 0.5
+CATCH_UP_S = 1.0
 LOADED = "loaded"
 _LOADED = Woken(LOADED)
 
@@ -333,14 +336,24 @@ class Runner(Generic[StateT]):
         if at_us is None:
             return
 
+        delay_s = max(0.0, (at_us - self._clock.now_us()) / 1e6)
+        due_s = self._clock.monotonic_s() + delay_s
+        loop = asyncio.get_running_loop()
+
         def ring() -> None:
+            if self._clock.monotonic_s() - due_s > LATE_S:
+                # The process was stopped, and the session not silent: what came meanwhile is read first.
+                live.timers[name] = loop.call_later(min(delay_s, CATCH_UP_S), rung)
+            else:
+                rung()
+
+        def rung() -> None:
             live.timers.pop(name, None)
             if not live.gone and not live.ended:
                 self._step(live, Woken(name), None)
                 self._settle(live)
 
-        delay_s = max(0.0, (at_us - self._clock.now_us()) / 1e6)
-        live.timers[name] = asyncio.get_running_loop().call_later(delay_s, ring)
+        live.timers[name] = loop.call_later(delay_s, ring)
 
     def _release(self, live: Live[StateT], topic: str, before: int) -> None:
         units = live.held.get(topic)

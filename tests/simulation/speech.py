@@ -16,6 +16,7 @@ BLOCK = 200
 BLOCKS = 16
 WORD_MS = BLOCK * BLOCKS * 1000 // RATE_HZ
 BROKEN = "[broken]"
+ENOUGH = BLOCKS // 2  # at the end of the audio, half a word is understood
 
 _words: dict[str, int] = {}
 _names: list[str] = []
@@ -46,7 +47,7 @@ def hear(pcm: bytes) -> tuple[HeardWord, ...]:
     starts = np.concatenate(([0], np.flatnonzero(np.diff(samples)) + 1)) if len(samples) else np.zeros(0, np.int64)
     ends = np.append(starts[1:], len(samples))
     heard: list[HeardWord] = []
-    expected, began = 0, 0
+    expected, began, word = 0, 0, 0
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         value = int(samples[start])
         word, block = divmod(value - 1, BLOCKS)
@@ -55,6 +56,7 @@ def hear(pcm: bytes) -> tuple[HeardWord, ...]:
             continue
         if value == 0 or block != expected or not whole:
             if end == len(samples) and value != 0 and block == expected and end - start < BLOCK:
+                expected = block
                 break
             heard.append(_word(BROKEN, start, end))
             expected = 0
@@ -63,6 +65,8 @@ def hear(pcm: bytes) -> tuple[HeardWord, ...]:
         expected = (block + 1) % BLOCKS
         if expected == 0:
             heard.append(_word(_names[word], began, end))
+    if expected >= ENOUGH:
+        heard.append(_word(_names[word], began, len(samples)))
     return tuple(heard)
 
 

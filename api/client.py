@@ -7,16 +7,15 @@ speech in it (found by energy, in the file) was sent.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
-from api.errors import OperatorError
+from api.link import CallError as CallError
+from api.link import Inbox, Link
 from api.wav import SAMPLE_RATE_HZ, Pcm, WavError, read_wav, speech_end, write_stereo
 from streams.clock import Clock, SystemClock
 
@@ -27,10 +26,6 @@ _SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
 _PLAYOUT_EVERY_FRAMES = 10
 _AUDIBLE = 10 ** (-45 / 20) * 32768
 _SETTLED_MS = 1500  # after that long without a new final, an earlier one has covered all speech
-
-
-class CallError(OperatorError):
-    """The call could not be made or held; the message says why and what to try."""
 
 
 class RefusedError(CallError):
@@ -89,7 +84,10 @@ class TurnSummary:
 
 @dataclass(slots=True)
 class CallResult:
-    """A call that is over; the tracks are aligned in time, as caller and agent heard each other."""
+    """A call that is over; the tracks are aligned in time, as caller and agent heard each other.
+
+    `reconnects` counts how often the connection broke and the call went on.
+    """
 
     session_id: str
     agent: str
@@ -98,6 +96,7 @@ class CallResult:
     turns: list[TurnSummary]
     caller: Pcm
     reply: Pcm
+    reconnects: int = 0
 
     def write(self, path: Path) -> None:
         """Writes the call as a stereo WAV: caller left, agent right."""
@@ -113,6 +112,7 @@ class Patience:
     final_s: float = 10.0
     reply_s: float = 30.0
     hang_up_s: float = 5.0
+    resume_s: float = 30.0
 
 
 @dataclass(slots=True)
@@ -215,51 +215,36 @@ async def place_call(
     """Calls the API at base `url`, plays the turns, each after the reply to the one before, and hangs up.
 
     `on_event` gets every event as it comes, `on_turn` each turn's summary once its reply has been heard. A turn that
-    is not answered in time is reported in its summary, and the call goes on. Raises CallError.
+    is not answered in time is reported in its summary, and the call goes on. A connection that breaks is made anew and
+    the call resumed, with all that was said meanwhile. Raises CallError.
     """
-    clock = clock or SystemClock()
-    async with _connected(calls_url(url), key) as socket:
-        call = _Call(socket, clock, patience or Patience(), on_event)
-        try:
-            return await call.hold(turns, agent, caller, pause_ms, on_turn)
-        except ConnectionClosed as error:
-            raise CallError(f"the connection to {url} broke: {error}; see `trunkline status`") from error
-
-
-@contextlib.asynccontextmanager
-async def _connected(url: str, key: str) -> AsyncIterator[ClientConnection]:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    connection = connect(url, additional_headers=headers, compression=None, max_size=2**22, proxy=None)
+    clock, patience = clock or SystemClock(), patience or Patience()
+    link = Link(calls_url(url), key, clock, patience.resume_s)
+    await link.open()
     try:
-        socket = await connection
-    except InvalidStatus as error:
-        status = error.response.status_code
-        hint = "; set TRUNKLINE_API__KEY" if status in (401, 403) else ""
-        raise CallError(f"{url} refused the call with HTTP status {status}{hint}") from error
-    except (InvalidURI, InvalidHandshake) as error:
-        raise CallError(f"{url} does not speak WebSocket: {error}") from error
-    except (OSError, TimeoutError) as error:
-        raise CallError(f"nothing answers at {url} ({error}); start the platform with `trunkline up`") from error
-    try:
-        yield socket
+        call = _Call(link, clock, patience, on_event)
+        return await call.hold(turns, agent, caller, pause_ms, on_turn)
     finally:
-        await socket.close()
+        await link.close()
 
 
 class _Call:
     """One call in progress: a task that listens, one that speaks, and the turns in between."""
 
-    def __init__(
-        self, socket: ClientConnection, clock: Clock, patience: Patience, on_event: Callable[[CallEvent], None]
-    ) -> None:
-        self._socket = socket
+    def __init__(self, link: Link, clock: Clock, patience: Patience, on_event: Callable[[CallEvent], None]) -> None:
+        self._link = link
+        self._inbox = Inbox()
+        self._resume_token = ""
         self._clock = clock
         self._patience = patience
         self._on_event = on_event
         self._events: list[CallEvent] = []
         self._ear = Ear()
         self._began_s = clock.monotonic_s()
+        # All that the caller has said; the server tells after a break how much of it has arrived.
         self._sent: list[Pcm] = []
+        self._samples_sent = 0
+        self._more = asyncio.Event()
         self._saying: Spoken | None = None
         self._said_frames = 0
         self._end_of_speech_ms = 0.0
@@ -279,7 +264,7 @@ class _Call:
     ) -> CallResult:
         """The whole call."""
         started = await self._start(agent, caller)
-        tasks: list[asyncio.Task[None]] = [asyncio.create_task(self._listen()), asyncio.create_task(self._speak())]
+        tasks = [asyncio.create_task(work) for work in (self._listen(), self._speak(), self._send_on())]
         talk = asyncio.create_task(self._converse(turns, pause_ms, on_turn))
         try:
             summaries = await self._outcome(talk, tasks)
@@ -296,6 +281,7 @@ class _Call:
             turns=summaries,
             caller=sent,
             reply=self._ear.track(),
+            reconnects=self._link.reconnects,
         )
 
     async def _outcome(
@@ -312,14 +298,17 @@ class _Call:
     async def _start(self, agent: str, caller: str) -> Mapping[str, Any]:
         message = {"type": "start", "sample_rate_hz": SAMPLE_RATE_HZ, "context": {}}
         message |= ({"agent": agent} if agent else {}) | ({"caller": caller} if caller else {})
-        await self._socket.send(json.dumps(message))
+        await self._link.send(json.dumps(message))
         try:
             async with asyncio.timeout(self._patience.start_s):
-                answer = json.loads(await self._socket.recv())
+                data = await self._link.receive()
         except TimeoutError:
             raise CallError(
                 f"the call was not accepted within {self._patience.start_s:g} s; see the API's log"
             ) from None
+        if data is None:
+            raise CallError("the connection broke before the call was accepted; see the API's log")
+        answer = json.loads(data)
         if answer.get("type") != "started":
             said = " ".join(str(answer[name]) for name in ("message", "hint", "reason") if answer.get(name))
             text = f"the call was refused: {said or answer.get('type')}"
@@ -327,6 +316,7 @@ class _Call:
                 raise RefusedError(text, float(retry_after_s))
             raise CallError(text)
         self._began_s = self._clock.monotonic_s()
+        self._resume_token = str(answer.get("resume_token", ""))
         self._note(answer)
         return dict(answer)
 
@@ -370,7 +360,9 @@ class _Call:
 
     async def _hang_up(self) -> None:
         if self._ended is None:
-            await self._socket.send(json.dumps({"type": "hang_up"}))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience.hang_up_s):
+                    await self._link.say(type="hang_up")
             await self._until(lambda: self._ended is not None, self._patience.hang_up_s)
 
     def _all_recognised(self, first: int) -> bool:
@@ -403,13 +395,13 @@ class _Call:
             await self._clock.sleep((self._ear.quiet_from - self._now()) / SAMPLE_RATE_HZ)
 
     async def _speak(self) -> None:
-        """Sends a frame every 20 ms, speech or silence, and tells how much has been heard."""
+        """Says a frame every 20 ms, speech or silence, and tells how much has been heard."""
         silence = np.zeros(FRAME_SAMPLES, np.int16)
         told = None
         while self._ended is None:
             frame = self._next_frame()
-            await self._socket.send((silence if frame is None else frame).astype("<i2").tobytes())
             self._sent.append(silence if frame is None else frame)
+            self._more.set()
             if frame is not None:
                 self._frame_sent()
             if len(self._sent) % _PLAYOUT_EVERY_FRAMES == 0 and (heard := self._ear.heard(self._now())) != told:
@@ -438,21 +430,51 @@ class _Call:
         if heard is not None:
             turn, sentence, heard_ms = heard
             message = {"type": "playout", "turn": turn, "sentence": sentence, "heard_ms": heard_ms}
-            await self._socket.send(json.dumps(message))
+            await self._link.send(json.dumps(message))
+
+    async def _send_on(self) -> None:
+        """Sends what has been said and not been sent, as fast as it goes: after a break, all that was said in it."""
+        while self._ended is None:
+            await self._more.wait()
+            self._more.clear()
+            while self._samples_sent < len(self._sent) * FRAME_SAMPLES:
+                frame, offset = divmod(self._samples_sent, FRAME_SAMPLES)
+                piece = self._sent[frame][offset:]
+                self._samples_sent += len(piece)
+                if not await self._link.send(piece.astype("<i2").tobytes()):
+                    break
 
     async def _listen(self) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            async for data in self._socket:
-                if isinstance(data, bytes):
-                    self._hear(data)
-                else:
-                    self._read(json.loads(data))
-        if self._ended is None:
-            raise CallError("the connection was closed before the call had ended; see `trunkline status`")
+        while self._ended is None:
+            data = await self._link.receive()
+            if data is None:
+                await self._resume()
+            elif isinstance(data, bytes):
+                self._hear(data)
+            else:
+                self._read(json.loads(data))
+
+    async def _resume(self) -> None:
+        self._audio = None
+        self._note({"type": "reconnecting"})
+        answer = await self._link.resume(self._where)
+        if answer.get("type") == "resumed":
+            self._samples_sent = int(answer.get("sample_index", 0))
+            self._more.set()
+        self._read(answer)
+
+    def _where(self) -> Mapping[str, Any]:
+        """What `resume` says."""
+        heard = self._ear.heard(self._now())
+        message = {"type": "resume", "resume_token": self._resume_token, **self._inbox.told()}
+        if heard is not None:
+            message["heard"] = {"turn": heard[0], "sentence": heard[1], "heard_ms": heard[2]}
+        return message
 
     def _hear(self, data: bytes) -> None:
         audio, self._audio = self._audio or {}, None
         pcm = np.frombuffer(data, "<i2").astype(np.int16)
+        self._inbox.audio(audio, len(pcm))
         turn = int(audio.get("turn", 0))
         self._onsets.setdefault(turn, Onset()).add(pcm)
         self._ear.add(self._now(), pcm, turn, int(audio.get("sentence", 0)))
@@ -462,6 +484,8 @@ class _Call:
         kind, turn = message.get("type"), message.get("turn")
         if kind == "audio":
             self._audio = message
+            return
+        if not self._inbox.event(message):
             return
         if kind in ("speech_started", "speech_resumed", "final"):
             self._utterance_open = kind != "final"

@@ -48,6 +48,10 @@ class ConversationView:
                 self._line(event.at_ms, "agent", str(message.get("text", "")), "bold green")
             case "intent" | "tool_called" | "tool_returned" | "control_transfer" | "transfer" | "error" | "ended":
                 self._line(event.at_ms, "", _aside(event.type, message), "red" if event.type == "error" else "dim")
+            case "reconnecting":
+                self._line(event.at_ms, "", "the connection broke, reconnecting", "red")
+            case "resumed":
+                self._line(event.at_ms, "", "the call goes on", "dim")
             case "clear":
                 self._line(event.at_ms, "", "the agent stops talking", "dim")
 

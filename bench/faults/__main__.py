@@ -14,7 +14,7 @@ from rich.console import Console
 from api.errors import OperatorError
 from bench.faults import report
 from bench.faults.campaign import Campaign, Outcome
-from bench.faults.faults import FAULTS, Fault, chosen
+from bench.faults.faults import FAULTS, ROLES, Fault, chosen
 from bench.faults.plan import Run, plan, plan_run
 from bench.faults.platform import running_platform
 from bench.faults.proxy import open_wire
@@ -85,7 +85,7 @@ async def _campaign(
     by_name = {fault.name: fault for fault in wanted}
     outcomes: list[Outcome] = []
     progress.print("Starting a platform")
-    environment = {} if cluster is None else _environment(cluster)
+    environment = _environment(cluster, any(fault.needs_orders for fault in wanted))
     async with running_platform(environment, keep) as platform, open_wire(platform.url) as (wire, wire_url):
         if keep:
             progress.print(f"Its data stays in {platform.data_dir}", highlight=False)
@@ -104,13 +104,18 @@ async def _campaign(
     return outcomes
 
 
-def _environment(cluster: TestCluster) -> dict[str, str]:
-    kafka = cluster.settings().kafka
-    return {
-        "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-        "TRUNKLINE_KAFKA__REPLICATION_FACTOR": str(kafka.replication_factor),
-        "TRUNKLINE_KAFKA__MIN_INSYNC_REPLICAS": str(kafka.min_insync_replicas),
-    }
+def _environment(cluster: TestCluster | None, orders: bool) -> dict[str, str]:
+    environment: dict[str, str] = {}
+    if cluster is not None:
+        kafka = cluster.settings().kafka
+        environment |= {
+            "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "TRUNKLINE_KAFKA__REPLICATION_FACTOR": str(kafka.replication_factor),
+            "TRUNKLINE_KAFKA__MIN_INSYNC_REPLICAS": str(kafka.min_insync_replicas),
+        }
+    if orders:
+        environment |= {f"TRUNKLINE_ENGINES__{role.upper()}": f"bench.faults.faulty_engine:{role}" for role in ROLES}
+    return environment
 
 
 def _line(number: int, count: int, outcome: Outcome) -> str:

@@ -1,7 +1,7 @@
 """A real call in real time, and the moment in it at which a fault strikes."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from api.client import CallError, CallEvent, CallResult, TurnSummary, place_call
@@ -58,11 +58,11 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A call that was held, or what became of it; `struck_ms` is when the fault began, None where it never did."""
+    """A call that was held, or what became of it; `struck_ms` is when each fault began whose moment came."""
 
     result: CallResult | None
     error: str
-    struck_ms: float | None
+    struck_ms: tuple[float, ...]
 
 
 async def play(
@@ -70,29 +70,28 @@ async def play(
     conversation: Conversation,
     agent: str,
     caller: str,
-    trigger: Trigger | None = None,
-    strike: Callable[[], None] = lambda: None,
+    strikes: Sequence[tuple[Trigger, Callable[[], None]]] = (),
     started: Callable[[str], None] = lambda session_id: None,
 ) -> Played:
-    """Holds the call; `strike` is called at the trigger's moment, `started` with the session's id."""
+    """Holds the call; each of `strikes` is called at its trigger's moment, `started` with the session's id."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     struck: list[float] = []
     timers: list[asyncio.TimerHandle] = []
 
-    def fire(at_ms: float) -> None:
+    def fire(at_ms: float, strike: Callable[[], None]) -> None:
         struck.append(at_ms)
         strike()
 
     def on_event(event: CallEvent) -> None:
         if event.type == "started":
             started(str(event.message.get("session_id", "")))
-        delay_ms = trigger.event(event) if trigger is not None else None
-        if delay_ms is not None:
-            timers.append(loop.call_later(delay_ms / 1000, fire, round(event.at_ms + delay_ms, 1)))
+        for trigger, strike in strikes:
+            if (delay_ms := trigger.event(event)) is not None:
+                timers.append(loop.call_later(delay_ms / 1000, fire, round(event.at_ms + delay_ms, 1), strike))
 
     def on_turn(_: TurnSummary) -> None:
-        if trigger is not None:
+        for trigger, _strike in strikes:
             trigger.turn_over()
 
     result, error = None, ""
@@ -107,4 +106,4 @@ async def play(
         error = f"the call was not over after {loop.time() - began_s:.0f} s"
     for timer in timers:
         timer.cancel()
-    return Played(result, error, struck[0] if struck else None)
+    return Played(result, error, tuple(struck))

@@ -92,12 +92,13 @@ class Campaign:
             repeats += again
             findings += broken
         findings += await self._shared(scene)
+        findings = [finding for finding in findings if finding.kind not in fault.tolerated]
         results = [one.result for one in played if one.result is not None]
         return Outcome(
             run=run,
             conversation=conversation.name,
             calls=tuple(result.session_id for result in results),
-            struck_ms=played[0].struck_ms,
+            struck_ms=next(iter(played[0].struck_ms), None),
             silences=tuple(silences),
             findings=tuple(findings),
             repeats=repeats,
@@ -121,8 +122,7 @@ class Campaign:
                 conversation,
                 self.speech.agent,
                 caller,
-                trigger,
-                lambda: striking.append(asyncio.create_task(_struck(fault, scene, findings))),
+                [(trigger, lambda: striking.append(asyncio.create_task(_struck(fault, scene, findings))))],
                 scene.sessions.append,
             )
         ]

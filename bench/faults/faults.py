@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from api.errors import OperatorError
-from bench.faults.checks import Place
+from bench.faults.checks import Kind, Place
+from bench.faults.faulty_engine import Order, orders_dir
 from bench.faults.platform import SUPERVISOR, Platform
 from bench.faults.poison import garbage
 from bench.faults.proxy import Wire
@@ -22,6 +23,7 @@ from streams.producer import LogProducer
 from tests.support.kafka import TestCluster
 
 STOPPED_S = 10.0
+ILL_S = 10.0
 CUT_S = 5.0
 AWAY_S = 60.0
 LEADER_AWAY_S = 10.0
@@ -78,7 +80,11 @@ Strike = Callable[[Scene], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way to break things; `strike` returns when it is over. `through_wire`: the caller must be connected by it."""
+    """One way to break things; `strike` returns when it is over.
+
+    `through_wire`: the caller must be connected by the wire. `keeps_calling`: call after call until it is over.
+    `needs_orders`: engines must be those that obey. `tolerated` is what a ladder may give up to keep the call going.
+    """
 
     name: str
     about: str
@@ -87,10 +93,16 @@ class Fault:
     through_wire: bool = False
     keeps_calling: bool = False
     needs_cluster: bool = False
+    needs_orders: bool = False
+    tolerated: frozenset[Kind] = frozenset()
 
 
 SWIFT = Promise(1000, 2500)
 LEADER = Promise(None, 4000)
+
+ROLES = ("stt", "embeddings", "llm", "tts")
+# Where all engines of a role are ill, the caller may be asked to repeat, or be told that it cannot be done now.
+DEGRADED = frozenset({Kind.TRANSCRIPT, Kind.EFFECT})
 
 # The supervisor's names of the processes, by the campaign's.
 PROCESSES: Mapping[str, str] = {
@@ -132,6 +144,22 @@ def _stop(name: str) -> Strike:
         scene.notes.append(
             f"SIGSTOP to {victim.name}, " + ("woken" if woken else "replaced") + f" after {STOPPED_S:g} s"
         )
+
+    return strike
+
+
+def _order(role: str, order: Order, everywhere: bool) -> Strike:
+    """The replica that works, or all of them, obey the order for a while."""
+
+    async def strike(scene: Scene) -> None:
+        folder = orders_dir(scene.platform.data_dir)
+        folder.mkdir(exist_ok=True)
+        victim = scene.platform.victim(f"engine-{role}")
+        file = folder / (role if everywhere else str(victim.process.pid))
+        file.write_text(order)
+        await asyncio.sleep(ILL_S)
+        file.unlink()
+        scene.notes.append(f"{'all of ' + role if everywhere else victim.name}: {order} for {ILL_S:g} s")
 
     return strike
 
@@ -188,6 +216,28 @@ def _faults() -> dict[str, Fault]:
     ]
     faults += [
         Fault(f"stop.{name}", f"SIGSTOP of {name} for {STOPPED_S:g} s, then SIGCONT", _stop(name)) for name in PROCESSES
+    ]
+    faults += [
+        Fault(
+            f"engine.{order}.{role}",
+            f"one replica of {role}: {order}, for {ILL_S:g} s",
+            _order(role, order, everywhere=False),
+            SWIFT,
+            needs_orders=True,
+        )
+        for order in Order
+        for role in ROLES
+    ]
+    faults += [
+        Fault(
+            f"outage.{order}.{role}",
+            f"every replica of {role}: {order}, for {ILL_S:g} s",
+            _order(role, order, everywhere=True),
+            needs_orders=True,
+            tolerated=DEGRADED,
+        )
+        for order in (Order.HANG, Order.GARBAGE)
+        for role in ROLES
     ]
     faults += [
         Fault("kafka.leader", "kill -9 of the broker that leads the call's audio", _leader, LEADER, needs_cluster=True),

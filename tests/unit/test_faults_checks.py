@@ -1,7 +1,10 @@
 """The fault campaign finds what it looks for: an intact call passes, and each way to break one is found."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -12,11 +15,12 @@ import pytest
 
 from api.client import CallEvent, CallResult, TurnSummary
 from api.errors import OperatorError
-from bench.faults import silence
+from bench.faults import faulty_engine, silence
 from bench.faults.calls import Trigger
 from bench.faults.campaign import Outcome
 from bench.faults.checks import Evidence, Finding, Kind, check, check_dead_letters, check_offsets, repeats
 from bench.faults.faults import FAULTS, Promise, chosen
+from bench.faults.faulty_engine import FaultyEngine, Order, orders_dir
 from bench.faults.plan import Moment, Phase, Run, plan, plan_run
 from bench.faults.poison import OVERSIZE_BYTES, garbage
 from bench.faults.proxy import open_wire
@@ -25,6 +29,8 @@ from bench.faults.report import row
 from bench.faults.silence import Silence
 from bench.faults.speech import load_speech
 from processors.clickhouse.rows import TABLE_OF_TOPIC
+from processors.engine import Capabilities, Reply, Request, Transcribe, Transcribed
+from processors.engine_client import HOSTED_ROLES
 from schemas.event import Event
 from schemas.events import (
     EVENTS,
@@ -39,6 +45,7 @@ from schemas.events import (
     TranscriptKind,
 )
 from streams.codec import CodecError, default_codec
+from streams.settings import REPOSITORY, Settings
 
 SPOKEN = np.arange(1, 6401, dtype=np.int16)
 SENT = np.concatenate([SPOKEN, np.zeros(640, np.int16)])
@@ -425,3 +432,74 @@ def test_poison_comes_on_every_topic_under_live_keys_too_and_again_from_its_seed
     assert any(record.key == b"live" for record in records)
     assert max(len(record.value or b"") for record in records) == OVERSIZE_BYTES
     assert records == list(garbage(Random(3), 1000, ["live"]))
+
+
+# Engines that obey.
+
+
+class Usual:
+    capabilities = Capabilities("stt", "usual")
+
+    def warm(self) -> None:
+        pass
+
+    def answer(self, request: Request) -> Iterator[Reply]:
+        yield Transcribed("usual", (), 1.0, "en", "usual", 1.0)
+
+
+@pytest.fixture
+def obedient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyEngine:
+    monkeypatch.setattr(faulty_engine, "_MAKE", {"stt": lambda settings: Usual()})
+    orders_dir(tmp_path).mkdir()
+    return faulty_engine.stt(Settings(data_dir=tmp_path))
+
+
+ASK = Transcribe(bytes(320))
+
+
+def texts(engine: FaultyEngine) -> list[str]:
+    return [reply.text for reply in engine.answer(ASK) if isinstance(reply, Transcribed)]
+
+
+def test_an_engine_obeys_orders_for_its_process_or_its_role_until_they_are_taken_back(
+    obedient: FaultyEngine, tmp_path: Path
+) -> None:
+    assert texts(obedient) == ["usual"]
+    for name in (str(os.getpid()), "stt"):
+        file = orders_dir(tmp_path) / name
+        file.write_text(Order.NOTHING)
+        assert texts(obedient) == []
+        file.write_text(Order.GARBAGE)
+        assert "usual" not in texts(obedient)
+        file.unlink()
+        assert texts(obedient) == ["usual"]
+    (orders_dir(tmp_path) / "tts").write_text(Order.NOTHING)
+    assert texts(obedient) == ["usual"]
+
+
+async def test_a_hung_engine_answers_when_its_order_is_taken_back(obedient: FaultyEngine, tmp_path: Path) -> None:
+    file = orders_dir(tmp_path) / "stt"
+    file.write_text(Order.HANG)
+    asked = asyncio.create_task(asyncio.to_thread(texts, obedient))
+    done, _ = await asyncio.wait({asked}, timeout=0.2)
+    assert not done
+    file.unlink()
+    assert await asked == ["usual"]
+
+
+def test_a_crashing_engine_takes_its_process_with_it(tmp_path: Path) -> None:
+    orders_dir(tmp_path).mkdir()
+    (orders_dir(tmp_path) / "stt").write_text(Order.CRASH)
+    script = (
+        "from bench.faults import faulty_engine as f; from pathlib import Path; from streams.settings import Settings\n"
+        "from processors.engine import Transcribe\n"
+        "f._MAKE = {'stt': lambda settings: None}\n"
+        f"list(f.stt(Settings(data_dir=Path({str(tmp_path)!r}))).answer(Transcribe(b'')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY).returncode == 1
+
+
+def test_every_hosted_role_can_be_ill() -> None:
+    names = {name.rpartition(".")[2] for name in FAULTS if name.startswith("engine.")}
+    assert names == set(HOSTED_ROLES)
+    assert all(callable(getattr(faulty_engine, role)) for role in HOSTED_ROLES)

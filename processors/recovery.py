@@ -47,8 +47,9 @@ class Recovered:
 class Snapshots:
     """One worker's snapshots in the log.
 
-    Each life of a worker writes under keys of its own and the one that got furthest counts. So a worker that was
-    stopped, lost its partitions, and wakes up with a snapshot to write, overwrites none of its successor's.
+    Whoever takes a partition over writes under keys that were never used before, and the one that got furthest counts.
+    So a worker that was stopped, lost its partitions, and wakes up with a snapshot to write, overwrites and deletes
+    none of its successor's, not even where that is itself.
     """
 
     def __init__(self, producer: LogProducer, stage: str, life: str) -> None:
@@ -56,12 +57,14 @@ class Snapshots:
         self._producer = producer
         self._topic = state_topic(stage)
         self._life = life
+        self._takeovers: dict[int, int] = {}
         self._others: dict[str, tuple[int, tuple[bytes, ...]]] = {}
 
     def inherit(self, partition: int, keys: Mapping[str, tuple[bytes, ...]]) -> None:
-        """Keys of earlier lives, which go when this one has written a snapshot of its own."""
+        """Takes the partition over; earlier owners' keys go when this one has written a snapshot of its own."""
+        self._takeovers[partition] = self._takeovers.get(partition, 0) + 1
         for session_id, found in keys.items():
-            self._others[session_id] = (partition, tuple(key for key in found if key != self._key(session_id)))
+            self._others[session_id] = (partition, found)
 
     def forget(self, partition: int) -> None:
         """The partition is somebody else's."""
@@ -69,14 +72,14 @@ class Snapshots:
 
     def write(self, session_id: str, partition: int, snapshot: bytes | None) -> Awaitable[object]:
         """Replaces the session's snapshot; None deletes it. The result resolves when the broker has all of it."""
-        own = self._producer.publish_raw(self._topic, self._key(session_id), snapshot, partition=partition)
+        own = self._producer.publish_raw(self._topic, self._key(session_id, partition), snapshot, partition=partition)
         _, others = self._others.pop(session_id, (partition, ()))
         # Behind the new one in the same partition: there is never a moment without any.
         gone = [self._producer.publish_raw(self._topic, key, None, partition=partition) for key in others]
         return asyncio.gather(own, *gone) if gone else own
 
-    def _key(self, session_id: str) -> bytes:
-        return f"{session_id}/{self._life}".encode()
+    def _key(self, session_id: str, partition: int) -> bytes:
+        return f"{session_id}/{self._life}.{self._takeovers.get(partition, 0)}".encode()
 
 
 class Recovery:

@@ -60,7 +60,8 @@ def violations(platform: Platform) -> list[str]:
     for caller in platform.callers:
         found += [f"call {caller.session_id[:8]}: {what}" for what in _call(platform, caller)]
     found += [f"{count} records are left undone: {where}" for where, count in platform.behind.items()]
-    found += [f"state is left over: {where}" for where in leftovers(platform)]
+    if not platform.plan.stragglers:
+        found += [f"state is left over: {where}" for where in leftovers(platform)]
     found += [f"a dead letter: {letter.source_topic} {letter.reason}" for letter in platform.log.events(DeadLetter)]
     found += _effects(platform)
     return found

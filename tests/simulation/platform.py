@@ -71,6 +71,11 @@ class Plan:
     clock_skew_s: float = 0.0
 
     @property
+    def stragglers(self) -> bool:
+        """Whether workers may write after somebody else took over: a last snapshot of theirs is nobody's to delete."""
+        return bool(self.freezes or self.evictions or self.weather.late_share)
+
+    @property
     def engines_fail(self) -> bool:
         """Whether answers may be other ones than on a good day."""
         return self.illness != HEALTH

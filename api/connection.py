@@ -104,7 +104,8 @@ class Connection:
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
-                self._disconnected(message.get("code", 1005))
+                # The server tells a socket that broke by the same code as one closed without any, but gives no reason.
+                self._disconnected(message.get("code", 1006) if "reason" in message else 1006)
                 return
             for command in self._commands(message):
                 await self._handle(command)

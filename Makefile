@@ -14,7 +14,7 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header
 
-.PHONY: help demo up test check lint format bench lock clean distclean
+.PHONY: help demo up test check lint format bench faults lock clean distclean
 
 help:  ## What there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,6 +43,9 @@ format: $(VENV)/.dev  ## Format the code, and mend what can be mended
 
 bench: $(VENV)/.java  ## Measure the log's latency and voice-to-voice latency
 	@$(BIN)/python -m bench
+
+faults: $(VENV)/.java  ## Break a running platform in mid-sentence, and count what its callers lost; FAULTS="--quick"
+	@$(BIN)/python -m bench.faults $(FAULTS)
 
 lock: $(VENV)/.bootstrap  ## Resolve all dependencies anew; UPGRADE=--upgrade takes the newest
 	$(COMPILE) $(UPGRADE) --excludes $(LOCKS)/exclude.txt pyproject.toml --group pyproject.toml:dev -o $(LOCKS)/dev.lock

@@ -65,6 +65,7 @@ def start_host(
         "TRUNKLINE_MODELS_FILE": str(settings.models_file),
         "TRUNKLINE_ENGINES__QUEUE_DEPTH_MAX": str(engines.queue_depth_max),
         "TRUNKLINE_ENGINES__THREADS": str(engines.threads),
+        f"TRUNKLINE_ENGINES__{role.upper()}": getattr(engines, role),
     }
     number = str(replica)
     what = (

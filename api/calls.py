@@ -243,7 +243,9 @@ class Call:
             return
         if isinstance(event, Transcript):
             self._active_s = self._clock.monotonic_s()
+        overflowed = self._playback.overflowed
         self._perform(self._playback.event(event, self._now_ms()))
+        self._router.metrics.dropped.labels("held", "drop_oldest").inc(self._playback.overflowed - overflowed)
         self.journal.marks.turn = self.summary.turn = self._playback.turn
 
     def _controlled(self, event: Control) -> None:

@@ -124,6 +124,12 @@ class Playback:
         self._free_at = 0.0
         self._reports = False
         self.turn = 0
+        self.overflowed = 0
+
+    @property
+    def held(self) -> int:
+        """Events that wait for the caller to end, at most HELD_MAX; what came on top is in `overflowed`."""
+        return len(self._held)
 
     def event(self, event: Event, now: float) -> list[Effect]:
         """An event of the session from the log."""
@@ -292,12 +298,17 @@ class Playback:
     def _gate(self, event: Response | SpeechChunk, now: float) -> list[Effect]:
         """Nothing speculative reaches the caller, and no reply begins while the caller is talking."""
         if self._held and any(held.turn == event.turn and type(held) is type(event) for held in self._held):
-            self._held.append(event)
+            self._hold(event)
             return self._release(now) if event.committed else []
         if self._may_pass(event, now):
             return self._pass(event, now)
-        self._held.append(event)
+        self._hold(event)
         return []
+
+    def _hold(self, event: Response | SpeechChunk) -> None:
+        """The oldest goes when there are too many."""
+        self.overflowed += len(self._held) == HELD_MAX
+        self._held.append(event)
 
     def _may_pass(self, event: Response | SpeechChunk, now: float) -> bool:
         if event.turn in self._cut:

@@ -201,7 +201,9 @@ def health_routes(router: SessionRouter) -> APIRouter:
     async def metrics() -> Response:
         """Prometheus."""
         router.measure_queues()
-        return Response(generate_latest(router.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        # The process's own, of its clients of the log among others, and those of this app.
+        text = generate_latest() + generate_latest(router.metrics.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return api
 

@@ -15,6 +15,7 @@ import uvloop
 
 from api.app import create_app
 from api.auth import ExposedError, require_key_if_exposed
+from api.door import SOCKETS_SPARE
 from api.session_router import SessionRouter
 from streams import logs, ready, standby
 from streams.settings import Settings
@@ -23,6 +24,7 @@ from streams.yamlfile import ConfigError
 
 log = structlog.get_logger(__name__)
 
+REQUESTS_MAX = 200
 MESSAGE_BYTES_MAX = 1024 * 1024
 COMPONENT = "api"
 
@@ -95,6 +97,8 @@ def make_server(settings: Settings) -> GatewayServer:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=5,
+        # Connections of any kind; callers without a call are refused by the door before that.
+        limit_concurrency=2 * settings.api.sessions_max + SOCKETS_SPARE + REQUESTS_MAX,
         proxy_headers=False,
         server_header=False,
     )

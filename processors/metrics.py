@@ -14,6 +14,10 @@ ask_seconds = Histogram(
     ["stage", "role"],
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 10),
 )
+records_waiting = Gauge("trunkline_stage_records_waiting", "Records that arrived and wait for room.", ["stage"])
+records_kept = Gauge(
+    "trunkline_stage_records_kept", "Records processed but needed again if this process dies.", ["stage"]
+)
 load_level = Gauge(
     "trunkline_load_level", "What is given up for load: 0 nothing, 1 new calls, more: see limits.", ["component"]
 )

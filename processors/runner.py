@@ -145,6 +145,11 @@ class Runner(Generic[StateT]):
         """Asks and unacknowledged events, over all sessions."""
         return self._open
 
+    @property
+    def held(self) -> int:
+        """Records that are processed but needed again if this process dies."""
+        return sum(len(units) for live in self._live.values() for units in live.held.values())
+
     async def room(self) -> None:
         """Waits while too much is open: the caller reads no further record before this returns."""
         await self._room.wait()

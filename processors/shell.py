@@ -105,6 +105,13 @@ class Shell:
         """Asks and unacknowledged events."""
         return self._runner.open
 
+    def measure_queues(self) -> int:
+        """Sets the gauges of this worker's queues; returns how many records wait to be processed."""
+        held = self._app.records_waiting
+        metrics.records_waiting.labels(self._stage.name).set(held)
+        metrics.records_kept.labels(self._stage.name).set(self._runner.held)
+        return held
+
     @property
     def sessions(self) -> int:
         """Sessions in memory."""

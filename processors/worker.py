@@ -127,7 +127,7 @@ async def work(settings: Settings, stage: Stage) -> None:
         meter,
         health,
         clock,
-        depth=lambda: shell.open,
+        depth=lambda: shell.open + shell.measure_queues(),
         calls=lambda: shell.sessions,
         limits=limits_of(settings),
         board=Board() if stage.name in HEEDING else None,

@@ -22,6 +22,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from streams import metrics
 from streams.client import Closing, LogError, Partition, client_config
 from streams.keys import partition_of
 from streams.settings import Settings
@@ -112,6 +113,7 @@ class LogReader(Closing):
         self._buffer_records_max = buffer_records_max
         # Counted by the thread and by the loop; the difference is what waits, on its way to the buffer or in it.
         self._delivered = 0
+        self._waiting = metrics.waiting.labels(name)
         self._taken = 0
         self._arrived = asyncio.Event()
         self._error: LogError | None = None
@@ -192,6 +194,7 @@ class LogReader(Closing):
         batch = list(self._buffer)
         self._buffer.clear()
         self._taken += len(batch)
+        self._waiting.set(self._delivered - self._taken)
         return batch
 
     async def more(self) -> bool:
@@ -317,6 +320,7 @@ class LogReader(Closing):
             else:
                 self._failed(error, message)
         self._delivered += len(records)
+        self._waiting.set(self._delivered - self._taken)
         self._to_loop(self._deliver, records, ended)
 
     def _failed(self, error: KafkaError, message: Message) -> None:

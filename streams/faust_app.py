@@ -77,6 +77,11 @@ class StageApp(faust.App):
         """Makes the function the agent that reads the stage's records; the same as `@app.agent(app.records)`."""
         self.agent(self.records)(shell)
 
+    @property
+    def records_waiting(self) -> int:
+        """Records that arrived and wait for room in the stream."""
+        return 0 if self._consumer is None else int(self.consumer.records_held)
+
     async def on_stop(self) -> None:
         """Gives the partitions up first, while the stage can still finish what is in flight."""
         if self._consumer is not None:

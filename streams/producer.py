@@ -7,6 +7,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.event import Event
+from streams import metrics
 from streams.client import Closing, LogError, Position, client_config
 from streams.codec import Codec, headers
 from streams.registry import codec_for
@@ -20,6 +21,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 _BY_KEY = -1
 _WAIT_S_MIN = 0.001
 _WAIT_S_MAX = 0.02
+QUEUE_KBYTES_MAX = 65_536
 _CLOSED = "the producer was closed before the broker acknowledged the record"
 
 
@@ -54,10 +56,13 @@ class LogProducer(Closing):
                 # A topic's limit holds for a whole batch: a burst must not make one that is refused.
                 "batch.size": min(topic.record_bytes_max for topic in TOPICS.values()) // 4,
                 "queue.buffering.max.messages": queue_records_max,
+                "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
             }
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending: set[asyncio.Future[Position]] = set()
+        self._name = name
+        self._unacknowledged = metrics.unacknowledged.labels(name)
         self._timer: asyncio.TimerHandle | None = None
         self._wait_s = _WAIT_S_MIN
         self._closed = False
@@ -84,7 +89,8 @@ class LogProducer(Closing):
             self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Position] = self._loop.create_future()
         self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
+        future.add_done_callback(self._settled)
+        self._unacknowledged.set(len(self._pending))
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             if future.done():
@@ -92,12 +98,14 @@ class LogProducer(Closing):
             if error is None:
                 future.set_result(Position(topic, _known(message.partition()), _known(message.offset())))
             else:
+                metrics.unwritten.labels(self._name, "failed").inc()
                 purged = error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
                 future.set_exception(LogError(f"{topic}: not written: {_CLOSED if purged else error.str()}"))
 
         try:
             self._producer.produce(topic, value, key, partition, delivered, headers=list(headers))
         except BufferError:
+            metrics.unwritten.labels(self._name, "queue_full").inc()
             future.set_exception(LogError(f"{topic}: the producer's queue is full; is the broker away?"))
         except KafkaException as error:
             future.set_exception(LogError(f"{topic}: not written: {error.args[0].str()}"))
@@ -105,6 +113,10 @@ class LogProducer(Closing):
         if self._timer is None:
             self._timer = self._loop.call_later(self._wait_s, self._collect)
         return future
+
+    def _settled(self, future: asyncio.Future[Position]) -> None:
+        self._pending.discard(future)
+        self._unacknowledged.set(len(self._pending))
 
     def _collect(self) -> None:
         """Resolves the futures of what was delivered, and comes again while something is under way."""

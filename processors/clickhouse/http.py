@@ -16,6 +16,7 @@ import structlog
 import uvicorn
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from prometheus_client import Counter, Gauge
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -27,6 +28,7 @@ from streams.settings import Settings
 log = structlog.get_logger(__name__)
 
 QUERY_S_MAX = 30
+QUESTIONS_MAX = 32  # asked at once, most of them waiting
 RESULT_ROWS_MAX = 1_000_000
 QUERY_BYTES_MAX = 262_144
 _READING = re.compile(r"\(*\s*(SELECT|WITH|SHOW|DESCRIBE|DESC|EXPLAIN|EXISTS)\b", re.IGNORECASE)
@@ -37,6 +39,9 @@ _ALLOWED_TABLE_FUNCTIONS = frozenset(
 _REFUSED_FUNCTIONS = frozenset({"file", "catboostevaluate"})
 _FORMAT_SETTINGS = re.compile(r"(?:output_)?format_\w+")
 _LITERALS = re.compile(r"'(?:[^'\\]|\\.|'')*'|`(?:[^`\\]|\\.|``)*`|\"(?:[^\"\\]|\\.|\"\")*\"", re.DOTALL)
+asking = Gauge("trunkline_sink_questions", "SQL questions asked and not yet answered.")
+refused = Counter("trunkline_sink_questions_refused", "SQL questions not taken, since too many were asked.")
+
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "b": "\b", "f": "\f"}
 
 
@@ -50,21 +55,35 @@ class Question:
     formats: Mapping[str, str] = field(default_factory=dict)
 
 
+class BusyError(Exception):
+    """Too many questions are being asked already."""
+
+
 class Questions:
     """Answers questions on connections of its own, a few at a time."""
 
     def __init__(self, settings: Settings, concurrency: int = 2) -> None:
+        self._asking = 0
         self._clients: asyncio.Queue[Client] = asyncio.Queue()
         for _ in range(concurrency):
             self._clients.put_nowait(_reading_client(settings))
 
     async def ask(self, question: Question) -> tuple[bytes, str]:
-        """The answer and its format; raises ClickHouseError, or ValueError for what is refused."""
-        client = await self._clients.get()
+        """The answer and its format; raises ClickHouseError, ValueError for what is refused, or BusyError."""
+        if self._asking >= QUESTIONS_MAX:
+            refused.inc()
+            raise BusyError
+        self._asking += 1
+        asking.set(self._asking)
         try:
-            return await asyncio.to_thread(answer, client, question)
+            client = await self._clients.get()
+            try:
+                return await asyncio.to_thread(answer, client, question)
+            finally:
+                self._clients.put_nowait(client)
         finally:
-            self._clients.put_nowait(client)
+            self._asking -= 1
+            asking.set(self._asking)
 
 
 def _reading_client(settings: Settings) -> Client:
@@ -136,6 +155,9 @@ def create_app(questions: Questions) -> Starlette:
             return PlainTextResponse(f"Code: 62. at most {QUERY_BYTES_MAX} characters are expected\n", 400)
         try:
             found, form = await questions.ask(_question(query, request.query_params))
+        except BusyError:
+            text = f"Code: 202. {QUESTIONS_MAX} questions are being asked (TOO_MANY_SIMULTANEOUS_QUERIES)\n"
+            return PlainTextResponse(text, 503, {"Retry-After": "1"})
         except ValueError as error:
             return PlainTextResponse(f"Code: 164. DB::Exception: {error} (READONLY)\n", 403)
         except (ClickHouseError, RuntimeError) as error:

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from api.errors import OperatorError
 from bench.faults import report
 from bench.faults.campaign import Campaign, Outcome
-from bench.faults.faults import FAULTS, ROLES, Fault, chosen
+from bench.faults.faults import FAULTS, chosen
 from bench.faults.plan import Run, plan, plan_run
 from bench.faults.platform import running_platform
 from bench.faults.proxy import open_wire
@@ -53,7 +54,7 @@ def faults(
     )
     machine = this_machine()
     with _brokers(cluster) as brokers:
-        outcomes = asyncio.run(_campaign(said, wanted, planned, quick, keep, brokers))
+        outcomes = asyncio.run(_Campaigns(said, planned, quick, keep, brokers, Console(stderr=True)).play())
     rows = [
         report.row(fault.name, fault.promise, own)
         for fault in wanted
@@ -77,45 +78,55 @@ def _brokers(wanted: bool) -> Iterator[TestCluster | None]:
         yield cluster
 
 
-async def _campaign(
-    said: Speech, wanted: list[Fault], planned: list[Run], quick: bool, keep: bool, cluster: TestCluster | None
-) -> list[Outcome]:
-    """The runs in order; those so far when it is interrupted."""
-    progress = Console(stderr=True)
-    by_name = {fault.name: fault for fault in wanted}
-    outcomes: list[Outcome] = []
-    progress.print("Starting a platform")
-    environment = _environment(cluster, any(fault.needs_orders for fault in wanted))
-    async with running_platform(environment, keep) as platform, open_wire(platform.url) as (wire, wire_url):
-        if keep:
-            progress.print(f"Its data stays in {platform.data_dir}", highlight=False)
-        scale = QUICK if quick else {}
-        campaign = Campaign(
-            platform, wire, wire_url, said, lambda line: progress.print(line, highlight=False), scale, cluster
-        )
-        await campaign.learn(1 if quick else 2)
+@dataclass(frozen=True, slots=True)
+class _Campaigns:
+    """The runs asked for; those of faults that need other settings have a platform of their own."""
+
+    speech: Speech
+    runs: Sequence[Run]
+    quick: bool
+    keep: bool
+    cluster: TestCluster | None
+    progress: Console
+
+    async def play(self) -> list[Outcome]:
+        """What all runs showed, or those so far when it is interrupted."""
+        outcomes: list[Outcome] = []
+        environments = [dict(one) for one in {FAULTS[run.fault].environment: None for run in self.runs}]
         try:
-            for run in planned:
-                outcome = await campaign.run(by_name[run.fault], run)
-                outcomes.append(outcome)
-                progress.print(_line(len(outcomes), len(planned), outcome), highlight=False, markup=False)
+            for environment in environments:
+                await self._on_platform(environment, outcomes)
         except asyncio.CancelledError:
-            progress.print("Interrupted: here is what was seen so far.")
-    return outcomes
+            self._say("Interrupted: here is what was seen so far.")
+        return outcomes
+
+    async def _on_platform(self, environment: dict[str, str], outcomes: list[Outcome]) -> None:
+        self._say("Starting a platform")
+        settings = environment | _cluster_environment(self.cluster)
+        async with running_platform(settings, self.keep) as platform, open_wire(platform.url) as (wire, wire_url):
+            if self.keep:
+                self._say(f"Its data stays in {platform.data_dir}")
+            scale = QUICK if self.quick else {}
+            campaign = Campaign(platform, wire, wire_url, self.speech, self._say, scale, self.cluster)
+            await campaign.learn(1 if self.quick else 2)
+            for run in self.runs:
+                if dict(FAULTS[run.fault].environment) == environment:
+                    outcomes.append(await campaign.run(FAULTS[run.fault], run))
+                    self._say(_line(len(outcomes), len(self.runs), outcomes[-1]))
+
+    def _say(self, line: str) -> None:
+        self.progress.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _environment(cluster: TestCluster | None, orders: bool) -> dict[str, str]:
-    environment: dict[str, str] = {}
-    if cluster is not None:
-        kafka = cluster.settings().kafka
-        environment |= {
-            "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-            "TRUNKLINE_KAFKA__REPLICATION_FACTOR": str(kafka.replication_factor),
-            "TRUNKLINE_KAFKA__MIN_INSYNC_REPLICAS": str(kafka.min_insync_replicas),
-        }
-    if orders:
-        environment |= {f"TRUNKLINE_ENGINES__{role.upper()}": f"bench.faults.faulty_engine:{role}" for role in ROLES}
-    return environment
+def _cluster_environment(cluster: TestCluster | None) -> dict[str, str]:
+    if cluster is None:
+        return {}
+    kafka = cluster.settings().kafka
+    return {
+        "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "TRUNKLINE_KAFKA__REPLICATION_FACTOR": str(kafka.replication_factor),
+        "TRUNKLINE_KAFKA__MIN_INSYNC_REPLICAS": str(kafka.min_insync_replicas),
+    }
 
 
 def _line(number: int, count: int, outcome: Outcome) -> str:

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from api.client import CallError, CallEvent, CallResult, TurnSummary, place_call
+from api.client import CallError, CallEvent, CallResult, Patience, TurnSummary, place_call
 from bench.faults.plan import Moment, Phase
 from bench.faults.reference import Reference
 from bench.faults.speech import Conversation
 
 _LONGEST_S = 180.0
+# As long as it may take to start everything again, on a machine that has other things to do.
+_PATIENCE = Patience(resume_s=60.0, final_s=60.0, reply_s=60.0)
 # An idea of a reply before there is a reference.
 _THINKING_MS = 600.0
 _REPLY_MS = 2500.0
@@ -98,7 +100,13 @@ async def play(
     try:
         async with asyncio.timeout(_LONGEST_S):
             result = await place_call(
-                url, conversation.turns, agent=agent, caller=caller, on_event=on_event, on_turn=on_turn
+                url,
+                conversation.turns,
+                agent=agent,
+                caller=caller,
+                on_event=on_event,
+                on_turn=on_turn,
+                patience=_PATIENCE,
             )
     except CallError as failed:
         error = str(failed)

@@ -91,7 +91,7 @@ class Campaign:
             again, broken = await evidence.examine(self.platform, one.result, caller, reference)
             repeats += again
             findings += broken
-        findings += await self._shared(scene)
+        findings += [*scene.broken, *await self._shared(scene)]
         findings = [finding for finding in findings if finding.kind not in fault.tolerated]
         results = [one.result for one in played if one.result is not None]
         return Outcome(
@@ -102,7 +102,7 @@ class Campaign:
             silences=tuple(silences),
             findings=tuple(findings),
             repeats=repeats,
-            reconnects=sum(event.type == "resumed" for result in results for event in result.events),
+            reconnects=sum(result.reconnects for result in results),
             notes=tuple(scene.notes),
             seconds=round(asyncio.get_running_loop().time() - began_s, 1),
             seen=tuple(_seen(result) for result in results) if findings else (),

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from random import Random
 
 from api.errors import OperatorError
-from bench.faults.checks import Kind, Place
+from bench.faults.checks import Finding, Kind, Place
 from bench.faults.faulty_engine import Order, orders_dir
 from bench.faults.platform import SUPERVISOR, Platform
 from bench.faults.poison import garbage
 from bench.faults.proxy import Wire
+from bench.overload import measure_overload
 from schemas.events import AudioFrame
 from streams.client import Position
 from streams.keys import partition_of
@@ -24,6 +25,7 @@ from tests.support.kafka import TestCluster
 
 STOPPED_S = 10.0
 ILL_S = 10.0
+GUARDED_S = 30.0
 CUT_S = 5.0
 AWAY_S = 60.0
 LEADER_AWAY_S = 10.0
@@ -46,7 +48,7 @@ class Scene:
     """What a fault may lay hands on, and what it leaves behind for the checks.
 
     `poisoned` are the records that must have a dead letter each, `doubtful` those that may have one. `sessions` are
-    the calls of the run, as they begin.
+    the calls of the run, as they begin. `broken` are invariants that the fault itself saw broken.
     """
 
     platform: Platform
@@ -59,6 +61,8 @@ class Scene:
     doubtful: set[Place] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     sessions: list[str] = field(default_factory=list)
+    broken: list[Finding] = field(default_factory=list)
+    quick: bool = False
 
 
 def scene(
@@ -72,10 +76,17 @@ def scene(
         cluster,
         away_s=scale.get("clickhouse_away_s", AWAY_S),
         records=int(scale.get("poison_records", RECORDS)),
+        quick=bool(scale),
     )
 
 
 Strike = Callable[[Scene], Awaitable[None]]
+
+
+ROLES = ("stt", "embeddings", "llm", "tts")
+# A machine that is busy with coming back must not refuse the call that is to be broken next.
+CALM = (("TRUNKLINE_LOAD__REFUSE", "false"),)
+OBEDIENT = (*CALM, *((f"TRUNKLINE_ENGINES__{role.upper()}", f"bench.faults.faulty_engine:{role}") for role in ROLES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +94,7 @@ class Fault:
     """One way to break things; `strike` returns when it is over.
 
     `through_wire`: the caller must be connected by the wire. `keeps_calling`: call after call until it is over.
-    `needs_orders`: engines must be those that obey. `tolerated` is what a ladder may give up to keep the call going.
+    `environment` is what the platform must be told beforehand. `tolerated` is what a ladder may give up for the call.
     """
 
     name: str
@@ -93,14 +104,13 @@ class Fault:
     through_wire: bool = False
     keeps_calling: bool = False
     needs_cluster: bool = False
-    needs_orders: bool = False
+    environment: tuple[tuple[str, str], ...] = CALM
     tolerated: frozenset[Kind] = frozenset()
 
 
 SWIFT = Promise(1000, 2500)
 LEADER = Promise(None, 4000)
 
-ROLES = ("stt", "embeddings", "llm", "tts")
 # Where all engines of a role are ill, the caller may be asked to repeat, or be told that it cannot be done now.
 DEGRADED = frozenset({Kind.TRANSCRIPT, Kind.EFFECT})
 
@@ -128,8 +138,8 @@ def _kill(name: str) -> Strike:
         victim = scene.platform.victim(PROCESSES[name])
         victim.signal(signal.SIGKILL)
         scene.notes.append(f"SIGKILL to {victim.name}")
-        if name == "supervisor":
-            # Its children die with it; whoever started it (systemd, a person) starts it again.
+        if name == "supervisor" and SUPERVISOR in await scene.platform.settled(GUARDED_S):
+            scene.notes.append("started again by hand")
             await scene.platform.up()
 
     return strike
@@ -162,6 +172,16 @@ def _order(role: str, order: Order, everywhere: bool) -> Strike:
         scene.notes.append(f"{'all of ' + role if everywhere else victim.name}: {order} for {ILL_S:g} s")
 
     return strike
+
+
+async def _overload(scene: Scene) -> None:
+    """One and a half times as many callers as are taken; those that are taken must not suffer."""
+    found = await asyncio.to_thread(measure_overload, scene.platform.url, scene.quick)
+    facts = {fact.name: fact.value or 0 for fact in found.facts}
+    for name in ("admitted calls dropped", "calls failed otherwise", "turns unanswered"):
+        if facts[name]:
+            scene.broken.append(Finding(Kind.LOST, f"{name}: {facts[name]:.0f}"))
+    scene.notes += [f"{name}: {value:g}" for name, value in facts.items()]
 
 
 async def _leader(scene: Scene) -> None:
@@ -223,7 +243,7 @@ def _faults() -> dict[str, Fault]:
             f"one replica of {role}: {order}, for {ILL_S:g} s",
             _order(role, order, everywhere=False),
             SWIFT,
-            needs_orders=True,
+            environment=OBEDIENT,
         )
         for order in Order
         for role in ROLES
@@ -233,7 +253,7 @@ def _faults() -> dict[str, Fault]:
             f"outage.{order}.{role}",
             f"every replica of {role}: {order}, for {ILL_S:g} s",
             _order(role, order, everywhere=True),
-            needs_orders=True,
+            environment=OBEDIENT,
             tolerated=DEGRADED,
         )
         for order in (Order.HANG, Order.GARBAGE)
@@ -241,6 +261,7 @@ def _faults() -> dict[str, Fault]:
     ]
     faults += [
         Fault("kafka.leader", "kill -9 of the broker that leads the call's audio", _leader, LEADER, needs_cluster=True),
+        Fault("overload", "one and a half times as many callers as are taken", _overload, environment=()),
         Fault("client.cut", f"the caller's connection is reset, new ones for {CUT_S:g} s", _cut, through_wire=True),
         Fault("client.silent", f"the caller's connection carries nothing for {CUT_S:g} s", _silent, through_wire=True),
         Fault(

@@ -50,8 +50,7 @@ class Platform:
         self.data_dir = data_dir
         self.port = _free_port()
         kept = {name: value for name, value in os.environ.items() if name not in _NEVER_SET}
-        # A busy machine must not refuse the calls that are to be broken.
-        self._environment = {**kept, "TRUNKLINE_LOAD__REFUSE": "false", **(environment or {})}
+        self._environment = {**kept, **(environment or {})}
         self._place = Settings(data_dir=data_dir)
 
     @property

@@ -36,6 +36,7 @@ _POLL_S = 0.05
 # Whoever reads to the ends of partitions gives commands in between, and waits for them.
 _POLL_TO_END_S = 0.005
 _FETCH_WAIT_TO_END_MS = 10
+FETCHED_KBYTES_MAX = 8192
 _BATCH_RECORDS = 500
 # A broker answers a waiting fetch as soon as a record comes, so this delays none; it bounds how long a partition just
 # added waits for the fetch under way. At 5 ms an idle reader cost a tenth of a core, most of it the broker's.
@@ -102,7 +103,7 @@ class LogReader(Closing):
                 # The end of a partition is noted only when a fetch has waited for more in vain.
                 "fetch.wait.max.ms": _FETCH_WAIT_TO_END_MS if note_ends else _FETCH_WAIT_MS,
                 "fetch.queue.backoff.ms": 2,
-                "queued.max.messages.kbytes": 8192,
+                "queued.max.messages.kbytes": FETCHED_KBYTES_MAX,
                 "enable.partition.eof": note_ends,
             }
         )

@@ -28,6 +28,7 @@ ResultT = TypeVar("ResultT")
 
 _QUERY_S = 10.0
 _BATCH_RECORDS = 64
+FETCHED_KBYTES_MAX = 4096
 # Records handed to the event loop that it has not looked at yet: beyond, a busy loop finds them in librdkafka's queue.
 _UNSEEN_RECORDS_MAX = 256
 _UNSEEN_WAIT_S = 0.005
@@ -57,7 +58,7 @@ def consumer_config(options: Options, group: str, connection: Mapping[str, Any])
         "fetch.queue.backoff.ms": 2,
         "max.partition.fetch.bytes": 262_144,
         "queued.min.messages": 64,
-        "queued.max.messages.kbytes": 4096,
+        "queued.max.messages.kbytes": FETCHED_KBYTES_MAX,
     }
     if options.instance_id:
         config["group.instance.id"] = options.instance_id
@@ -251,7 +252,9 @@ class PollThread(ConsumerThread):
 
     def _failed(self, message: Message) -> bool:
         error = message.error()
-        if error is not None and error.code() not in _PASSING:
+        if error is not None and error.fatal():
+            self._on_error(error)
+        elif error is not None and error.code() not in _PASSING:
             log.warning("consumer error", topic=message.topic(), partition=message.partition(), error=error.str())
         return error is not None
 
@@ -320,6 +323,7 @@ class PollThread(ConsumerThread):
             self._post(_settle, done, None, LogError(error.str()) if error is not None else None)
 
     def _on_error(self, error: KafkaError) -> None:
+        """A fatal error (this member's name was taken by another process) comes here or as a message, or both."""
         if error.fatal():
             failure = LogError(f"consumer of group {self._config['group.id']}: {error.str()}")
             asyncio.run_coroutine_threadsafe(self.app.crash(failure), self.parent_loop)

@@ -61,6 +61,9 @@ class Topic:
             "retention.ms": str(self.retention_ms if days is None else days * _DAY_MS),
             "max.message.bytes": str(self.record_bytes_max),
             "min.insync.replicas": str(settings.kafka.min_insync_replicas),
+            # What was written since some moment is looked up by time after a crash. Stamped by its writers, whose
+            # clocks differ and step, it would not be found.
+            "message.timestamp.type": "LogAppendTime",
         }
         if self.cleanup == "compact":
             # Snapshots are rewritten all the time, and a takeover reads what was not yet compacted: the part being

@@ -118,7 +118,7 @@ def _replies(platform: Platform, caller: Caller, turns: int) -> Iterator[str]:
     for turn in range(turns + 1):
         mine = [event for event in responses if event.turn == turn]
         sentences = [event for event in mine if event.kind is ResponseKind.SENTENCE]
-        yield from _reply(caller, turn, mine, sentences)
+        yield from _reply(platform, caller, turn, mine, sentences)
         if not platform.plan.engines_fail:
             for event, text in zip(sentences, expected.get(turn, ()), strict=False):
                 if text and event.text != text:
@@ -131,13 +131,17 @@ def _replies(platform: Platform, caller: Caller, turns: int) -> Iterator[str]:
                 for event in spoken
                 if event.causation_id == sentence.event_id and event.kind is SpeechChunkKind.AUDIO
             ]
+            if texts and platform.plan.stragglers:
+                continue  # one worker gave up on the voice, another did not
             cut = _unfinished(platform, caller, turn) or sentence.event_id in texts
             yield from _speech(sentence, own, whole=not cut)
         if not texts:
             yield from _ear(platform, caller, turn, [event.text for event in sentences])
 
 
-def _reply(caller: Caller, turn: int, mine: list[Response], sentences: list[Response]) -> Iterator[str]:
+def _reply(
+    platform: Platform, caller: Caller, turn: int, mine: list[Response], sentences: list[Response]
+) -> Iterator[str]:
     terminals = [event for event in mine if event.kind in TERMINAL]
     if not terminals and _hung_up_in(caller, turn):
         return
@@ -150,8 +154,11 @@ def _reply(caller: Caller, turn: int, mine: list[Response], sentences: list[Resp
     if mine[-1].kind not in TERMINAL:
         yield f"turn {turn} goes on after its end with {mine[-1].kind}"
     text = " ".join(event.text for event in sentences)
-    if (terminals[0].sentence, terminals[0].text) != (len(sentences), text):
+    if terminals[0].sentence != len(sentences):
         yield f"turn {turn} ends with {terminals[0].sentence} sentences of {len(sentences)}"
+    # A straggler's sentences may stand among those of a model that was asked again: the first with an id is the truth.
+    if terminals[0].text != text and not platform.plan.stragglers:
+        yield f"turn {turn} ends with another text than its sentences have"
     calls = Counter(event.kind for event in mine if event.tool)
     if calls[ResponseKind.TOOL_CALLED] != calls[ResponseKind.TOOL_RETURNED] or calls[ResponseKind.TOOL_CALLED] > 1:
         yield f"turn {turn} has tool events {dict(calls)}"

@@ -1,6 +1,7 @@
 """Kafka in simulated time: ordered partitions, acknowledged producers, readers that are woken, committed offsets.
 
-Records hold events as they are, without Avro: encoding has tests of its own. A record's time is its producer's clock's.
+Records hold events as they are, without Avro: encoding has tests of its own. A record's time is its producer's, or the
+broker's where the topic is configured so.
 """
 
 import asyncio
@@ -13,8 +14,13 @@ from schemas.event import Event
 from streams.consumer import BEGINNING, END, Record
 from streams.keys import Partition as Partition
 from streams.keys import partition_of
-from streams.topics import state_topic
-from tests.simulation.world import Process, World
+from streams.settings import Settings
+from streams.topics import TOPICS, state_topic
+from tests.simulation.world import EPOCH_US, Process, World
+
+_STAMPED_BY_BROKER = frozenset(
+    name for name, topic in TOPICS.items() if topic.config(Settings()).get("message.timestamp.type") == "LogAppendTime"
+)
 
 
 class Stored(bytes):
@@ -71,6 +77,8 @@ class SimulatedLog:
     def append(self, partition: Partition, key: bytes, value: bytes | None, timestamp_ms: int) -> None:
         """The record is in the log; who reads the partition will hear of it."""
         records = self.records[partition]
+        if partition.topic in _STAMPED_BY_BROKER:
+            timestamp_ms = (EPOCH_US + round(self.world.now_s * 1e6)) // 1000
         event = value.event if isinstance(value, Stored) else None
         again = self.stormy and event is not None and self.world.random.random() < self.weather.duplicate_share
         for _ in range(1 + again):

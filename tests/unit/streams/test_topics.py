@@ -43,6 +43,10 @@ def test_settings_override_retention_and_demand_replicas() -> None:
     assert TOPICS["voice.audio.out"].config(SETTINGS)["retention.ms"] == str(TOPICS["voice.audio.out"].retention_ms)
 
 
+def test_the_broker_stamps_records_since_clocks_of_writers_differ() -> None:
+    assert {topic.config(SETTINGS)["message.timestamp.type"] for topic in TOPICS.values()} == {"LogAppendTime"}
+
+
 def test_a_dead_letter_has_room_for_any_record() -> None:
     largest = max(topic.record_bytes_max for name, topic in TOPICS.items() if name != "voice.deadletters")
     assert TOPICS["voice.deadletters"].record_bytes_max > largest

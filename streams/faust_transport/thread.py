@@ -252,7 +252,7 @@ class PollThread(ConsumerThread):
 
     def _failed(self, message: Message) -> bool:
         error = message.error()
-        if error is not None and error.fatal():
+        if error is not None and _is_fatal(error):
             self._on_error(error)
         elif error is not None and error.code() not in _PASSING:
             log.warning("consumer error", topic=message.topic(), partition=message.partition(), error=error.str())
@@ -324,9 +324,14 @@ class PollThread(ConsumerThread):
 
     def _on_error(self, error: KafkaError) -> None:
         """A fatal error (this member's name was taken by another process) comes here or as a message, or both."""
-        if error.fatal():
+        if _is_fatal(error):
             failure = LogError(f"consumer of group {self._config['group.id']}: {error.str()}")
             asyncio.run_coroutine_threadsafe(self.app.crash(failure), self.parent_loop)
+
+
+def _is_fatal(error: KafkaError) -> bool:
+    # Of errors that come as messages librdkafka tells by the code alone.
+    return error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -41,7 +41,6 @@ _BATCH_RECORDS = 500
 # A broker answers a waiting fetch as soon as a record comes, so this delays none; it bounds how long a partition just
 # added waits for the fetch under way. At 5 ms an idle reader cost a tenth of a core, most of it the broker's.
 _FETCH_WAIT_MS = 100
-_FETCH_WAIT_TO_END_MS = 5
 _QUERY_S = 10.0
 _LEADER_S = 30.0
 # Records are stamped by the machines that write them.

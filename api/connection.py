@@ -176,9 +176,9 @@ class Connection:
             self._stop(1008, "unauthorized")
             return
         session_id = ""
-        if start.resume_token:
-            token = self._token(start.resume_token)
-            if token is None or await self._taken_up(Resume(start.resume_token), token):
+        if start.session_token:
+            token = self._token(start.session_token)
+            if token is None or await self._announced(start, token):
                 return
             session_id = token.session_id
         if refusal := self._router.door.refusal(start.call_id):
@@ -193,6 +193,15 @@ class Connection:
             await self._call.begin()
         except LogError:
             self._unavailable()
+
+    async def _announced(self, start: Start, token: ResumeToken) -> bool:
+        """Whether a session that was announced had been begun, and goes on here or is over."""
+        if not start.again and self._router.find(token.session_id) is None:
+            return False
+        begun = await self._taken_up(Resume(start.session_token), token)
+        if self._call is not None:
+            self._call.summary.call_id = start.call_id
+        return begun
 
     async def _resumed(self, resume: Resume) -> None:
         if self._again():

@@ -83,6 +83,12 @@ class History:
             for _, event in self.events
         )
 
+    @property
+    def transfer_target(self) -> str:
+        """Whom the caller is handed on to; empty where to nobody."""
+        targets = [e.target for _, e in self.events if isinstance(e, Control) and e.kind is ControlKind.TRANSFER]
+        return targets[-1] if targets and self.ended is not None and self.ended.reason == "transferred" else ""
+
 
 @dataclass(slots=True)
 class _Draft:
@@ -181,6 +187,15 @@ class Histories:
             elif isinstance(event, Session) and event.reason == "resumed":
                 held[event.session_id] = event
         return [(event, held.get(session_id, event)) for session_id, event in started.items()]
+
+    async def life(self, session_id: str, since_us: int) -> tuple[Session | None, Session | None]:
+        """The session's start and its end, as far as they are in the log and not before that time."""
+        partition = Partition("voice.sessions", self._number(session_id))
+        found: dict[SessionKind, Session] = {}
+        async for record in read_range(self._settings, await self._ranges({partition: since_us // 1000}), _NAME):
+            if record.key == session_id.encode() and isinstance(event := self._decoded(record), Session):
+                found.setdefault(event.kind, event)
+        return found.get(SessionKind.STARTED), found.get(SessionKind.ENDED)
 
     async def active_since(self, session_ids: Iterable[str], since_ms: int, topics: Iterable[str]) -> set[str]:
         """Those of the sessions of which something was written to the topics since then."""

@@ -1,10 +1,14 @@
 """Telephone calls through Twilio: the webhook that answers with TwiML, and the media socket."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
+import itertools
+import uuid
 from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from dataclasses import dataclass, replace
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from xml.sax.saxutils import escape, quoteattr
 
 from fastapi import APIRouter, Request, Response
@@ -14,12 +18,17 @@ from starlette.websockets import WebSocket
 from api.auth import key_of
 from api.connection import Connection
 from api.dialects.dialect import Start
-from api.dialects.twilio import TOKEN_PARAMETER, TwilioDialect
+from api.dialects.twilio import AGAIN_PARAMETER, SESSION_PARAMETER, TOKEN_PARAMETER, TwilioDialect
+from api.history import Wanted
 from api.problems import ProblemError
 from api.session_router import SessionRouter
+from streams.client import LogError
+from streams.keys import partition_of
 from streams.settings import Settings
 
 BODY_BYTES_MAX = 65_536
+CALL_S_MAX = 24 * 60 * 60  # Twilio's longest call
+_SESSIONS = uuid.UUID("b8a1f7b2-52f4-4f43-9d53-0f4f3f5f6c11")
 _PORTS = {"https": 443, "http": 80, "wss": 443, "ws": 80}
 
 
@@ -90,16 +99,77 @@ def _twiml(content: str) -> Response:
     return Response(document, media_type="text/xml")
 
 
-def _connect(request: Request, settings: Settings, form: Mapping[str, str], agent: str) -> str:
-    base, _, _ = public_url(settings, request).partition("/v1/twilio/voice")
-    stream = base.replace("http", "ws", 1) + "/v1/twilio/media"
-    parameters = {"agent": agent, "caller": form.get("From", "")}
-    parameters[TOKEN_PARAMETER] = call_token(settings, form.get("CallSid", ""))
-    tags = "".join(
-        f"<Parameter name={quoteattr(name)} value={quoteattr(value)}/>" for name, value in parameters.items() if value
-    )
-    after = quoteattr(base + "/v1/twilio/after")
-    return f"<Connect action={after}><Stream url={quoteattr(stream)}>{tags}</Stream></Connect>"
+def session_of(router: SessionRouter, call_sid: str) -> str:
+    """The session of a telephone call: the same for all gateways that read the same partitions."""
+    partitions = router.settings.kafka.partitions
+    names = (f"{router.settings.tenant}/{call_sid}/{number}" for number in itertools.count())
+    ids = (str(uuid.uuid5(_SESSIONS, name)) for name in names)
+    return next(session_id for session_id in ids if partition_of(session_id, partitions) in router.partitions)
+
+
+async def _announced(router: SessionRouter, call_sid: str) -> tuple[str, bool]:
+    """A token for the call's session, and whether that has been begun before."""
+    now_us = router.clock.now_us()
+    session_id, since_us = session_of(router, call_sid), now_us
+    with contextlib.suppress(LogError):
+        started, ended = await router.histories.life(session_id, now_us - CALL_S_MAX * 1_000_000)
+        if ended is not None:
+            session_id = router.mint()
+        elif started is not None:
+            return router.resume_token(session_id, started.occurred_at), True
+    return router.resume_token(session_id, since_us), False
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """What a media stream is told: the agent, the session, and how often it was tried since the stream before."""
+
+    agent: str
+    session_token: str
+    again: bool = False
+    tries: int = 0
+
+    def twiml(self, request: Request, settings: Settings, form: Mapping[str, str]) -> str:
+        """Connects the call; when the stream ends, Twilio asks what to do next."""
+        base, _, _ = public_url(settings, request).partition("/v1/twilio/")
+        parameters = {
+            "agent": self.agent,
+            "caller": form.get("From", ""),
+            TOKEN_PARAMETER: call_token(settings, form.get("CallSid", "")),
+            SESSION_PARAMETER: self.session_token,
+            AGAIN_PARAMETER: "1" if self.again else "",
+        }
+        tags = "".join(
+            f"<Parameter name={quoteattr(name)} value={quoteattr(value)}/>"
+            for name, value in parameters.items()
+            if value
+        )
+        query = urlencode({"session": self.session_token, "agent": self.agent, "tries": self.tries})
+        stream = quoteattr(base.replace("http", "ws", 1) + "/v1/twilio/media")
+        pause = '<Pause length="1"/>' if self.tries > 1 else ""
+        after = quoteattr(f"{base}/v1/twilio/after?{query}")
+        return f"{pause}<Connect action={after}><Stream url={stream}>{tags}</Stream></Connect>"
+
+
+async def _what_next(router: SessionRouter, call_sid: str, stream: _Stream) -> str | _Stream:
+    """TwiML for a call whose stream has ended, or the stream on which it goes on."""
+    for summary in reversed(router.recent):
+        if call_sid and summary.call_id == call_sid:
+            return _farewell(summary.transfer_target if summary.reason == "transferred" else "")
+    token = router.tokens.read(stream.session_token, router.clock.now_us())
+    if token is None or stream.tries > router.settings.api.resume_grace_s:
+        return _farewell("")
+    try:
+        history = await router.histories.of(Wanted(token.session_id, token.since_us))
+    except LogError:
+        history = None
+    if history is not None and history.ended is not None:
+        return _farewell(history.transfer_target)
+    return replace(stream, again=True, tries=stream.tries + 1)
+
+
+def _farewell(target: str) -> str:
+    return f"<Dial>{escape(target)}</Dial>" if target else "<Hangup/>"
 
 
 def routes(router: SessionRouter) -> APIRouter:
@@ -113,21 +183,23 @@ def routes(router: SessionRouter) -> APIRouter:
         form = await _checked_form(request, settings)
         if agent and agent not in router.agents:
             raise ProblemError(404, "unknown_agent", "There is no such agent.", "GET /v1/agents lists them.")
-        if refusal := router.door.refusal():
-            router.door.refused(refusal)
-            return _twiml('<Reject reason="busy"/>')
-        router.door.reserve(form.get("CallSid", ""))
-        return _twiml(_connect(request, settings, form, agent))
+        token, begun = await _announced(router, form.get("CallSid", ""))
+        if not begun:
+            if refusal := router.door.refusal():
+                router.door.refused(refusal)
+                return _twiml('<Reject reason="busy"/>')
+            router.door.reserve(form.get("CallSid", ""))
+        return _twiml(_Stream(agent, token, again=begun).twiml(request, settings, form))
 
     @api.post("/after")
-    async def after(request: Request) -> Response:
-        """Says how a call goes on when its media socket has closed: dial the transfer's target, or hang up."""
+    async def after(request: Request, session: str = "", agent: str = "", tries: int = 0) -> Response:
+        """Says how a call goes on when its media socket has closed: another stream, where the call is not over; else
+        the transfer's target is dialled, or the caller hung up.
+        """
         form = await _checked_form(request, settings)
-        call_sid = form.get("CallSid", "")
-        for summary in reversed(router.recent):
-            if call_sid and summary.call_id == call_sid and summary.reason == "transferred" and summary.transfer_target:
-                return _twiml(f"<Dial>{escape(summary.transfer_target)}</Dial>")
-        return _twiml("<Hangup/>")
+        stream = _Stream(agent, session, tries=tries)
+        following = await _what_next(router, form.get("CallSid", ""), stream)
+        return _twiml(following if isinstance(following, str) else following.twiml(request, settings, form))
 
     @api.websocket("/media")
     async def media(websocket: WebSocket) -> None:

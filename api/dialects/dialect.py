@@ -32,8 +32,9 @@ class Start:
     context: Mapping[str, str] = field(default_factory=dict, repr=False)
     call_id: str = ""
     token: str = field(default="", repr=False)
-    resume_token: str = field(default="", repr=False)
-    """Of a caller whose session was minted beforehand: it is begun, or resumed where it was begun already."""
+    session_token: str = field(default="", repr=False)
+    """Of a caller whose session was minted beforehand. With `again`, it may have been begun, and is then resumed."""
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

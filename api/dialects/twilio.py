@@ -34,7 +34,8 @@ TEXT_BYTES_MAX = 32_768
 PAYLOAD_BYTES_MAX = 16_000
 TOKEN_PARAMETER = "trunkline_token"
 SESSION_PARAMETER = "trunkline_session"
-_OWN_PARAMETERS = frozenset({"agent", "caller", TOKEN_PARAMETER, SESSION_PARAMETER})
+AGAIN_PARAMETER = "trunkline_again"
+_OWN_PARAMETERS = frozenset({"agent", "caller", TOKEN_PARAMETER, SESSION_PARAMETER, AGAIN_PARAMETER})
 _DIGITS = frozenset("0123456789*#ABCD")
 
 
@@ -160,7 +161,8 @@ class TwilioDialect:
             context={name: value for name, value in given.items() if name not in _OWN_PARAMETERS},
             call_id=call_sid if isinstance(call_sid, str) else "",
             token=given.get(TOKEN_PARAMETER, ""),
-            resume_token=given.get(SESSION_PARAMETER, ""),
+            session_token=given.get(SESSION_PARAMETER, ""),
+            again=given.get(AGAIN_PARAMETER) == "1",
         )
 
     def _media(self, media: Mapping[str, Any]) -> Sequence[Command]:

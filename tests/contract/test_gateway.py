@@ -3,8 +3,11 @@
 import asyncio
 import base64
 import dataclasses
+import html
 import json
+import re
 import signal
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -356,8 +359,9 @@ async def test_stock_avro_deserializer_reads_through_the_registry(
 class Telephone:
     """Speaks Media Streams as Twilio does: connected, start, media every 20 ms, and sends marks back when played."""
 
-    def __init__(self, socket: websockets.ClientConnection) -> None:
+    def __init__(self, socket: websockets.ClientConnection, call_sid: str = "CA1") -> None:
         self._socket = socket
+        self._call_sid = call_sid
         self._sequence = 0
         self.messages: list[dict[str, Any]] = []
 
@@ -367,7 +371,7 @@ class Telephone:
         start = {
             "accountSid": "AC1",
             "streamSid": "MZ1",
-            "callSid": "CA1",
+            "callSid": self._call_sid,
             "tracks": ["inbound"],
             "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
             "customParameters": parameters,
@@ -396,7 +400,7 @@ class Telephone:
 
     async def stop(self) -> None:
         """The caller hung up."""
-        await self._send("stop", stop={"accountSid": "AC1", "callSid": "CA1"})
+        await self._send("stop", stop={"accountSid": "AC1", "callSid": self._call_sid})
 
     async def _send(self, event: str, **body: Any) -> None:
         self._sequence += 1
@@ -435,7 +439,9 @@ def _stream_parameters(twiml: str) -> dict[str, str]:
     stream = root.find("Connect/Stream")
     assert stream is not None
     parameters = {tag.attrib["name"]: tag.attrib["value"] for tag in stream.findall("Parameter")}
-    expected, connect = VoiceResponse(), Connect(action="https://voice.example.com/v1/twilio/after")
+    action = root.find("Connect").attrib["action"]  # type: ignore[union-attr]
+    assert action.startswith("https://voice.example.com/v1/twilio/after?session=")
+    expected, connect = VoiceResponse(), Connect(action=action)
     reference = Stream(url="wss://voice.example.com/v1/twilio/media")
     for name, value in parameters.items():
         reference.parameter(name=name, value=value)
@@ -474,6 +480,57 @@ async def _converse(telephone: Telephone, parameters: dict[str, str], peer: Peer
     await telephone.stop()
     assert (await ended(peer, sid)).reason == "hung_up"
     assert [c.heard_ms for c in peer.of(sid, Control) if c.kind is ControlKind.PLAYOUT] == [90]
+
+
+async def test_a_telephone_call_goes_on_with_another_stream(kafka: TestBroker, peer: Peer) -> None:
+    settings = kafka.settings(api=api(twilio_auth_token="t0ken", public_url="https://voice.example.com"))
+    form = {"CallSid": f"CA{uuid.uuid4().hex}", "From": "+15550001"}
+
+    async def asked(http: httpx.AsyncClient, address: str) -> str:
+        proof = RequestValidator("t0ken").compute_signature(f"https://voice.example.com{address}", form)
+        answer = await http.post(address, data=form, headers={"X-Twilio-Signature": proof})
+        assert answer.status_code == 200
+        return answer.text
+
+    async with (
+        running_gateway(settings) as first,
+        running_gateway(settings.model_copy(update={"worker": "1"})) as second,
+        httpx.AsyncClient(base_url=first.http) as http,
+        httpx.AsyncClient(base_url=second.http) as other,
+    ):
+        twiml = await asked(http, "/v1/twilio/voice?agent=shop")
+        async with websockets.connect(f"{first.ws}/v1/twilio/media") as socket:
+            telephone = Telephone(socket, form["CallSid"])
+            await telephone.start(_stream_parameters(twiml))
+            await telephone.media(4)
+            sid = (await peer.seen(lambda e: isinstance(e, Session) and e.channel == "twilio")).session_id
+            for number, text in enumerate(("Hello.", "This takes long.")):
+                await peer.publish(peer.response(sid, ResponseKind.SENTENCE, 0, sentence=number, text=text))
+            await peer.publish(peer.audio(sid, 0, 400, last_of_sentence=True))
+            mark = await telephone.until("mark")
+            await telephone.mark(mark["mark"]["name"])
+            assert (await control(peer, sid, ControlKind.PLAYOUT)).heard_ms == 400
+            await peer.publish(peer.audio(sid, 0, 4000, sentence=1, sample_index=6400, last_of_sentence=True))
+            await telephone.until("mark")
+            await telephone.media(2)
+            socket.transport.abort()
+        action = re.search(r'action="https://voice.example.com([^"]*)"', twiml)
+        assert action is not None
+        again = _stream_parameters(await asked(other, html.unescape(action[1])))
+        assert again["trunkline_again"] == "1"
+        async with websockets.connect(f"{second.ws}/v1/twilio/media") as socket:
+            telephone = Telephone(socket, form["CallSid"])
+            await telephone.start(again)
+            mark = await telephone.until("mark")
+            # The first sentence was heard, and of the second what played before the stream broke.
+            assert mark["mark"]["name"] == "0/1/4400"
+            payloads = [m for m in telephone.messages if m["event"] == "media"]
+            assert 3000 <= 20 * len(payloads) <= 4000
+            await telephone.media(2)
+            await peer.seen(lambda e: isinstance(e, AudioFrame) and e.session_id == sid and e.sample_index == 1920)
+            await telephone.stop()
+            assert (await ended(peer, sid)).reason == "hung_up"
+        assert "<Hangup/>" in await asked(http, html.unescape(action[1]))
 
 
 async def test_text_instead_of_a_voice_is_shown(caller: Caller, peer: Peer) -> None:

@@ -183,7 +183,7 @@ async def test_events_that_were_missed_come_once(gateway: Gateway, peer: Peer) -
         await say_turn(peer, caller.session_id, 2, 1)
     async with calling(gateway.ws) as again:
         await resume(again, token, received={"turn": 0, "sample_index": 0}, event_ids=[known])
-        kinds = []
+        kinds: list[str] = []
         while not kinds or kinds[-1] != "end_of_turn":
             message = await again.next()
             if isinstance(message, dict):

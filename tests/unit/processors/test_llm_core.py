@@ -811,3 +811,31 @@ def test_a_model_in_a_loop_is_stopped(call: Call) -> None:
     call.model("I am sorry, I am sorry, ", "I am sorry, I am sorry", "I am sorry. ")
     assert call.kinds(1)[-1] == "completed"
     assert {event.source for event in call.log if event.turn == 1} == {"clarification"}
+
+
+def under_load(short: bool) -> Call:
+    """A call to an agent that gives short answers, or ordinary ones."""
+    settings = Settings(erp_url="http://erp:1/", data_dir=Path("/nowhere"))
+    core = create_core(settings, AGENTS, embed, {}, short=lambda: short)
+    call = Call(core, core.start(SESSION))
+    call.receive(started())
+    return call
+
+
+def test_under_load_documents_and_the_model_give_one_sentence_and_templates_stay_whole() -> None:
+    said = {}
+    for short in (False, True):
+        call = under_load(short)
+        call.receive(intent(1, "return_policy", "how long do I have to return an item and in what state"))
+        call.embedded()
+        call.receive(intent(2, "none", "which colours suit mountain people", 0.1))
+        call.embedded()
+        call.model("Bright colours are easy to see. ", "They look good too. ")
+        call.receive(intent(3, "order_status", "where is my order"))
+        said[short] = [call.said(turn) for turn in (1, 2, 3)]
+    assert said[False][0].startswith(said[True][0])
+    assert said[False][0] != said[True][0]
+    assert said[True][1] == "Bright colours are easy to see."
+    assert said[False][1] == "Bright colours are easy to see. They look good too."
+    assert said[True][2] == said[False][2]
+    assert len(said[True][2].split(". ")) > 1

@@ -646,3 +646,25 @@ def test_revisions_grow_and_a_final_commits_the_latest(parts: list[tuple[str, in
 
 def event_is_last(final: Transcript, events: list[Transcript]) -> bool:
     return events[-1] is final
+
+
+def partials(apart: int) -> int:
+    """How many partials six seconds of speech make while words are still being said."""
+    ear = heard(speech(6000) + silence(1000), core=SttCore(ScriptedDetector(), partials_apart=lambda: apart))
+    assert len(ear.finals()) == 1
+    return len([event for event in ear.log if event.kind is TranscriptKind.PARTIAL and not event.pause_ms])
+
+
+def test_under_load_partials_are_rarer_and_the_final_is_the_same() -> None:
+    assert partials(apart=1) >= 3 * partials(apart=4) > 0
+
+
+def test_partials_that_were_recorded_are_not_said_again_at_another_pace() -> None:
+    frames = cut(speech(3000) + silence(1000), [320])
+    before, after = Ear(), Ear(core=SttCore(ScriptedDetector(), partials_apart=lambda: 4))
+    before.hear(frames)
+    after.log = list(before.log)
+    for event in before.log:
+        after.recorded.setdefault(event.causation_id or "", []).append(event)
+    after.hear(frames)
+    assert after.log == before.log

@@ -64,7 +64,8 @@ class Campaign:
             try:
                 tickets = [await evidence.tickets_of(self.platform, caller) for caller, _ in held]
                 results = [played.result for _, played in held if played.result is not None]
-                reference = self.references[conversation.name] = refer(results, tickets)
+                reference = refer(results, tickets, conversation.words)
+                self.references[conversation.name] = reference
             except UnfitSpeechError as error:
                 raise OperatorError(f"the undisturbed call {conversation.name}: {error}") from error
             for caller, played in held:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from api.client import CallResult
-from bench.faults.checks import Evidence, Finding, Place, check, check_offsets
+from bench.faults.checks import Evidence, Finding, Kind, Place, check, check_offsets
 from bench.faults.patience import settle
 from bench.faults.platform import Platform
 from bench.faults.reference import Reference
@@ -31,7 +31,10 @@ async def examine(
         evidence = Evidence(result, events, tickets, rows)
         return len(events) - len({event.event_id for event in events}), check(evidence, reference, TABLE_OF_TOPIC)
 
-    return await settle(once, lambda found: found[1], SETTLES_WITHIN_S)
+    def late(found: tuple[int, list[Finding]]) -> bool:
+        return any(finding.kind is not Kind.TRANSCRIPT for finding in found[1])
+
+    return await settle(once, late, SETTLES_WITHIN_S)
 
 
 async def tickets_of(platform: Platform, caller: str) -> int:

@@ -1,6 +1,6 @@
 """What the campaign's callers say: conversations of WAV files, the repository's own or a folder of somebody else's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from api.client import FRAME_SAMPLES, Spoken, load_turns
 from api.demo import ScriptTurn
 from api.errors import OperatorError
 from api.wav import SAMPLE_RATE_HZ
+from bench.voice import lines
 from streams.yamlfile import ConfigError, load_yaml
 
 SCRIPT = Path(__file__).with_name("speech") / "script.yaml"
@@ -29,10 +30,11 @@ class CallersScript(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One call's worth of turns."""
+    """One call's worth of turns; `words` are those in each, empty where nobody knows them."""
 
     name: str
     turns: tuple[Spoken, ...]
+    words: tuple[str, ...] = ()
 
     def speech_ms(self, turn: int) -> float:
         """How long the turn's file lasts, up to its last frame with speech."""
@@ -60,7 +62,7 @@ def load_speech(folder: Path | None = None, agent: str = "") -> Speech:
     if not files:
         raise OperatorError(f"{folder}: holds no WAV files; expected some, or a script.yaml")
     groups = [files[start : start + TURNS_A_CALL] for start in range(0, len(files), TURNS_A_CALL)]
-    return Speech(agent, tuple(_conversation(group[0].stem, group) for group in groups))
+    return Speech(agent, tuple(_conversation(group[0].stem, group, {}) for group in groups))
 
 
 def _scripted(path: Path, agent: str) -> Speech:
@@ -69,11 +71,14 @@ def _scripted(path: Path, agent: str) -> Speech:
     except ConfigError as error:
         raise OperatorError(f"the callers' script cannot be read: {error}") from error
     conversations = script.conversations.items()
+    known = {line.path: line.words for line in lines()[1]}
+    known |= {(path.parent / turn.file).resolve(): turn.says for turn in script.turns}
     return Speech(
         agent or script.agent,
-        tuple(_conversation(name, [path.parent / file for file in files]) for name, files in conversations),
+        tuple(_conversation(name, [path.parent / file for file in files], known) for name, files in conversations),
     )
 
 
-def _conversation(name: str, files: Sequence[Path]) -> Conversation:
-    return Conversation(name, tuple(load_turns(files)))
+def _conversation(name: str, files: Sequence[Path], known: Mapping[Path, str]) -> Conversation:
+    words = tuple(known.get(file.resolve(), "") for file in files)
+    return Conversation(name, tuple(load_turns(files)), words)

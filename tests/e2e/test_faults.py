@@ -32,22 +32,22 @@ KILLS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 async def platform() -> AsyncIterator[Platform]:
     # What is tried here must not depend on what else the machine is doing.
     async with running_platform(dict(CALM)) as running:
         yield running
 
 
-@pytest.mark.asyncio(loop_scope="module")
 async def test_a_call_survives_the_death_of_everything_that_it_needs(platform: Platform) -> None:
     speech = load_speech()
     parts = [one for name in NAMES for one in speech.conversations if one.name == name]
-    conversation = Conversation("both", tuple(turn for part in parts for turn in part.turns))
+    turns, words = (sum((getattr(part, name) for part in parts), ()) for name in ("turns", "words"))
+    conversation = Conversation("both", turns, words)
 
     undisturbed = await play(platform.url, conversation, speech.agent, "undisturbed")
     assert undisturbed.result is not None, undisturbed.error
-    reference = refer([undisturbed.result], [await evidence.tickets_of(platform, "undisturbed")])
+    reference = refer([undisturbed.result], [await evidence.tickets_of(platform, "undisturbed")], words)
     assert reference.tickets == 1
 
     nothing = Wire("127.0.0.1", platform.port)

@@ -225,6 +225,25 @@ def test_words_that_differ_from_the_undisturbed_calls_are_found() -> None:
     assert findings(replace(INTACT, result=same)) == set()
 
 
+def test_words_that_are_known_may_be_heard_better_than_undisturbed_but_not_worse() -> None:
+    poor = replace(RESULT, turns=[replace(SUMMARY, transcript="it brook")])
+    reference = refer([poor], [1], ["It broke today."])
+
+    def heard_as(transcript: str) -> set[Kind]:
+        result = replace(RESULT, turns=[replace(SUMMARY, transcript=transcript)])
+        return findings(replace(INTACT, result=result), reference)
+
+    assert heard_as("it brook") == heard_as("it broke today") == heard_as("it broke") == set()
+    assert heard_as("brook") == {Kind.TRANSCRIPT}
+
+
+def test_a_sentence_whose_end_was_never_spoken_is_found() -> None:
+    def change(events: list[Event]) -> list[Event]:
+        return [replace(one, last_of_sentence=False) if isinstance(one, SpeechChunk) else one for one in events]
+
+    assert findings(with_log(change)) == {Kind.LOST}
+
+
 def test_a_turn_without_an_answer_is_lost() -> None:
     unanswered = replace(RESULT, turns=[replace(SUMMARY, error="no reply was heard")])
     assert findings(replace(INTACT, result=unanswered)) == {Kind.LOST}
@@ -316,6 +335,7 @@ def test_twenty_runs_meet_every_phase_of_every_conversation() -> None:
     assert {(run.conversation, run.moment.phase) for run in runs} == {
         (number, phase) for number, _ in enumerate(CONVERSATIONS) for phase in Phase
     }
+    assert len({run.moment.part for run in runs}) > 15
     assert all(run.moment.turn < len(CONVERSATIONS[run.conversation].turns) for run in runs)
 
 
@@ -331,6 +351,7 @@ def test_faults_are_chosen_by_name_or_family() -> None:
 def test_speech_of_a_folder_makes_calls_of_two_turns(tmp_path: Path) -> None:
     for name in ("c", "a", "b"):
         (tmp_path / f"{name}.wav").write_bytes(Path(CONVERSATIONS[0].turns[0].name).read_bytes())
+    assert all(all(one.words) for one in CONVERSATIONS)
     assert [len(one.turns) for one in load_speech(tmp_path).conversations] == [2, 1]
     (tmp_path / "empty").mkdir()
     with pytest.raises(OperatorError, match="no WAV files"):

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 
 from api.errors import OperatorError
-from bench import hops, overload, recovery, report, voice
+from bench import hops, overload, recovery, report, restart, voice
 from bench.machine import this_machine
-from bench.running import running_broker, running_platform
+from bench.running import platform_directory, running_broker, running_platform
 from streams.broker import BrokerError
 from streams.client import LogError
 from streams.provision import ensure_topics
@@ -23,6 +23,7 @@ class Part(StrEnum):
     VOICE = "voice"
     OVERLOAD = "overload"
     RECOVERY = "recovery"
+    RESTART = "restart"
 
 
 def bench(
@@ -51,6 +52,10 @@ def bench(
         with running_broker() as settings:
             ensure_topics(settings)
             found.add(recovery.measure_recovery(settings, quick))
+    if only in (None, Part.RESTART):
+        progress.print("Killing each process in turn")
+        with platform_directory() as directory:
+            found.add(restart.measure_restarts(directory, 2 if quick else 10))
     report.show(found, str(machine))
     print(f"Written to {report.write(found, machine.as_dict())}")
 

@@ -48,6 +48,7 @@ async def _measure(settings: Settings, times: int) -> Findings:
             ready_ms, working_ms = [], []
             for _ in range(times):
                 await asyncio.sleep(_BETWEEN_S)
+                await _seconds_until(lambda: _has_all_spares(settings), time.monotonic())
                 back_s, worked_s = await _kill(settings, component, probe)
                 ready_ms.append(1000 * back_s)
                 working_ms.append(1000 * worked_s)
@@ -148,6 +149,14 @@ class Probe:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._reader.close()
         await self._producer.close()
+
+
+def _has_all_spares(settings: Settings) -> bool:
+    """Whether everything stands by that the platform keeps standing by: the first minute after `up` is not measured."""
+    rows = _state(settings)["components"]
+    engines = [engine for row in rows for engine in row.get("engines", ())]
+    spares = [row["spare"]["prepared"] for row in rows if "spare" in row]
+    return all(spares) and all(engine["state"] == "ready" for engine in engines)
 
 
 def _state(settings: Settings) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from prometheus_client import Counter
 
 from processors.breaker import Breaker, State
-from processors.engine import EngineClient, EngineError, Reply, Request, Speak, Spoken, Transcribe
+from processors.engine import Embed, EngineClient, EngineError, Reply, Request, Speak, Spoken, Transcribe
 from processors.replies import Checker, GarbageError, sounds
 from streams.clock import Clock
 
@@ -29,6 +29,7 @@ USUAL_SAMPLES_MIN = 8
 USUAL_FACTOR = 2.0
 HEDGES_AN_ASK = 0.1  # on average: a slow machine must not be given twice the work
 HEDGES_BURST = 5.0
+CALLERS_TEXTS_MAX = 16  # what a caller says has fewer sentences
 TRIES_MAX = 2  # of one rung for one ask
 RETURN_POLL_S = 0.05
 TEND_S = 0.2
@@ -131,7 +132,7 @@ class Ladder:
         self.clock = clock
         self.manner = manner
         self.checker = Checker()
-        self._usual: dict[bool, Usual] = {}
+        self._usual: dict[tuple[bool, bool], Usual] = {}
         self._hedges = HEDGES_BURST
         self._tending: list[asyncio.Task[None]] = []
 
@@ -172,9 +173,9 @@ class Ladder:
                 yield reply
 
     def usual(self, request: Request) -> Usual:
-        """The times of requests of that kind: a rough reading takes less than the best one."""
+        """The times of requests of that kind: a rough reading takes less than the best one, many texts take more."""
         rough = isinstance(request, Transcribe) and (request.partial or request.quick)
-        return self._usual.setdefault(rough, Usual(self.manner))
+        return self._usual.setdefault((rough, _nobody_waits(request)), Usual(self.manner))
 
     def may_hedge(self, lane: Lane) -> bool:
         """Whether that engine has time to spare, and not too much was asked twice already."""
@@ -391,8 +392,8 @@ class _Ask:
     def _ranked(self) -> list[tuple[Rung, Request]]:
         """The rungs that can be asked now, best first, each with its request.
 
-        Among replicas the first with room goes first, so that one's caches stay warm. Rough readings, which nobody
-        waits for, do not take the second one's time.
+        Among replicas the first with room goes first, so that one's caches stay warm. What nobody waits for does not
+        take the second one's time.
         """
         busy = {attempt.rung.lane for attempt in self._running}
         spread = 0 if _nobody_waits(self._request) else 1
@@ -512,6 +513,9 @@ class _Progress:
 
 
 def _nobody_waits(request: Request) -> bool:
+    """Whether no caller does: for a partial reading, and for the many texts that a stage embeds when it starts."""
+    if isinstance(request, Embed):
+        return len(request.texts) > CALLERS_TEXTS_MAX
     return isinstance(request, Transcribe) and request.partial
 
 

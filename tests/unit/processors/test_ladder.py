@@ -10,6 +10,8 @@ import pytest
 
 from processors.breaker import Breaker, State
 from processors.engine import (
+    Embed,
+    Embedded,
     EngineError,
     Generate,
     Generated,
@@ -76,6 +78,8 @@ class Engine:
             case Speak():
                 voice = self.does.get("voice", "voice")
                 made = [Spoken(loud(index + 100 * (voice != "voice")), voice) for index in range(4)]
+            case Embed(texts):
+                made = [Embedded(np.eye(len(texts), 256, dtype="<f4").tobytes(), 256, self.name, 1.0)]
             case _:
                 raise AssertionError(request)
         breaks = self.does.get("breaks", 9)
@@ -214,6 +218,19 @@ def test_nobody_waits_for_a_partial_so_it_is_not_asked_twice() -> None:
         one = ladder("stt", a, b)
         assert await text(one, Transcribe(bytes(32_000), partial=True), 8.0) == "a"
         assert not b.asked
+        await one.close()
+
+    run(test)
+
+
+def test_many_texts_at_once_are_not_asked_twice_and_teach_nothing_about_few() -> None:
+    async def test() -> None:
+        a, b = Engine("a", after_s=3.0), Engine("b")
+        one = ladder("embeddings", a, b)
+        for _ in range(10):
+            await answers(one, Embed(("text",) * 100), 60.0)
+        assert not b.asked
+        assert one.usual(Embed(("text",))).hedge_s == MANNERS["embeddings"].hedge_first_s
         await one.close()
 
     run(test)

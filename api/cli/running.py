@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -269,6 +270,7 @@ async def worker(stage: str, data_dir: Path | None) -> None:
     """Runs one stage with its engines on the cluster of the settings, until told to stop."""
     if stage not in STAGES:
         raise OperatorError(f"no stage is called {stage}; expected one of {', '.join(STAGES)}", exit_code=2)
+    _name_worker()
     settings = settings_of(data_dir)
     if not settings.kafka.bootstrap_servers:
         raise OperatorError("a worker needs a cluster: set TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS=host:port")
@@ -279,6 +281,11 @@ async def worker(stage: str, data_dir: Path | None) -> None:
         parts = worker_parts(settings, stage)
         supervisor = Supervisor(settings, parts, name=name, report=progress.ready, say=progress.say, echo_logs=True)
         await supervisor.run(when_ready=lambda: progress.say(f"{stage} is at work"))
+
+
+def _name_worker() -> None:
+    """Workers of one stage must differ in name, and keep it: a container's host name does both."""
+    os.environ.setdefault("TRUNKLINE_WORKER", socket.gethostname())
 
 
 def become(data_dir: Path | None, module: str, *arguments: str) -> NoReturn:

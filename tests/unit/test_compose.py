@@ -120,6 +120,14 @@ def test_every_stage_has_a_worker() -> None:
     assert ["sink"] in commands
 
 
+def test_each_stage_has_two_workers_which_name_themselves_apart() -> None:
+    for stage in STAGES:
+        service = services()[stage]
+        assert (service["deploy"]["replicas"], service["restart"]) == (2, "unless-stopped")
+        # One name for both would have each throw the other out of the group.
+        assert "TRUNKLINE_WORKER" not in service["environment"]
+
+
 @pytest.mark.parametrize("secret", SECRETS)
 def test_nothing_starts_without_its_secrets(secret: str) -> None:
     with pytest.raises(KeyError, match=secret):

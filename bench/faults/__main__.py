@@ -98,6 +98,10 @@ class _Campaigns:
                 await self._on_platform(environment, outcomes)
         except asyncio.CancelledError:
             self._say("Interrupted: here is what was seen so far.")
+        except (OperatorError, LogError) as error:
+            if not outcomes:
+                raise
+            self._say(f"The campaign cannot go on: {error}")
         return outcomes
 
     async def _on_platform(self, environment: dict[str, str], outcomes: list[Outcome]) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from httpx import HTTPError
+
 from api.client import CallResult
 from api.errors import OperatorError
 from bench.faults import evidence, faults
@@ -12,7 +14,7 @@ from bench.faults.calls import Played, Trigger, play
 from bench.faults.checks import Finding, Kind, check_dead_letters
 from bench.faults.faults import Fault, Scene
 from bench.faults.plan import Run
-from bench.faults.platform import Platform
+from bench.faults.platform import SUPERVISOR, Platform
 from bench.faults.proxy import Wire
 from bench.faults.reference import Reference, UnfitSpeechError, refer
 from bench.faults.silence import Silence, added
@@ -82,25 +84,26 @@ class Campaign:
         findings = [Finding(Kind.PLATFORM, f"not at work before the fault: {name}") for name in await self._settled()]
         callers, played = await self._play(fault, run, conversation, scene, findings)
         findings += [Finding(Kind.PLATFORM, f"not at work after the fault: {name}") for name in await self._settled()]
-        silences, repeats = [], 0
+        findings += [Finding(Kind.CALL, one.error) for one in played if one.result is None]
+        held = [(caller, one.result) for caller, one in zip(callers, played, strict=True) if one.result is not None]
         reference = self.references[conversation.name]
-        for caller, one in zip(callers, played, strict=True):
-            if one.result is None:
-                findings.append(Finding(Kind.CALL, one.error))
-                continue
-            silences.append(added(one.result.events, one.result.turns, reference))
-            again, broken = await evidence.examine(self.platform, one.result, caller, reference)
-            repeats += again
-            findings += broken
-        findings += [*scene.broken, *await self._shared(scene)]
+        repeats = 0
+        try:
+            for caller, result in held:
+                again, broken = await evidence.examine(self.platform, result, caller, reference)
+                repeats += again
+                findings += broken
+            findings += [*scene.broken, *await self._shared(scene)]
+        except (OperatorError, LogError, HTTPError) as error:
+            findings.append(Finding(Kind.PLATFORM, f"what was left cannot be looked at: {error}"))
         findings = [finding for finding in findings if finding.kind not in fault.tolerated]
-        results = [one.result for one in played if one.result is not None]
+        results = [result for _, result in held]
         return Outcome(
             run=run,
             conversation=conversation.name,
             calls=tuple(result.session_id for result in results),
             struck_ms=next(iter(played[0].struck_ms), None),
-            silences=tuple(silences),
+            silences=tuple(added(result.events, result.turns, reference) for result in results),
             findings=tuple(findings),
             repeats=repeats,
             reconnects=sum(result.reconnects for result in results),
@@ -142,13 +145,10 @@ class Campaign:
         self._poisoned |= scene.poisoned
         self._doubtful |= scene.doubtful
         settings = self.platform.settings
-        try:
-            letters = await self._letters.examine(
-                settings, lambda places: check_dead_letters(places, self._poisoned, self._doubtful)
-            )
-            return [*letters, *await evidence.examine_offsets(settings)]
-        except LogError as error:
-            return [Finding(Kind.PLATFORM, f"the log does not answer: {error}")]
+        letters = await self._letters.examine(
+            settings, lambda places: check_dead_letters(places, self._poisoned, self._doubtful)
+        )
+        return [*letters, *await evidence.examine_offsets(settings)]
 
     async def _undisturbed(self, conversation: Conversation, number: int) -> tuple[str, Played]:
         caller = f"undisturbed/{conversation.name}/{number}"
@@ -159,7 +159,11 @@ class Campaign:
         return caller, played
 
     async def _settled(self) -> Sequence[str]:
-        return await self.platform.settled()
+        """What is not at work when there was time enough; a platform that is gone altogether is started again."""
+        left = await self.platform.settled()
+        if SUPERVISOR in left:
+            await self.platform.up()
+        return left
 
 
 def _seen(result: CallResult) -> tuple[tuple[float, Mapping[str, Any]], ...]:

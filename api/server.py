@@ -112,14 +112,14 @@ def inherited_listener() -> socket.socket | None:
 
 
 def main() -> int:
-    """Serves until SIGTERM or SIGINT; 0 after an orderly stop."""
+    """Serves until SIGTERM or SIGINT; 0 after an orderly stop, 78 where the settings or an agent's file are wrong."""
     settings = Settings()
     logs.configure(settings, COMPONENT)
     try:
         server = make_server(settings)
     except (ExposedError, ConfigError) as error:
         print(f"api: {error}", file=sys.stderr)
-        return 2
+        return os.EX_CONFIG
     listener = inherited_listener()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.serve([listener] if listener else None))

@@ -36,6 +36,7 @@ _WATCH_S = 0.25
 _PROBE_S = 5.0
 _PROBES_FAILED_MAX = 4
 _PREPARED_WITHIN_S = 60.0
+_SPARE_BACKOFF_S_MAX = 60.0
 _OVERLOAD_MAX = 6.0
 _LOGS_KEPT = 3
 _QUICK_DEATHS_MAX = 3
@@ -201,12 +202,18 @@ class Supervisor:
         self._stop_asked.set()
 
     async def restart(self, names: Sequence[str]) -> None:
-        """Replaces these processes one after another, each once its predecessor in the list is ready again."""
+        """Replaces these processes one after another, each once its predecessor in the list is ready again.
+
+        Where the spare of one cannot be prepared, say for a mistake in an agent's file, that one stays as it is.
+        """
         for name in names:
             kept = self._kept[name]
             before = kept.restarts
+            kept.problem = ""
             kept.asked.set()
             while kept.restarts == before or kept.state is not State.READY:
+                if kept.problem and kept.state is State.READY:
+                    return  # it was given up
                 await self._clock.sleep(_POLL_S)
 
     async def _supervise(self, when_ready: Callable[[], None]) -> None:
@@ -336,7 +343,11 @@ class Supervisor:
         if process.spare is not None:
             # A spare that waits already holds the configuration of the time at which it was prepared.
             await self._end_spare(kept)
-            await self._prepare(kept)
+            if not await self._prepare(kept):
+                kept.problem = f"{process.name} was not restarted, since what should replace it cannot be prepared"
+                kept.problem += f"; its log is {self._where(kept)}; what it says last: {self._log_end(process.name)}"
+                self._write()
+                return
         kept.restarts += 1
         kept.leaving, kept.child = child, None
         self._turn(kept, State.RESTARTING)
@@ -387,29 +398,34 @@ class Supervisor:
 
     async def _keep_spare(self, kept: _Kept) -> None:
         """Has a spare prepared whenever the process is at work and has none; returns never."""
+        failures = 0
         while True:
             await kept.is_ready.wait()
-            await self._clock.sleep(self._spare_after_s)
+            await self._clock.sleep(min(_SPARE_BACKOFF_S_MAX, self._spare_after_s * 4.0**failures))
             if kept.spare is None and kept.is_ready.is_set() and self._all_done.is_set():
                 async with self._preparing:
                     if kept.spare is None and kept.is_ready.is_set():
-                        await self._prepare(kept)
+                        failures = 0 if await self._prepare(kept) else failures + 1
             if kept.spare is not None and kept.spare.code is not None:
                 kept.spare = None
                 self._write()
 
-    async def _prepare(self, kept: _Kept) -> None:
-        """Starts a spare and waits until it is prepared; one that dies or takes too long is left out for now."""
+    async def _prepare(self, kept: _Kept) -> bool:
+        """Starts a spare and waits until it is prepared; False where it died or took too long."""
         spare = kept.spare = await self._launch(kept, as_spare=True)
         self._write()
         prepared, died = asyncio.create_task(spare.prepared.wait()), asyncio.create_task(spare.wait())
-        await asyncio.wait({prepared, died}, timeout=_PREPARED_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        within_s = _PREPARED_WITHIN_S * _overload()
+        await asyncio.wait({prepared, died}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         prepared.cancel()
         died.cancel()
-        if spare is kept.spare and not spare.prepared.is_set():
+        if spare is kept.spare and (spare.code is not None or not spare.prepared.is_set()):
             self._say(f"no spare of {kept.process.name} could be prepared; its log is {self._where(kept)}")
             await self._end_spare(kept)
+            self._write()
+            return False
         self._write()
+        return True
 
     async def _end_spare(self, kept: _Kept) -> None:
         spare, kept.spare = kept.spare, None

@@ -1,4 +1,4 @@
-"""How fast each process is back: kill -9, and the time until it is ready and until it has done its next piece of work.
+"""How fast each process is back after kill -9, and how long work waits while one is restarted in order.
 
 Work is a record that nobody can read: the stage (or sink) that guards the topic writes one dead letter for it. So the
 time until that letter is in the log is the time until the first record after the kill was done.
@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from api.errors import OperatorError
-from api.supervisor import read_state
+from api.supervisor import ask_restart, read_state
 from bench.report import Distribution, Findings, Row
 from processors.pipeline import STAGES
 from schemas.events import DeadLetter, SpeechChunk
@@ -27,6 +27,8 @@ from streams.settings import KafkaSettings, Settings
 COMPONENTS = ("stt", "intent", "llm", "tts", "clickhouse", "api", "stt.engine", "tts.engine")
 # What a process answers for, where that is a topic's unreadable records.
 _GUARDED = {name: stage.guards[0].TOPIC for name, stage in STAGES.items()} | {"clickhouse": SpeechChunk.TOPIC}
+_RESTARTED = ("stt", "llm", "tts", "api")
+_APART_S = 0.05
 _PATIENCE_S = 60.0
 _LOOK_S = 0.005
 # As long as a caller speaks: the platform is disturbed in its ordinary state, not while it still recovers.
@@ -54,7 +56,27 @@ async def _measure(settings: Settings, times: int) -> Findings:
                 working_ms.append(1000 * worked_s)
             found.rows.append(Row(component, "killed until ready", Distribution.of(ready_ms)))
             found.rows.append(Row(component, "killed until its next work is done", Distribution.of(working_ms)))
+            if component in _RESTARTED:
+                waits = [1000 * await _restart(settings, component, probe) for _ in range(times)]
+                found.rows.append(Row(component, "longest wait for work during a restart", Distribution.of(waits)))
     return found
+
+
+async def _restart(settings: Settings, component: str, probe: "Probe") -> float:
+    """Seconds that the unluckiest piece of work took while the component was restarted."""
+    await _seconds_until(lambda: _has_all_spares(settings), time.monotonic())
+    before = _entry(_state(settings), component)
+    ask_restart(settings, [component])
+
+    async def work() -> float:
+        began_s = time.monotonic()
+        return await _work(settings, component, probe, began_s, asyncio.get_running_loop().create_future())
+
+    works = []
+    while (now := _entry(_state(settings), component))["restarts"] == before["restarts"] or now["state"] != "ready":
+        works.append(asyncio.create_task(work()))
+        await asyncio.sleep(_APART_S)
+    return max(await asyncio.gather(*works))
 
 
 async def _kill(settings: Settings, component: str, probe: "Probe") -> tuple[float, float]:

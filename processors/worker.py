@@ -1,6 +1,7 @@
 """A stage's process: `python -m processors.worker STAGE`."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from streams.producer import LogProducer
 from streams.registry import codec_for
 from streams.settings import Settings
 from streams.topics import state_topic
+from streams.yamlfile import ConfigError
 
 log = structlog.get_logger(__name__)
 
@@ -164,7 +166,7 @@ async def _announce(settings: Settings, stage: Stage, shell: Shell, metrics_port
 
 
 def main() -> int:
-    """Exits 0 after an orderly stop, 1 after a failure, 2 for an unknown stage."""
+    """Exits 0 after an orderly stop, 1 after a failure, 2 for an unknown stage, 78 where an agent's file is wrong."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in STAGES:
         print(f"usage: python -m processors.worker {{{','.join(STAGES)}}}", file=sys.stderr)
@@ -173,6 +175,9 @@ def main() -> int:
     configure(settings, name)
     try:
         uvloop.run(work(settings, STAGES[name]))
+    except ConfigError as error:
+        log.critical("worker_not_started", stage=name, why=str(error))
+        return os.EX_CONFIG
     except Exception:
         log.exception("worker_failed", stage=name)
         return 1

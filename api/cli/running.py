@@ -260,8 +260,8 @@ def _until_replaced(settings: Settings, name: str, before: dict[str, Any]) -> di
         entry = _processes(settings)[name]
         if entry["state"] == "ready" and entry["pid"] != before["pid"]:
             return entry
-        if entry["state"] == "failing" and entry["restarts"] > before["restarts"] + 1:
-            raise OperatorError(f"{name} does not come back: {entry['problem']}")
+        if "problem" in entry and entry.get("problem") != before.get("problem"):
+            raise OperatorError(str(entry["problem"]))
         time.sleep(0.02)
     raise OperatorError(f"{name} was not replaced within {_RESTART_WITHIN_S:.0f} s; see `trunkline status`")
 

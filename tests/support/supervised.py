@@ -1,8 +1,8 @@
 """A process for a supervisor's tests: `python -m tests.support.supervised RUN_DIR NAME`.
 
-It says when it began, was ready and ended, in RUN_DIR/diary; a file RUN_DIR/NAME.hang makes its event loop stand, and
-one called NAME.exit makes it exit with the status in it. With a listener from its supervisor it answers each connection
-with its process id.
+It says when it was ready and ended in RUN_DIR/diary. A file RUN_DIR/NAME.hang makes its event loop stand, NAME.unprepared
+keeps it from being prepared, and NAME.exit makes it exit with the status in it. With a listener from its supervisor it
+answers each connection with its process id.
 """
 
 import asyncio
@@ -20,6 +20,9 @@ from streams import standby
 async def work(run: Path, name: str) -> None:
     """Works until SIGTERM or SIGINT."""
     standby.show_life()
+    if (run / f"{name}.unprepared").exists():
+        print(f"{name} cannot be prepared", flush=True)
+        sys.exit(1)
     await standby.turn()
     leave_if_told(run, name)
     stopping = asyncio.Event()

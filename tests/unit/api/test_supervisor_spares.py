@@ -219,6 +219,23 @@ async def test_a_restart_takes_a_spare_of_today_and_counts_as_no_death(settings:
     assert ends[:6] == ["ready", "SIGTERM", "ended", "ready", "SIGTERM", "ended"]
 
 
+async def test_a_restart_is_given_up_where_what_should_come_cannot_work(settings: Settings) -> None:
+    async with running(supervisor(settings, kept(settings, "stt", spare=True))):
+        await until(lambda: has_spare(settings, "stt"))
+        before = rows(settings)["stt"]
+        (settings.run_dir / "stt.unprepared").touch()
+        ask_restart(settings, ["stt"])
+        await until(lambda: "problem" in rows(settings)["stt"])
+        after = rows(settings)["stt"]
+        assert (after["pid"], after["state"], after["restarts"]) == (before["pid"], "ready", 0)
+        assert "was not restarted" in after["problem"]
+        assert "stt cannot be prepared" in after["problem"]
+        (settings.run_dir / "stt.unprepared").unlink()
+        ask_restart(settings, ["stt"])
+        await back(settings, "stt", 1)
+        assert "problem" not in rows(settings)["stt"]
+
+
 async def test_nobody_is_refused_while_what_listens_is_killed_or_restarted(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = free.getsockname()[:2]

@@ -11,7 +11,15 @@ from processors.agents import load_agents
 from streams.settings import REPOSITORY
 from streams.topics import TOPICS
 
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/topics.md", "docs/calls.md", "docs/running.md"]
+DOCUMENTS = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "docs/topics.md",
+    "docs/calls.md",
+    "docs/faults.md",
+    "docs/running.md",
+]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 

@@ -524,3 +524,9 @@ def test_every_hosted_role_can_be_ill() -> None:
     names = {name.rpartition(".")[2] for name in FAULTS if name.startswith("engine.")}
     assert names == set(HOSTED_ROLES)
     assert all(callable(getattr(faulty_engine, role)) for role in HOSTED_ROLES)
+
+
+def test_every_kind_of_fault_is_described() -> None:
+    described = (REPOSITORY / "docs" / "faults.md").read_text(encoding="utf-8")
+    families = {name.partition(".")[0] for name in FAULTS}
+    assert [family for family in families if f"`{family}" not in described] == []

@@ -245,6 +245,7 @@ class Caller:
         self.call: Call | None = None
         self.done = False
         self.stuck = ""
+        self.over_s = 0.0
         self.spoken: list[Line] = []
         self._mutes = mutes
         self._reports = reports
@@ -284,6 +285,7 @@ class Caller:
             self._plays_until_s = now_s
         elif isinstance(frame, Over):
             ear.over = frame.reason
+            self.over_s = now_s
         if self._changed is not None:
             self._changed.set()
 

@@ -42,7 +42,7 @@ def plan_of(seed: int) -> Plan:
     """The plan of a seed. Half of the seeds have one kind of trouble, so that what it breaks is plain to see."""
     chance = random.Random(f"plan {seed}")
     scripts = tuple(chance.choice(SCRIPTS) for _ in range(chance.randint(1, 3)))
-    kinds = ["crash", "weather", "freeze", "evict", "clock", "illness"]
+    kinds = ["crash", "weather", "freeze", "evict", "clock", "illness", "poison"]
     if chance.random() < 0.5:
         kinds = chance.sample(kinds, 1)
     rate = chance.choice((0.05, 0.2, 0.5))
@@ -58,6 +58,7 @@ def plan_of(seed: int) -> Plan:
         evictions=rate / 2 if "evict" in kinds else 0.0,
         clock_steps=rate if "clock" in kinds else 0.0,
         clock_skew_s=chance.choice((0.0, 0.5, 2.0)) if "clock" in kinds else 0.0,
+        poison=rate if "poison" in kinds else 0.0,
         weather=_weather(chance) if "weather" in kinds else Weather(),
         illness=_illness(chance) if "illness" in kinds else Illness(),
     )

@@ -19,6 +19,8 @@ from processors.stage import Core
 from processors.stt.core import SttCore
 from processors.stt.endpoint import rules_of
 from processors.tts.core import create_core as tts_core
+from schemas.events import AudioFrame
+from streams.keys import partition_of
 from streams.settings import REPOSITORY
 from tests.simulation import log as simulated
 from tests.simulation.engines import Engines, Erp, Illness, embed
@@ -69,6 +71,7 @@ class Plan:
     evictions: float = 0.0
     clock_steps: float = 0.0
     clock_skew_s: float = 0.0
+    poison: float = 0.0
 
     @property
     def stragglers(self) -> bool:
@@ -79,6 +82,16 @@ class Plan:
     def engines_fail(self) -> bool:
         """Whether answers may be other ones than on a good day."""
         return self.illness != HEALTH
+
+
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """A record that can only be refused: audio of another rate in the midst of a call."""
+
+    where: simulated.Partition
+    offset: int
+    at_s: float
+    caller: Caller
 
 
 @dataclass(slots=True)
@@ -95,6 +108,7 @@ class Platform:
     groups: dict[str, Group] = field(default_factory=dict)
     workers: dict[tuple[str, int], Worker] = field(default_factory=dict)
     lives: int = 0
+    poisoned: list[Poison] = field(default_factory=list)
 
     @property
     def behind(self) -> dict[str, int]:
@@ -130,6 +144,7 @@ class Platform:
             (plan.freezes, self._freeze),
             (plan.evictions, self._evict),
             (plan.clock_steps, self._step_clock),
+            (plan.poison, self._poison),
         ):
             at_s = 0.0
             while rate and (at_s := at_s + self.world.random.expovariate(rate)) < plan.storm_s:
@@ -169,6 +184,29 @@ class Platform:
         (name, _), worker = self._any()
         if worker.process.alive:
             self.groups[name].evict(worker, self.world.random.uniform(0.0, 3.0))
+
+    def _poison(self) -> None:
+        calling = [caller for caller in self.callers if caller.call is not None and not caller.call.over]
+        if not calling:
+            return
+        caller = self.world.random.choice(calling)
+        where = simulated.Partition(AudioFrame.TOPIC, partition_of(caller.session_id, PARTITIONS))
+        poison = Poison(where, len(self.log.records[where]), self.world.now_s, caller)
+        self.poisoned.append(poison)
+        frame = AudioFrame(
+            event_id=f"poison-{len(self.poisoned)}",
+            session_id=caller.session_id,
+            tenant_id="demo",
+            agent_id="shop",
+            turn=0,
+            seq=0,
+            occurred_at=0,
+            pcm=b"\1\0",
+            sample_index=0,
+            sample_rate_hz=8000,
+            captured_at=0,
+        )
+        self.log.append(where, caller.session_id.encode(), simulated.stored(frame), 0)
 
     def _step_clock(self) -> None:
         process = self.world.random.choice([worker.process for _, worker in sorted(self.workers.items())])

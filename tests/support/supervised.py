@@ -1,8 +1,8 @@
 """A process for a supervisor's tests: `python -m tests.support.supervised RUN_DIR NAME`.
 
-It says when it was ready and ended in RUN_DIR/diary. A file RUN_DIR/NAME.hang makes its event loop stand, NAME.unprepared
-keeps it from being prepared, and NAME.exit makes it exit with the status in it. With a listener from its supervisor it
-answers each connection with its process id.
+It says when it was ready and ended in RUN_DIR/diary. A file RUN_DIR/NAME.hang makes its event loop stand,
+NAME.unprepared keeps it from being prepared, and NAME.exit makes it exit with the status in it. With a listener from
+its supervisor it answers each connection with its process id.
 """
 
 import asyncio

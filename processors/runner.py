@@ -145,6 +145,11 @@ class Runner(Generic[StateT]):
         """Asks and unacknowledged events, over all sessions."""
         return self._open
 
+    def knows(self, session_id: str) -> bool:
+        """Whether the session is in memory and has not ended."""
+        live = self._live.get(session_id)
+        return live is not None and not live.ended
+
     @property
     def held(self) -> int:
         """Records that are processed but needed again if this process dies."""

@@ -31,6 +31,9 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+# A caller's audio never pauses; other records come with turns.
+SILENT_S = {"stt": 5.0}
+SILENT_S_ELSE = 60.0
 # What takes longer is asked for again by the next owner, and callers wait meanwhile.
 DRAIN_S = 0.5
 
@@ -72,6 +75,8 @@ class Shell:
         self._codec = codec
         self._clock = clock
         self._meter = meter
+        self._heard_s: dict[str, float] = {}
+        self._silent_s = SILENT_S.get(stage.name, SILENT_S_ELSE)
         self._guarded = {event.TOPIC for event in stage.guards}
         self._undone: dict[Position, Any] = {}
         self._stopping = asyncio.Event()
@@ -105,17 +110,23 @@ class Shell:
         """Asks and unacknowledged events."""
         return self._runner.open
 
+    @property
+    def calls(self) -> int:
+        """Sessions of which a record came lately: those whose gateway died are not at work, though not forgotten."""
+        now_s = self._clock.monotonic_s()
+        self._heard_s = {
+            session_id: heard_s
+            for session_id, heard_s in self._heard_s.items()
+            if now_s - heard_s < self._silent_s and self._runner.knows(session_id)
+        }
+        return len(self._heard_s)
+
     def measure_queues(self) -> int:
         """Sets the gauges of this worker's queues; returns how many records wait to be processed."""
         held = self._app.records_waiting
         metrics.records_waiting.labels(self._stage.name).set(held)
         metrics.records_kept.labels(self._stage.name).set(self._runner.held)
         return held
-
-    @property
-    def sessions(self) -> int:
-        """Sessions in memory."""
-        return self._runner.sessions
 
     async def run(self) -> None:
         """Works until `stop`; raises what stopped it if that was no orderly stop."""
@@ -194,6 +205,7 @@ class Shell:
         except CodecError as error:
             self._undecodable(position, key, value, headers, error)
             return
+        self._heard_s[decoded.session_id] = self._clock.monotonic_s()
         self._runner.deliver(Record(position, decoded, key, value, headers))
 
     def _undecodable(

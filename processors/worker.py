@@ -130,7 +130,7 @@ async def work(settings: Settings, stage: Stage) -> None:
         health,
         clock,
         depth=lambda: shell.open + shell.measure_queues(),
-        calls=lambda: shell.sessions,
+        calls=lambda: shell.calls,
         limits=limits_of(settings),
         board=Board() if stage.name in HEEDING else None,
     )

@@ -50,9 +50,8 @@ ENDED_MAX = 10_000
 # After a crash, records of an ended session come again until their offsets are committed in every topic: so long it is
 # remembered that it ended.
 ENDED_KEPT_S = 30.0
-# A timer that rings so late says that this process was stopped; then it gives way to what waits to be read.
-LATE_S = 0.5
-CATCH_UP_S = 1.0
+# So much of a timer's time begins only once the process has seen the rest of it pass.
+LAST_LEG = 0.1
 LOADED = "loaded"
 _LOADED = Woken(LOADED)
 
@@ -351,11 +350,9 @@ class Runner(Generic[StateT]):
         loop = asyncio.get_running_loop()
 
         def ring() -> None:
-            if self._clock.monotonic_s() - due_s > LATE_S:
-                # The process was stopped, and the session not silent: what came meanwhile is read first.
-                live.timers[name] = loop.call_later(min(delay_s, CATCH_UP_S), rung)
-            else:
-                rung()
+            # A process that was stopped meanwhile reads what came for it before it believes in silence.
+            rest_s = max(due_s - self._clock.monotonic_s(), LAST_LEG * delay_s)
+            live.timers[name] = loop.call_later(rest_s, rung)
 
         def rung() -> None:
             live.timers.pop(name, None)
@@ -363,7 +360,7 @@ class Runner(Generic[StateT]):
                 self._step(live, Woken(name), None)
                 self._settle(live)
 
-        live.timers[name] = loop.call_later(delay_s, ring)
+        live.timers[name] = loop.call_later((1 - LAST_LEG) * delay_s, ring)
 
     def _release(self, live: Live[StateT], topic: str, before: int) -> None:
         units = live.held.get(topic)

@@ -114,7 +114,9 @@ class SimulatedLog:
     def events(self, kind: type[Event]) -> list[Any]:
         """The topic's events by partition and offset, repeats included."""
         return [
-            event_of(record) for number in range(self.partitions) for record in self.records[Partition(kind.TOPIC, number)]
+            event_of(record)
+            for number in range(self.partitions)
+            for record in self.records[Partition(kind.TOPIC, number)]
         ]
 
     def truth(self, kind: type[Event], session_id: str) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from processors.pipeline import STAGES
 from processors.runner import Record, Runner
 from processors.stage import Happening, Position, Received, Refuse, Step, Wake, Woken
@@ -90,8 +92,9 @@ def frozen(for_s: float, later: bool) -> bytes:
     return kept[-1]
 
 
-def test_a_process_that_was_stopped_reads_what_came_before_it_believes_in_silence() -> None:
-    assert b"silence" not in frozen(10.0, later=True)
+@pytest.mark.parametrize("for_s", [0.9, 1.05, 10.0])
+def test_a_process_that_was_stopped_reads_what_came_before_it_believes_in_silence(for_s: float) -> None:
+    assert b"silence" not in frozen(for_s, later=True)
 
 
 def test_silence_is_noticed_all_the_same_where_there_was_some() -> None:

@@ -16,7 +16,7 @@ import structlog
 import uvloop
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from prometheus_client import Counter, Gauge, start_http_server
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from processors.clickhouse.http import Questions, serve
 from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row
@@ -26,7 +26,7 @@ from processors.stage import Position
 from schemas.event import Event
 from schemas.events import AudioFrame, DeadLetter, Delivery, SpeechChunk
 from streams import ready, standby
-from streams.client import Partition
+from streams.client import LogError, Partition
 from streams.clock import Clock, SystemClock
 from streams.codec import Codec, CodecError
 from streams.consumer import BEGINNING, LogReader, Record, read_range
@@ -63,9 +63,9 @@ class Sink:
 
     async def start(self) -> None:
         """Migrates and finishes the batch that a crash interrupted."""
-        await self._patiently(self._store.migrate)
-        self._batch, plan = await self._patiently(self._store.last_plan)
-        offsets = await self._patiently(self._store.offsets)
+        await patiently(self._store.migrate)
+        self._batch, plan = await patiently(self._store.last_plan)
+        offsets = await patiently(self._store.offsets)
         if any(last >= offsets.get(partition, 0) for partition, (_, last) in plan.items()):
             log.info("batch_repeated", batch=self._batch)
             ranges = {partition: (first, last + 1) for partition, (first, last) in plan.items()}
@@ -74,7 +74,7 @@ class Sink:
 
     async def run(self) -> None:
         """Reads from where the tables end, for ever."""
-        offsets = await self._patiently(self._store.offsets)
+        offsets = await patiently(self._store.offsets)
         async with LogReader(self._settings, GROUP, GROUP, self._settings.clickhouse.batch_rows_max) as reader:
             starts: dict[Partition, int] = {}
             for topic in TABLE_OF_TOPIC:
@@ -96,9 +96,13 @@ class Sink:
             ranges[partition] = (ranges.get(partition, (record.offset, 0))[0], record.offset)
         tables = await self._tables(records)
         self._batch += 1
-        await self._patiently(self._store.plan, self._batch, ranges)
+        await patiently(self._store.plan, self._batch, ranges)
         await self._write(self._batch, ranges, tables)
-        await reader.commit({partition: last + 1 for partition, (_, last) in ranges.items()})
+        try:
+            # For people and their tools alone, who look at the group's lag: the sink itself goes by its tables.
+            await reader.commit({partition: last + 1 for partition, (_, last) in ranges.items()})
+        except LogError as error:
+            log.warning("offsets_not_shown", error=str(error))
         waiting.set(0)
 
     async def _tables(self, records: Sequence[Record]) -> Mapping[type[Event], list[tuple[Any, ...]]]:
@@ -142,22 +146,28 @@ class Sink:
         tables: Mapping[type[Event], list[tuple[Any, ...]]],
     ) -> None:
         for event, rows in tables.items():
-            await self._patiently(self._store.write, batch, TABLES[event], columns(event), rows)
+            await patiently(self._store.write, batch, TABLES[event], columns(event), rows)
             rows_written.labels(TABLES[event]).inc(len(rows))
-        await self._patiently(self._store.written, ranges)
+        await patiently(self._store.written, ranges)
         batches_written.inc()
 
-    async def _patiently(self, work: Any, *arguments: Any) -> Any:
-        """Does it off the loop; while ClickHouse is away it tries again, and the log waits in Kafka meanwhile."""
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((ClickHouseError, OSError)),
-            wait=wait_exponential_jitter(multiplier=0.2, max=5),
-            before_sleep=lambda state: log.warning("clickhouse_away", attempt=state.attempt_number),
-            reraise=True,
-        ):
-            with attempt:
-                return await asyncio.to_thread(work, *arguments)
-        raise AssertionError("tries without end")
+
+async def patiently(work: Any, *arguments: Any) -> Any:
+    """Does it off the loop; while ClickHouse is away it tries again, and the log waits in Kafka meanwhile."""
+
+    def away(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        log.warning("clickhouse_away", attempt=state.attempt_number, error=type(error).__name__)
+
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type((ClickHouseError, OSError)),
+        wait=wait_exponential_jitter(multiplier=0.2, max=5),
+        before_sleep=away,
+        reraise=True,
+    ):
+        with attempt:
+            return await asyncio.to_thread(work, *arguments)
+    raise AssertionError("tries without end")
 
 
 async def work(settings: Settings) -> None:
@@ -170,7 +180,7 @@ async def work(settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    store = await asyncio.to_thread(Store, settings, GROUP)
+    store = await patiently(Store, settings, GROUP)
     sink = Sink(settings, store, producer, codec, SystemClock())
     await sink.start()
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")

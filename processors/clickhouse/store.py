@@ -15,6 +15,8 @@ from streams.settings import REPOSITORY, Settings
 
 log = structlog.get_logger(__name__)
 
+_CONNECT_S = 5
+_ANSWER_S = 60
 MIGRATIONS = REPOSITORY / "infra" / "clickhouse" / "migrations"
 
 Ranges = Mapping[Partition, tuple[int, int]]
@@ -109,6 +111,9 @@ def connect(settings: Settings) -> Client:
             "username": clickhouse.username,
             "password": clickhouse.password.get_secret_value(),
             "secure": clickhouse.secure,
+            # A server that hangs is tried again: an insert that it did after all has no second effect.
+            "connect_timeout": _CONNECT_S,
+            "send_receive_timeout": _ANSWER_S,
         }
     else:
         path = settings.data_dir / "clickhouse"

@@ -204,6 +204,78 @@ async def test_kills_while_writing_neither_lose_nor_repeat_a_row(
         sink.kill()
 
 
+STEPS = [(step, when) for step in ("plan", "write", "written") for when in ("before", "after")]
+
+
+async def rows_are_events(sink: SinkProcess, session_id: str, count: int) -> None:
+    """Every record has exactly one row, in the tables that rows are merged away from, too."""
+    for event in EVENTS:
+        where = f"FROM {TABLE_OF_TOPIC[event.TOPIC]} WHERE session_id = '{session_id}'"
+        sink.wait_for(f"SELECT uniqExact(event_id) {where}", count)
+        assert sink.number(f"SELECT count() {where}") == count
+
+
+def burst_of(session_id: str, count: int) -> list[Event]:
+    """So many events of each kind."""
+    examples = [json_form.examples(event)[0] for event in EVENTS]
+    return [of_session(example, session_id, number) for number in range(count) for example in examples]
+
+
+@pytest.mark.parametrize(("step", "when"), STEPS)
+async def test_a_sink_that_dies_at_a_step_repeats_the_batch_and_no_row(
+    kafka: TestBroker, settings: Settings, tmp_path: Path, step: str, when: str
+) -> None:
+    sink = SinkProcess(tmp_path, kafka.bootstrap_servers)
+    session_id = str(uuid.uuid4())
+    await publish(settings, burst_of(session_id, 10))
+    try:
+        sink.start(False, "tests.support.failing_sink", step, when, "die", "1")
+        assert await asyncio.to_thread(sink.ended) == 9
+        await publish(settings, burst_of(session_id, 5))
+        await asyncio.to_thread(sink.start)
+        await rows_are_events(sink, session_id, 15)
+    finally:
+        sink.kill()
+
+
+async def test_a_store_whose_line_breaks_gets_every_row_once(
+    kafka: TestBroker, settings: Settings, tmp_path: Path
+) -> None:
+    """Before the rows are there and after: the sink cannot know which it was."""
+    for number, (step, when) in enumerate(STEPS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        sink = SinkProcess(folder, kafka.bootstrap_servers)
+        session_id = str(uuid.uuid4())
+        await publish(settings, burst_of(session_id, 10))
+        try:
+            sink.start(True, "tests.support.failing_sink", step, when, "raise", "3")
+            await publish(settings, burst_of(session_id, 5))
+            await rows_are_events(sink, session_id, 15)
+            assert sink.log.read_text().count("clickhouse_away") >= 3
+            assert sink.stop() == 0
+        finally:
+            sink.kill()
+
+
+async def test_a_server_that_is_away_is_waited_for(kafka: TestBroker, tmp_path: Path) -> None:
+    sink = SinkProcess(
+        tmp_path,
+        kafka.bootstrap_servers,
+        TRUNKLINE_CLICKHOUSE__HOST="127.0.0.1",
+        TRUNKLINE_CLICKHOUSE__PORT="1",
+        PYTHONUNBUFFERED="1",
+    )
+    try:
+        sink.start(wait=False)
+        async with asyncio.timeout(60):
+            while sink.log.read_text().count("clickhouse_away") < 3:
+                assert sink.running
+                await asyncio.sleep(0.1)
+    finally:
+        sink.kill()
+
+
 async def test_garbage_where_no_stage_reads_is_one_dead_letter(
     kafka: TestBroker, settings: Settings, tmp_path: Path
 ) -> None:

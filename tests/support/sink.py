@@ -30,11 +30,11 @@ class SinkProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self.log = data_dir / "sink.log"
 
-    def start(self, wait: bool = True) -> None:
+    def start(self, wait: bool = True, module: str = "processors.clickhouse.sink", *arguments: str) -> None:
         """Starts it; with `wait`, returns when it is ready. Raises RuntimeError with its log when it ends instead."""
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "processors.clickhouse.sink"],
+                [sys.executable, "-m", module, *arguments],
                 cwd=REPOSITORY,
                 env=self._environment,
                 stdout=out,
@@ -51,6 +51,22 @@ class SinkProcess:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def ended(self) -> int:
+        """Waits until it ends by itself, and returns its exit code."""
+        assert self._process is not None, "the sink is not running"
+        return self._process.wait(PATIENCE_S)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is there."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None, "the sink is not running"
+        return self._process.pid
 
     def stop(self) -> int:
         """Stops it in order and returns its exit code."""

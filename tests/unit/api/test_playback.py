@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.playback import Act, Cut, Effect, Heard, Play, Playback, Tell
+from api.playback import HELD_MAX, Act, Cut, Effect, Heard, Play, Playback, Tell
 from schemas.event import Event
 from schemas.events import Response, ResponseKind, SpeechChunk, SpeechChunkKind, Transcript, TranscriptKind
 
@@ -175,6 +175,13 @@ def test_speculation_is_held_until_its_revision_is_committed() -> None:
     later = audio(1, 100, revision=2, committed=False)
     assert playback.event(later, 20) == [Play(later)]
     assert playback.due() is None
+
+
+def test_what_is_held_is_bounded_and_what_went_is_counted() -> None:
+    playback = Playback()
+    for number in range(HELD_MAX + 3):
+        playback.event(audio(number + 1, 100, revision=1, committed=False), 0)
+    assert (playback.held, playback.overflowed) == (HELD_MAX, 3)
 
 
 def test_speech_that_resumes_voids_what_was_made_for_the_pause() -> None:

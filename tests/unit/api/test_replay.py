@@ -1,0 +1,230 @@
+"""A call's playback rebuilt from its log: what is sent again, what is not, what is made up for."""
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.dialects.dialect import Playout, Received, Resume
+from api.history import Dated, History, Marks
+from api.playback import Act, Cut, Heard, Play, Tell
+from api.replay import AGAIN_MS, Replayed, replay
+from processors.stage import event_id
+from schemas.event import Event
+from schemas.events import (
+    Control,
+    ControlKind,
+    Response,
+    ResponseKind,
+    Session,
+    SessionKind,
+    SpeechChunk,
+    SpeechChunkKind,
+    Transcript,
+    TranscriptKind,
+)
+
+CHUNK = 1600  # 100 ms
+EPOCH_MS = 1_800_000_000_000
+
+
+class Log:
+    """The events of one session, written at times given in milliseconds from the start of the call."""
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self.started = Session(**self._envelope(0), kind=SessionKind.STARTED)
+        self.dated: list[Dated] = []
+
+    def _envelope(self, turn: int) -> dict[str, Any]:
+        number = next(self._count)
+        return {
+            "event_id": event_id("log", str(number)),
+            "session_id": "s",
+            "tenant_id": "demo",
+            "agent_id": "shop",
+            "turn": turn,
+            "seq": number,
+            "occurred_at": 0,
+        }
+
+    def add(self, at_ms: int, event_class: type[Event], turn: int, **fields: Any) -> Event:
+        event = event_class(**self._envelope(turn), **fields)
+        self.dated.append(Dated(EPOCH_MS + at_ms, event))
+        return event
+
+    def final(self, at_ms: int, turn: int) -> Event:
+        return self.add(at_ms, Transcript, turn, kind=TranscriptKind.FINAL, utterance=turn - 1, text="words")
+
+    def speech(self, at_ms: int, turn: int, count: int, first: int = 0, last: bool = False) -> list[Event]:
+        """Chunks of 100 ms; samples tell their position, modulo 256."""
+        return [
+            self.add(
+                at_ms,
+                SpeechChunk,
+                turn,
+                kind=SpeechChunkKind.AUDIO,
+                pcm=bytes([turn, number % 256]) * CHUNK,
+                sample_index=number * CHUNK,
+                last_of_sentence=last and number == first + count - 1,
+            )
+            for number in range(first, first + count)
+        ]
+
+    def end_of_turn(self, at_ms: int, turn: int) -> Event:
+        return self.add(at_ms, SpeechChunk, turn, kind=SpeechChunkKind.END_OF_TURN)
+
+    def control(self, at_ms: int, turn: int, kind: ControlKind, **fields: Any) -> Event:
+        return self.add(at_ms, Control, turn, kind=kind, **fields)
+
+    def replayed(self, resume: Resume, now_ms: int, last_frame_ms: int = 0) -> Replayed:
+        dated = sorted(self.dated, key=lambda entry: entry.at_ms)
+        history = History(self.started, None, Marks(), EPOCH_MS + last_frame_ms, dated)
+        return replay(history, resume, 5_000_000.0 + now_ms, float(EPOCH_MS + now_ms))
+
+
+def resume(turn: int, samples: int, *known: Event, heard: Playout | None = None) -> Resume:
+    return Resume("", Received(turn, samples), heard, frozenset(event.event_id for event in known))
+
+
+def played(replayed: Replayed) -> list[tuple[int, int, int]]:
+    chunks = [effect.chunk for effect in replayed.effects if isinstance(effect, Play)]
+    return [(chunk.turn, chunk.sample_index, len(chunk.pcm) // 2) for chunk in chunks]
+
+
+@given(st.integers(0, 10 * CHUNK), st.integers(0, 10))
+def test_what_was_received_and_what_is_sent_make_up_the_turn(samples: int, before_break: int) -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, before_break)
+    log.speech(9000, 1, 10 - before_break, first=before_break)
+    position = samples
+    for turn, index, count in played(log.replayed(resume(1, samples), 10_000, 1000)):
+        assert (turn, index) == (1, position)
+        position += count
+    assert position == 10 * CHUNK
+
+
+def test_a_turn_that_was_heard_is_not_said_again_and_one_believed_heard_is() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 3, last=True)
+    end = log.end_of_turn(110, 1)
+    log.control(400, 1, ControlKind.PLAYOUT, heard_ms=300, reason="end_of_turn")
+    assert played(log.replayed(resume(1, 3 * CHUNK, end), 1000, 500)) == []
+    # By the gateway's clock it was heard, but the last chunk never arrived.
+    assert played(log.replayed(resume(1, 2 * CHUNK), 1000, 500)) == [(1, 2 * CHUNK, CHUNK)]
+
+
+def test_a_turn_that_was_cut_stays_cut_and_is_cleared_again() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 20)
+    log.control(500, 1, ControlKind.BARGE_IN, heard_ms=400)
+    log.speech(600, 1, 20, first=20)
+    replayed = log.replayed(resume(1, 5 * CHUNK), 1000, 700)
+    assert played(replayed) == []
+    assert replayed.cut == {1: 400}
+
+
+def test_speech_over_the_agent_that_nobody_acted_upon_cuts_it_now() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 50)
+    log.final(1100, 2)
+    replayed = log.replayed(resume(1, 50 * CHUNK), 2000, 1100)
+    (cut,) = [effect for effect in replayed.effects if isinstance(effect, Cut)]
+    assert (cut.turn, cut.heard_ms) == (1, 1000)
+
+
+def test_without_a_word_from_the_client_the_clock_says_what_was_heard() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(1000, 1, 40)
+    log.speech(2500, 1, 10, first=40)
+    # The last audio of the caller came 2 s into the turn.
+    sent = played(log.replayed(Resume(""), 6000, 3000))
+    assert sent[0] == (1, (2000 - AGAIN_MS) * 16, CHUNK)
+    assert sent[-1] == (1, 49 * CHUNK, CHUNK)
+    assert sum(count for _, _, count in sent) == (5000 - 2000 + AGAIN_MS) * 16
+
+
+def test_what_a_mark_confirmed_is_not_said_again() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(1000, 1, 20, last=True)
+    log.speech(1000, 1, 20, first=20)
+    log.control(3010, 1, ControlKind.PLAYOUT, heard_ms=2000)
+    assert played(log.replayed(Resume(""), 6000, 3050))[0][:2] == (1, 20 * CHUNK)
+
+
+def test_a_turn_made_while_nobody_was_there_is_said_whole_and_heard_afterwards() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 1, last=True)
+    log.end_of_turn(110, 1)
+    log.control(300, 1, ControlKind.PLAYOUT, heard_ms=100, reason="end_of_turn")
+    log.final(1000, 2)
+    log.speech(2000, 2, 3, last=True)
+    log.end_of_turn(2010, 2)
+    replayed = log.replayed(Resume(""), 9000, 1000)
+    assert played(replayed) == [(2, number * CHUNK, CHUNK) for number in range(3)]
+    now = 5_009_000.0
+    assert not [e for e in replayed.playback.tick(now + 299) if isinstance(e, Heard)]
+    (heard,) = [e for e in replayed.playback.tick(now + 301) if isinstance(e, Heard)]
+    assert (heard.turn, heard.heard_ms, heard.end_of_turn) == (2, 300, True)
+
+
+def test_what_the_client_heard_meanwhile_counts_as_heard() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 5, last=True)
+    end = log.end_of_turn(110, 1)
+    replayed = log.replayed(resume(1, 5 * CHUNK, end, heard=Playout(1, 0, 500)), 800, 200)
+    assert [effect for effect in replayed.effects if isinstance(effect, Heard)] == [Heard(1, 0, 500, True)]
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_the_agents_action_is_done_once_its_words_were_heard(heard: bool) -> None:
+    log = Log()
+    log.final(0, 1)
+    log.add(50, Response, 1, kind=ResponseKind.COMPLETED, action="hang_up")
+    log.speech(100, 1, 2, last=True)
+    end = log.end_of_turn(110, 1)
+    if heard:
+        log.control(400, 1, ControlKind.PLAYOUT, heard_ms=200, reason="end_of_turn")
+    replayed = log.replayed(resume(1, 2 * CHUNK if heard else 0, *([end] if heard else [])), 60_000, 500)
+    assert bool([e for e in replayed.effects if isinstance(e, Act)]) is heard
+    if not heard:
+        now = 5_060_000.0
+        assert not replayed.playback.tick(now + 150)
+        assert [e for e in replayed.playback.tick(now + 201) if isinstance(e, Act)] == [Act(1, "hang_up", "")]
+
+
+def test_events_after_the_last_known_one_of_their_topic_are_shown_in_order() -> None:
+    log = Log()
+    known = log.final(0, 1)
+    log.add(10, Response, 1, kind=ResponseKind.SENTENCE, text="before the break")
+    missed = log.final(2000, 2)
+    answer = log.add(2100, Response, 2, kind=ResponseKind.SENTENCE, text="after it")
+    replayed = log.replayed(resume(0, 0, known), 3000, 1000)
+    assert replayed.missed == [missed, answer]
+
+
+def test_the_end_of_a_turn_that_the_client_does_not_know_is_told_and_a_known_one_is_not() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 1, last=True)
+    end = log.end_of_turn(110, 1)
+    assert Tell(end) in log.replayed(resume(1, CHUNK), 1000, 500).effects
+    assert Tell(end) not in log.replayed(resume(1, CHUNK, end), 1000, 500).effects
+
+
+def test_a_repeated_event_counts_once() -> None:
+    log = Log()
+    log.final(0, 1)
+    chunks = log.speech(100, 1, 2)
+    log.dated += [Dated(EPOCH_MS + 700, chunk) for chunk in chunks]
+    assert len(played(log.replayed(resume(1, 0), 1000, 500))) == 2

@@ -128,6 +128,10 @@ class Shell:
         metrics.records_kept.labels(self._stage.name).set(self._runner.held)
         return held
 
+    async def prepare(self) -> None:
+        """Connects what a takeover needs, for a worker that waits for its turn; `run` does it else."""
+        await self._recovery.open()
+
     async def run(self) -> None:
         """Works until `stop`; raises what stopped it if that was no orderly stop."""
         opening = asyncio.create_task(self._recovery.open(), name="recovery")

@@ -141,6 +141,7 @@ async def work(settings: Settings, stage: Stage) -> None:
     shell = Shell(settings, stage, core, engines, producer, codec, clock, meter)
     # A producer's first record waits for connections and an id; that shall not be the first caller's.
     await producer.publish_raw(state_topic(stage.name), b"warm-up", None)
+    await shell.prepare()
     await standby.turn()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, shell.stop)

@@ -14,7 +14,7 @@ from tests.simulation.__main__ import COMMAND
 from tests.simulation.invariants import play_seed, undisturbed
 from tests.simulation.plans import SCRIPTS
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", "120"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "200"))
 FIRST = int(os.environ.get("SIMULATION_FIRST", "0"))
 BUNCH = 20
 

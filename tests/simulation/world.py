@@ -6,6 +6,7 @@ each other travels through the world, which moves time on to whatever happens ne
 """
 
 import asyncio
+import contextlib
 import hashlib
 import heapq
 import itertools
@@ -55,6 +56,7 @@ class Process:
         self.offset_us = round(offset_s * 1e6)
         self.loop = _ProcessLoop(world, self._failed)
         self._thawed: list[Callable[[], None]] = []
+        self._unfinished: list[Any] = []
         world.processes.append(self)
 
     def _failed(self, what: str) -> None:
@@ -77,6 +79,7 @@ class Process:
 
     def spawn(self, main: Coroutine[Any, Any, Any]) -> None:
         """Runs a coroutine in the process."""
+        self._unfinished.append(main)
         self.loop.call_soon(self._start, main)
 
     def _start(self, main: Coroutine[Any, Any, Any]) -> None:
@@ -91,6 +94,8 @@ class Process:
         """As with SIGKILL: nothing of it runs again, not even what would clean up."""
         self.alive = False
         self.world.processes.remove(self)
+        self.world.dead.append(self)
+        self._unfinished += asyncio.all_tasks(self.loop)
 
     def freeze(self, seconds: float) -> None:
         """As with SIGSTOP and, later, SIGCONT: what arrives meanwhile waits, and timers are late."""
@@ -102,6 +107,15 @@ class Process:
         waiting, self._thawed = self._thawed, []
         for action in waiting:
             action()
+
+    def bury(self) -> None:
+        """Ends what it left in mid-work, when the history is over, so that nothing of it is heard of later."""
+        self.alive = False
+        for unfinished in (*self._unfinished, *asyncio.all_tasks(self.loop)):
+            main = unfinished.get_coro() if isinstance(unfinished, asyncio.Task) else unfinished
+            with contextlib.suppress(Exception):
+                main.close()
+        self.loop.close()
 
     def when_thawed(self, action: Callable[[], None]) -> None:
         """Calls it once the process runs again."""
@@ -150,6 +164,7 @@ class World:
         self.now_s = 0.0
         self.over = False
         self.processes: list[Process] = []
+        self.dead: list[Process] = []
         self.errors: list[str] = []
         self.history: list[str] = []
         self._verbose = verbose
@@ -212,6 +227,5 @@ class World:
     def close(self) -> None:
         """Lets go of everything; what was left unfinished ends without a word."""
         self.over = True
-        for process in self.processes:
-            process.alive = False
-            process.loop.close()
+        for process in (*self.processes, *self.dead):
+            process.bury()

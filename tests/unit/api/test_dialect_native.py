@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.dialects.dialect import Audio, Bad, Command, Dtmf, HangUp, Playout, Start, Started
+from api.dialects.dialect import (
+    Audio,
+    Bad,
+    Command,
+    Dtmf,
+    HangUp,
+    Playout,
+    Received,
+    Resume,
+    Resumed,
+    Start,
+    Started,
+)
 from api.dialects.native import NativeDialect
 from schemas.events import Intent, IntentKind, SpeechChunk, SpeechChunkKind, Transcript, TranscriptKind, Word
 
@@ -157,3 +169,56 @@ def test_the_rest_of_the_vocabulary() -> None:
         {"type": "error", "code": "c", "message": "m", "hint": "h"},
         {"type": "ended", "reason": "hung_up"},
     ]
+
+
+RESUME = {"type": "resume", "resume_token": "t"}
+
+
+def test_resume_says_what_arrived() -> None:
+    message = RESUME | {
+        "received": {"turn": 2, "sample_index": 38400},
+        "heard": {"turn": 2, "heard_ms": 1900},
+        "event_ids": ["a", "b"],
+        "kept_from": 640,
+    }
+    (command,) = NativeDialect().receive_text(json.dumps(message))
+    assert command == Resume("t", Received(2, 38400), Playout(2, 0, 1900), frozenset({"a", "b"}), 640)
+    (command,) = NativeDialect().receive_text(json.dumps(RESUME | {"received": None}))
+    assert command == Resume("t")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("resume_token", 1),
+        ("received", [1, 2]),
+        ("received", {"turn": 1}),
+        ("received", {"turn": 1, "sample_index": -1}),
+        ("heard", {"turn": 1}),
+        ("heard", 3),
+        ("event_ids", "a"),
+        ("event_ids", [1]),
+        ("event_ids", ["a"] * 257),
+        ("kept_from", 0.5),
+    ],
+)
+def test_a_resume_that_cannot_be_used_names_the_field(name: str, value: Any) -> None:
+    (bad,) = NativeDialect().receive_text(json.dumps(RESUME | {name: value}))
+    assert isinstance(bad, Bad)
+    assert (bad.code, name in bad.hint or name in bad.message) == ("invalid_field", True)
+
+
+def test_a_key_may_carry_an_id() -> None:
+    (command,) = NativeDialect().receive_text('{"type": "dtmf", "digit": "#", "id": "k7"}')
+    assert command == Dtmf("#", "k7")
+
+
+def test_what_the_gateway_says_of_a_call_that_goes_on() -> None:
+    dialect = NativeDialect()
+    (resumed,) = dialect.resumed(Resumed("s", "shop", "t", 96640))
+    expected = {"type": "resumed", "session_id": "s", "agent": "shop", "sample_index": 96640, "resume_token": "t"}
+    assert json.loads(resumed) == expected
+    assert [json.loads(frame) for frame in dialect.acknowledged(96000)] == [
+        {"type": "acknowledged", "sample_index": 96000}
+    ]
+    assert [json.loads(frame) for frame in dialect.going_away()] == [{"type": "going_away"}]

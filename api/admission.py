@@ -14,7 +14,7 @@ from processors.load import CALM, LIMITS, Board, Ladder, Level, Sample, StageLoa
 from schemas.events import Health
 
 # What one call takes of each stage's engines until it has been measured: the share of their time, on two cores.
-COST = {"stt": 0.1, "intent": 0.02, "llm": 0.03, "tts": 0.04}
+COST = {"stt": 0.07, "intent": 0.02, "llm": 0.03, "tts": 0.04}
 # And of the processors of the gateway's machine, which it shares with the engines unless those have their own.
 MACHINE = "machine"
 MACHINE_COST = 0.08

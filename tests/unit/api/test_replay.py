@@ -115,7 +115,9 @@ def test_a_turn_that_was_heard_is_not_said_again_and_one_believed_heard_is() -> 
     log.control(400, 1, ControlKind.PLAYOUT, heard_ms=300, reason="end_of_turn")
     assert played(log.replayed(resume(1, 3 * CHUNK, end), 1000, 500)) == []
     # By the gateway's clock it was heard, but the last chunk never arrived.
-    assert played(log.replayed(resume(1, 2 * CHUNK), 1000, 500)) == [(1, 2 * CHUNK, CHUNK)]
+    again = log.replayed(resume(1, 2 * CHUNK), 1000, 500)
+    assert played(again) == [(1, 2 * CHUNK, CHUNK)]
+    assert again.playback.tick(5_001_101.0) == [Heard(1, 0, 300, end_of_turn=True)]
 
 
 def test_a_turn_that_was_cut_stays_cut_and_is_cleared_again() -> None:
@@ -201,6 +203,15 @@ def test_the_agents_action_is_done_once_its_words_were_heard(heard: bool) -> Non
         now = 5_060_000.0
         assert not replayed.playback.tick(now + 150)
         assert [e for e in replayed.playback.tick(now + 201) if isinstance(e, Act)] == [Act(1, "hang_up", "")]
+
+
+def test_an_action_waits_anew_for_words_that_are_still_being_made() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.add(50, Response, 1, kind=ResponseKind.COMPLETED, action="hang_up")
+    replayed = log.replayed(resume(0, 0), 60_000, 500)
+    assert replayed.playback.tick(5_069_000.0) == []
+    assert Act(1, "hang_up", "") in replayed.playback.tick(5_070_001.0)
 
 
 def test_events_after_the_last_known_one_of_their_topic_are_shown_in_order() -> None:

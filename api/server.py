@@ -92,8 +92,9 @@ def make_server(settings: Settings) -> GatewayServer:
         ws_max_size=MESSAGE_BYTES_MAX,
         # Speech does not compress, and deflate would cost more than all else here.
         ws_per_message_deflate=False,
-        ws_ping_interval=20,
-        ws_ping_timeout=20,
+        # A caller whose network is gone is noticed within 15 s, whatever TCP believes.
+        ws_ping_interval=5,
+        ws_ping_timeout=10,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=5,

@@ -13,19 +13,29 @@ from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
 from processors.stage import caused
 from schemas.event import Event
-from schemas.events import Response, ResponseKind
+from schemas.events import AudioFrame, Control, ControlKind, Response, ResponseKind, SpeechChunk, SpeechChunkKind
 from streams.clock import SystemClock
-from streams.settings import Settings
+from streams.settings import ApiSettings, Settings
+
+
+class Hands(SystemClock):
+    """A clock that is moved by hand."""
+
+    now_s = 1000.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
 
 
 class Gateway:
     """What a call needs of its gateway: a log that acknowledges when it is told to, a line that remembers."""
 
     def __init__(self) -> None:
-        self.published: list[Event] = []
+        self.published: list[Any] = []
+        self.third = asyncio.Event()
         self.acknowledged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.sent: list[dict[str, Any]] = []
-        self.router = MagicMock(
+        self.router: Any = MagicMock(
             clock=SystemClock(),
             settings=Settings(),
             agents={"shop": SimpleNamespace(languages=("en",))},
@@ -33,14 +43,17 @@ class Gateway:
         )
         self.router.mint.return_value = "c1a5a8e2-b45f-4d0f-a99c-537e67854882"
         self.router.resume_token.return_value = "token"
+        self.router.name = "api.0"
         self.line = MagicMock(send=self.send, stuck=False)
 
     def publish(self, event: Event) -> asyncio.Future[Any]:
         self.published.append(event)
+        if len(self.published) == 3:
+            self.third.set()
         return self.acknowledged
 
-    def send(self, frames: Iterable[str], **rules: Any) -> None:
-        self.sent += [msgspec.json.decode(frame) for frame in frames]
+    def send(self, frames: Iterable[str | bytes], **rules: Any) -> None:
+        self.sent += [msgspec.json.decode(frame) for frame in frames if isinstance(frame, str)]
 
 
 async def test_started_comes_first_even_when_the_greeting_is_faster_than_the_logs_acknowledgement() -> None:
@@ -61,3 +74,66 @@ async def test_started_comes_first_even_when_the_greeting_is_faster_than_the_log
         ("sentence", "How can I help?"),
     ]
     call.end("hung_up")
+
+
+async def test_what_was_sent_to_a_client_that_fell_silent_is_not_taken_for_heard() -> None:
+    gateway = Gateway()
+    clock = Hands()
+    gateway.router.clock = clock
+    gateway.acknowledged.set_result(None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    await call.begin()
+    started = gateway.published[0]
+    call.audio(bytes(2 * 16_000))
+    speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(3200), "last_of_sentence": True}
+    call.deliver(caused(started, SpeechChunk, "chunk", 1, **speech))
+    clock.now_s += 5.0  # the chunk lasts 100 ms, and the client is quiet for longer than a living one
+    call._tick()
+    assert not [event for event in gateway.published if isinstance(event, Control)]
+    call.audio(bytes(640))
+    (heard,) = [event for event in gateway.published if isinstance(event, Control)]
+    assert (heard.kind, heard.heard_ms) == (ControlKind.PLAYOUT, 100)
+    call.end("hung_up")
+
+
+async def test_a_lost_connection_waits_and_its_gateway_ends_it_after_the_grace() -> None:
+    gateway = Gateway()
+    gateway.router.settings = Settings(api=ApiSettings(resume_grace_s=0.05))
+    gateway.acknowledged.set_result(None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    await call.begin()
+    call.lost()
+    assert call.ended.is_set()
+    assert [(event.kind, event.reason) for event in gateway.published[1:]] == [("updated", "connection_lost")]
+    (waiting,) = gateway.router.put.call_args.args
+    await asyncio.wait_for(gateway.third.wait(), 5)
+    assert (gateway.published[2].kind, gateway.published[2].reason) == ("ended", "connection_lost")
+    assert [event.seq for event in gateway.published] == [0, 1, 2]
+    assert waiting.over
+
+
+async def test_the_client_is_told_what_the_log_has() -> None:
+    gateway = Gateway()
+    gateway.acknowledged.set_result(None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    await call.begin()
+    call.audio(bytes(2 * 17_000))
+    await asyncio.sleep(0)
+    call.audio(bytes(2 * 1000))
+    told = [message for message in gateway.sent if message["type"] == "acknowledged"]
+    assert told == [{"type": "acknowledged", "sample_index": 17_000 // 640 * 640}]
+    call.end("hung_up")
+
+
+async def test_a_frame_is_the_same_event_whoever_writes_it() -> None:
+    ids = []
+    for _ in range(2):
+        gateway = Gateway()
+        gateway.acknowledged.set_result(None)
+        call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+        await call.begin()
+        call.audio(bytes(2 * 6400))
+        ids.append([event.event_id for event in gateway.published if isinstance(event, AudioFrame)])
+        call.end("hung_up")
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 10

@@ -93,10 +93,14 @@ def test_after_a_success_rests_are_short_again(breaker: Breaker, clock: Clock) -
     assert breaker.rest_left_s == pytest.approx(0.5)
 
 
-def test_an_answer_to_an_ask_from_before_does_not_close_it(breaker: Breaker) -> None:
+def test_an_answer_to_an_ask_from_before_changes_nothing(breaker: Breaker, clock: Clock) -> None:
     breaker.failed("crashed", gone=True)
     breaker.succeeded()
     assert breaker.state is State.OPEN
+    clock.now_s += breaker.rest_left_s
+    breaker.trial()
+    breaker.failed("crashed")
+    assert breaker.rest_left_s == pytest.approx(1.0)
 
 
 def test_a_trial_without_an_outcome_may_be_repeated(breaker: Breaker, clock: Clock) -> None:

@@ -250,14 +250,14 @@ def test_one_that_answers_others_is_busy_and_not_ill() -> None:
     async def test() -> None:
         a = Engine("a")
         one = ladder("stt", a)
-        for _ in range(6):
-            a.does["after_s"] = 60.0
-            late = asyncio.create_task(text(one, deadline_s=1.0))
-            await asyncio.sleep(0.1)
-            a.does["after_s"] = 0.1
-            await text(one)
+        a.does["after_s"] = 60.0
+        late = [asyncio.create_task(text(one, deadline_s=1.0)) for _ in range(6)]
+        await asyncio.sleep(0.1)
+        a.does["after_s"] = 0.1
+        await text(one)
+        for task in late:
             with pytest.raises(EngineError, match="timeout"):
-                await late
+                await task
         assert one.lanes[0].breaker.closed
         await one.close()
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bench.report import Distribution, Fact, Findings, Row
 from processors.agents import load_agents
-from processors.engine import Embed, Embedded, Generate, Generated, Reply, Request
+from processors.engine import Embed, Embedded, EngineClient, Generate, Generated, Reply, Request
 from processors.llm.stage import create_core as conversation
 from processors.pipeline import STAGES, Stage
 from processors.recovery import Recovered, Snapshots, recover
@@ -88,16 +88,22 @@ class Took:
 class Desk:
     """A stage's runner on the real log, without the consumer group: records are handed to it by this benchmark."""
 
-    def __init__(self, settings: Settings, stage: Stage, core: Core[Any], producer: LogProducer) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stage: Stage,
+        core: Core[Any],
+        producer: LogProducer,
+        engines: Mapping[str, EngineClient] | None = None,
+    ) -> None:
         self.settings, self.stage, self.core, self.producer = settings, stage, core, producer
         self.done: set[Position] = set()
         self._failed: BaseException | None = None
-        engines = {role: Scripted() for role in stage.roles}
         snapshots = Snapshots(producer, stage.name, uuid.uuid4().hex[:12])
         self.runner: Runner[Any] = Runner(
             stage,
             core,
-            engines,
+            engines or {role: Scripted() for role in stage.roles},
             ProducerLog(producer, snapshots, settings.kafka.partitions),
             SystemClock(),
             on_done=self.done.add,

@@ -47,9 +47,10 @@ class Recovered:
 class Snapshots:
     """One worker's snapshots in the log.
 
-    Whoever takes a partition over writes under keys that were never used before, and the one that got furthest counts.
-    So a worker that was stopped, lost its partitions, and wakes up with a snapshot to write, overwrites and deletes
-    none of its successor's, not even where that is itself.
+    Whoever takes a partition over writes under keys of its own, numbered higher than all that it found, and of several
+    snapshots the highest number counts. Offsets could not tell: a straggler may be ahead in one topic and behind in
+    another. So a worker that was stopped, lost its partitions, and wakes up with a snapshot to write, overwrites and
+    deletes none of its successor's, not even where that is itself.
     """
 
     def __init__(self, producer: LogProducer, stage: str, life: str) -> None:
@@ -62,7 +63,7 @@ class Snapshots:
 
     def inherit(self, partition: int, keys: Mapping[str, tuple[bytes, ...]]) -> None:
         """Takes the partition over; earlier owners' keys go when this one has written a snapshot of its own."""
-        self._takeovers[partition] = self._takeovers.get(partition, 0) + 1
+        self._takeovers[partition] = 1 + max((takeover_of(key) for found in keys.values() for key in found), default=0)
         for session_id, found in keys.items():
             self._others[session_id] = (partition, found)
 
@@ -79,7 +80,13 @@ class Snapshots:
         return asyncio.gather(own, *gone) if gone else own
 
     def _key(self, session_id: str, partition: int) -> bytes:
-        return f"{session_id}/{self._life}.{self._takeovers.get(partition, 0)}".encode()
+        return f"{session_id}/{self._takeovers.get(partition, 0)}.{self._life}".encode()
+
+
+def takeover_of(key: bytes) -> int:
+    """Which takeover of its partition the snapshot under that key comes from; 0 where the key does not say."""
+    number = key.decode(errors="replace").rpartition("/")[2].partition(".")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 class Recovery:
@@ -212,14 +219,15 @@ class _Reading:
                 log.warning("foreign_output_skipped", topic=record.topic, offset=record.offset, reason=error.reason)
 
     def recovered(self, number: int) -> Recovered:
-        """What was found for the partition number: of several snapshots of a session the one that got furthest."""
+        """What was found for the partition number: of several snapshots of a session the latest owner's."""
         keys: dict[str, tuple[bytes, ...]] = {}
-        best: dict[str, tuple[Snapshot, bytes]] = {}
-        for key, pair in self._snapshots[number].items():
+        best: dict[str, tuple[tuple[int, tuple[bool, int]], bytes]] = {}
+        for key, (snapshot, data) in self._snapshots[number].items():
             session_id = key.decode(errors="replace").partition("/")[0]
             keys[session_id] = (*keys.get(session_id, ()), key)
-            if session_id not in best or pair[0].progress >= best[session_id][0].progress:
-                best[session_id] = pair
+            rank = takeover_of(key), snapshot.progress
+            if session_id not in best or rank >= best[session_id][0]:
+                best[session_id] = rank, data
         snapshots = {session_id: data for session_id, (_, data) in best.items()}
         restored = Restored(snapshots, self._recorded[number])
         return Recovered(restored, keys, self._records_read[number], self._bytes_read[number])

@@ -5,7 +5,7 @@ broker's where the topic is configured so.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -156,7 +156,8 @@ class Producer:
         self._process = process
         self._last_s: dict[Partition, float] = {}
         self._cut_s: dict[Partition, float] = {}
-        self._stuck: dict[Partition, list[tuple[Any, ...]]] = {}
+        self._queued: dict[Partition, deque[tuple[Any, ...]]] = defaultdict(deque)
+        self._stuck: dict[Partition, int] = {}
 
     def publish(self, event: Event) -> "asyncio.Future[Any]":
         """See `runner.Log`."""
@@ -169,25 +170,25 @@ class Producer:
 
     def _send(self, where: Partition, key: bytes, value: bytes | None) -> "asyncio.Future[Any]":
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put((where, key, value, self._process.now_us() // 1000, sent))
+        self._queued[where].append((key, value, self._process.now_us() // 1000, sent))
+        self._send_next(where)
         return sent
 
-    def _put(self, message: tuple[Any, ...]) -> None:
-        where = message[0]
+    def _send_next(self, where: Partition) -> None:
         at_s = max(self._last_s.get(where, 0.0), self._log.world.now_s + self._log.delay_s())
         self._last_s[where] = at_s
-        self._log.world.after(at_s - self._log.world.now_s, self._arrived, message)
+        self._log.world.after(at_s - self._log.world.now_s, self._arrived, where)
 
-    def _arrived(self, message: tuple[Any, ...]) -> None:
-        where, key, value, timestamp_ms, sent = message
-        if not self._process.alive:
-            if self._log.world.now_s <= self._reaches(where):
-                self._log.append(where, key, value, timestamp_ms)
-            return
+    def _arrived(self, where: Partition) -> None:
         if self._process.frozen and (where in self._stuck or self._log.world.random.random() < 0.5):
             if not self._stuck:
                 self._process.when_thawed(self._unstick)
-            self._stuck.setdefault(where, []).append(message)
+            self._stuck[where] = self._stuck.get(where, 0) + 1
+            return
+        key, value, timestamp_ms, sent = self._queued[where].popleft()
+        if not self._process.alive:
+            if self._log.world.now_s <= self._reaches(where):
+                self._log.append(where, key, value, timestamp_ms)
             return
         self._log.append(where, key, value, timestamp_ms)
         self._log.world.send(self._process, self._log.delay_s(), _acknowledge, sent)
@@ -201,9 +202,9 @@ class Producer:
 
     def _unstick(self) -> None:
         stuck, self._stuck = self._stuck, {}
-        for messages in stuck.values():
-            for message in messages:
-                self._put(message)
+        for where, count in stuck.items():
+            for _ in range(count):
+                self._send_next(where)
 
 
 def _acknowledge(sent: "asyncio.Future[Any]") -> None:

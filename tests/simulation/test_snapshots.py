@@ -3,9 +3,13 @@
 import asyncio
 from typing import Any
 
-from processors.recovery import Snapshots
+import msgspec
+
+from processors.pipeline import STAGES
+from processors.recovery import Snapshots, recover
+from processors.session import Snapshot
 from streams.keys import Partition
-from tests.simulation.log import Producer, SimulatedLog, Weather
+from tests.simulation.log import Connection, Decoded, Producer, Reader, SimulatedLog, Weather
 from tests.simulation.world import Process, World
 
 STATES = Partition("voice.state.llm", 0)
@@ -41,3 +45,30 @@ def test_a_straggler_does_not_delete_the_snapshot_of_an_owner_who_had_the_partit
     world.close()
     assert not world.errors
     assert b"two" in log.snapshots("llm").values()
+
+
+async def read_back(log: SimulatedLog, found: list[bytes]) -> None:
+    committed = {Partition(kind.TOPIC, 0): 9 for kind in STAGES["llm"].consumes}
+    reader: Any = Reader(Connection(log), "recovery")
+    codec: Any = Decoded()
+    recovered = await recover(reader, STAGES["llm"], codec, committed)
+    found.append(recovered[0].restored.snapshots["session"])
+
+
+def test_a_straggler_that_is_ahead_in_one_topic_does_not_count_against_the_owner() -> None:
+    world = World(1)
+    log = SimulatedLog(world, 1, Weather())
+    for kind in STAGES["llm"].consumes:
+        for _ in range(9):
+            log.append(Partition(kind.TOPIC, 0), b"other", None, 0)
+    owner = msgspec.msgpack.encode(Snapshot(b"owner", {"voice.intents": 3, "voice.control": 4}, 9, b""))
+    straggler = msgspec.msgpack.encode(Snapshot(b"straggler", {"voice.intents": 1, "voice.control": 8}, 5, b""))
+    log.append(STATES, b"session/2.b", owner, 0)
+    log.append(STATES, b"session/1.a", straggler, 0)
+    found: list[bytes] = []
+    process = Process(world, "stage")
+    process.spawn(read_back(log, found))
+    world.run(5.0, lambda: False)
+    world.close()
+    assert not world.errors
+    assert found == [owner]

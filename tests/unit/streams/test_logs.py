@@ -12,7 +12,7 @@ from schemas.events import EVENTS, Transcript
 from streams.logs import MASK, PERSONAL, checked_labels, configure
 from streams.settings import Settings
 
-FINAL = json_form.examples(Transcript)[-1]
+FINAL = [event for event in json_form.examples(Transcript) if event.text][-1]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from streams.codec import Codec, CodecError
 from streams.registry import RegistryError, RegistryIds, Reply, respond, subject_of
 
 SUBJECT = "voice.transcripts-value"
-ENTRY = next(entry for entry in files.published() if entry.subject == SUBJECT)
+ENTRIES = [entry for entry in files.published() if entry.subject == SUBJECT]
+ENTRY = ENTRIES[-1]
 SCHEMA = files.load_published(ENTRY)
 
 
@@ -35,16 +36,17 @@ def test_a_schema_by_id() -> None:
     reply = get(f"/schemas/ids/{ENTRY.id}", fetchMaxId="true", subject="")
     assert reply.body["maxId"] == len(files.published())
     assert get(f"/schemas/ids/{ENTRY.id}/schema").body == SCHEMA
-    assert get(f"/schemas/ids/{ENTRY.id}/versions").body == [{"subject": SUBJECT, "version": 1}]
+    assert get(f"/schemas/ids/{ENTRY.id}/versions").body == [{"subject": SUBJECT, "version": ENTRY.version}]
     assert get(f"/schemas/ids/{ENTRY.id}/subjects").body == [SUBJECT]
 
 
 def test_versions_of_a_subject() -> None:
-    assert get(f"/subjects/{SUBJECT}/versions").body[0] == 1
-    for wanted in ("1", "latest", "-1"):
-        body = get(f"/subjects/{SUBJECT}/versions/{wanted}").body
-        assert (body["subject"], body["version"], body["id"]) == (SUBJECT, 1, ENTRY.id)
-        assert json.loads(body["schema"]) == SCHEMA
+    assert get(f"/subjects/{SUBJECT}/versions").body == [entry.version for entry in ENTRIES]
+    wanted = {str(entry.version): entry for entry in ENTRIES} | {"latest": ENTRY, "-1": ENTRY}
+    for version, entry in wanted.items():
+        body = get(f"/subjects/{SUBJECT}/versions/{version}").body
+        assert (body["subject"], body["version"], body["id"]) == (SUBJECT, entry.version, entry.id)
+        assert json.loads(body["schema"]) == files.load_published(entry)
     assert get(f"/subjects/{SUBJECT.replace('.', '%2E')}/versions/latest/schema").body == SCHEMA
 
 
@@ -77,7 +79,7 @@ def test_errors_carry_the_registrys_codes(method: str, path: str, status: int, c
 def test_a_schema_is_found_by_its_text() -> None:
     body = json.dumps({"schema": json.dumps(SCHEMA), "schemaType": "AVRO"}).encode()
     reply = respond("POST", f"/subjects/{SUBJECT}", {"normalize": "false"}, body)
-    assert (reply.status, reply.body["id"], reply.body["version"]) == (200, ENTRY.id, 1)
+    assert (reply.status, reply.body["id"], reply.body["version"]) == (200, ENTRY.id, ENTRY.version)
     assert respond("POST", f"/subjects/{SUBJECT}/versions", {}, body) == Reply(200, {"id": ENTRY.id})
     other = json.dumps({"schema": '"string"'}).encode()
     assert respond("POST", f"/subjects/{SUBJECT}", {}, other).body["error_code"] == 40403

@@ -148,7 +148,7 @@ class Campaign:
         letters = await self._letters.examine(
             settings, lambda places: check_dead_letters(places, self._poisoned, self._doubtful)
         )
-        return [*letters, *await evidence.examine_offsets(settings)]
+        return [*letters, *await evidence.examine_offsets(settings, self._doubtful)]
 
     async def _undisturbed(self, conversation: Conversation, number: int) -> tuple[str, Played]:
         caller = f"undisturbed/{conversation.name}/{number}"

@@ -24,7 +24,7 @@ from processors.clickhouse.store import Store
 from processors.dead_letters import DeadLetters
 from processors.stage import Position
 from schemas.event import Event
-from schemas.events import AudioFrame, DeadLetter, Delivery, SpeechChunk
+from schemas.events import AudioFrame, DeadLetter, Delivery, Health, SpeechChunk
 from streams import ready, standby
 from streams.client import LogError, Partition
 from streams.clock import Clock, SystemClock
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 GROUP = "trunkline.clickhouse"
 # Topics that no stage reads: the sink sends their undecodable records to the dead letters.
-GUARDED = frozenset(event.TOPIC for event in (SpeechChunk, Delivery, DeadLetter))
+GUARDED = frozenset(event.TOPIC for event in (SpeechChunk, Delivery, DeadLetter, Health))
 SEEN_MAX = 200_000
 
 rows_written = Counter("trunkline_sink_rows", "Rows written.", ["table"])

@@ -37,6 +37,7 @@ from schemas.events import (
     AudioFrame,
     Control,
     ControlKind,
+    DeadLetter,
     Response,
     ResponseKind,
     SpeechChunk,
@@ -452,6 +453,7 @@ def test_poison_comes_on_every_topic_under_live_keys_too_and_again_from_its_seed
     assert {record.topic for record in records} == {event.TOPIC for event in EVENTS}
     assert any(record.key == b"live" for record in records)
     assert max(len(record.value or b"") for record in records) == OVERSIZE_BYTES
+    assert all(record.refused for record in records if record.topic == DeadLetter.TOPIC)
     assert records == list(garbage(Random(3), 1000, ["live"]))
 
 

@@ -265,7 +265,7 @@ class _Attempt:
         if self._told:
             return
         self._told = True
-        _failures.labels(lane.name, reason).inc()
+        _failures.labels(lane.name, reason.partition(":")[0]).inc()
         if reason not in ("timeout", "slow") or lane.answered_s < self.began_s:
             lane.breaker.failed(reason, gone)
 

@@ -112,11 +112,11 @@ class _Campaigns:
                 self._say(f"Its data stays in {platform.data_dir}")
             scale = QUICK if self.quick else {}
             campaign = Campaign(platform, wire, wire_url, self.speech, self._say, scale, self.cluster)
-            await campaign.learn(1 if self.quick else 2)
-            for run in self.runs:
-                if dict(FAULTS[run.fault].environment) == environment:
-                    outcomes.append(await campaign.run(FAULTS[run.fault], run))
-                    self._say(_line(len(outcomes), len(self.runs), outcomes[-1]))
+            runs = [run for run in self.runs if dict(FAULTS[run.fault].environment) == environment]
+            await campaign.learn(1 if self.quick else 2, sorted({run.conversation for run in runs}))
+            for run in runs:
+                outcomes.append(await campaign.run(FAULTS[run.fault], run))
+                self._say(_line(len(outcomes), len(self.runs), outcomes[-1]))
 
     def _say(self, line: str) -> None:
         self.progress.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """One run after another: a call, a fault in the middle of it, and a look at everything that it left."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,9 +59,9 @@ class Campaign:
     _poisoned: set[tuple[str, int, int]] = field(default_factory=set)
     _doubtful: set[tuple[str, int, int]] = field(default_factory=set)
 
-    async def learn(self, calls: int) -> None:
-        """Holds undisturbed calls of every conversation; raises OperatorError where one is not faultless."""
-        for conversation in self.speech.conversations:
+    async def learn(self, calls: int, conversations: Iterable[int]) -> None:
+        """Holds undisturbed calls of those conversations; raises OperatorError where one is not faultless."""
+        for conversation in (self.speech.conversations[number] for number in conversations):
             held = [await self._undisturbed(conversation, number) for number in range(calls)]
             try:
                 tickets = [await evidence.tickets_of(self.platform, caller) for caller, _ in held]

@@ -26,3 +26,9 @@ load_oldest = Gauge("trunkline_load_oldest_seconds", "Age of the oldest record n
 load_waiting = Gauge("trunkline_load_waiting_seconds", "How long asks wait for an engine.", ["component"])
 load_lag = Gauge("trunkline_load_lag_seconds", "How late the event loop is.", ["component"])
 load_utilisation = Gauge("trunkline_load_utilisation", "Share of the engines' time in use.", ["component"])
+speculations = Counter(
+    "trunkline_stage_speculations", "Work begun before the turn was over: begun, used, void.", ["stage", "what"]
+)
+speculated_ms = Counter(
+    "trunkline_stage_speculated_milliseconds", "Engine time of such work, by what became of it.", ["stage", "what"]
+)

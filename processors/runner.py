@@ -35,6 +35,7 @@ from processors.stage import (
     Received,
     Refuse,
     Release,
+    Speculated,
     Wake,
     Woken,
 )
@@ -284,6 +285,9 @@ class Runner(Generic[StateT]):
                 self._watch(live, unit, self._on_refused(record, outcome))
             case Drop(reason):
                 metrics.dropped.labels(self._stage.name, reason).inc()
+            case Speculated(what, engine_ms):
+                metrics.speculations.labels(self._stage.name, what).inc()
+                metrics.speculated_ms.labels(self._stage.name, what).inc(engine_ms)
             case End():
                 live.ended = True
                 for timer in live.timers.values():

@@ -129,11 +129,22 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculated:
+    """What became of work begun for a revision that was not committed: begun, used or void; counted, nothing more.
+
+    `engine_ms` is the time that engines spent on it.
+    """
+
+    what: str
+    engine_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The session is over: forget its state and delete its snapshot."""
 
 
-Outcome = Emit | Ask | Cancel | Wake | Hold | Release | Refuse | Drop | End
+Outcome = Emit | Ask | Cancel | Wake | Hold | Release | Refuse | Drop | Speculated | End
 
 StateT = TypeVar("StateT")
 

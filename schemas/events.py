@@ -156,10 +156,13 @@ class Health(Event):
 
 
 class IntentKind(StrEnum):
-    """detected: the judgement on one transcript."""
+    """detected: the judgement on one transcript. withdrawn: the caller went on, what was begun for the speculative
+    judgements of the turn up to this revision is void.
+    """
 
     UNKNOWN = "unknown"
     DETECTED = "detected"
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,12 +49,13 @@ _PHASES = (Phase.CALLER, Phase.AGENT, Phase.CALLER, Phase.AGENT, Phase.THINKING)
 def plan_run(seed: int, fault: str, number: int, conversations: Sequence[Conversation]) -> Run:
     """Run `number` (from 0) of the fault. Phases and conversations take turns; the rest is drawn."""
     own_seed = f"{seed}/{fault}/{number}"
-    random = Random(own_seed)
-    conversation = (number + Random(f"{seed}/{fault}").randrange(len(conversations))) % len(conversations)
+    random, first = Random(own_seed), Random(f"{seed}/{fault}")
+    conversation = (number + first.randrange(len(conversations))) % len(conversations)
+    phase = _PHASES[(number + first.randrange(len(_PHASES))) % len(_PHASES)]
     turn = random.randrange(len(conversations[conversation].turns))
     # Not at the very edges: there a sentence has not begun, or is over before the fault strikes.
     part = round(random.uniform(0.05, 0.85), 3)
-    return Run(fault, number, conversation, Moment(turn, _PHASES[number % len(_PHASES)], part), own_seed)
+    return Run(fault, number, conversation, Moment(turn, phase, part), own_seed)
 
 
 def plan(seed: int, faults: Sequence[str], runs: int, conversations: Sequence[Conversation]) -> list[Run]:

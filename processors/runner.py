@@ -283,11 +283,8 @@ class Runner(Generic[StateT]):
             case Refuse():
                 assert record is not None, "only a record can be refused"
                 self._watch(live, unit, self._on_refused(record, outcome))
-            case Drop(reason):
-                metrics.dropped.labels(self._stage.name, reason).inc()
-            case Speculated(what, engine_ms):
-                metrics.speculations.labels(self._stage.name, what).inc()
-                metrics.speculated_ms.labels(self._stage.name, what).inc(engine_ms)
+            case Drop() | Speculated():
+                self._count(outcome)
             case End():
                 live.ended = True
                 for timer in live.timers.values():
@@ -296,6 +293,13 @@ class Runner(Generic[StateT]):
                     self._cancel(live, ask_id)
 
     # ---- outcomes
+
+    def _count(self, outcome: Drop | Speculated) -> None:
+        if isinstance(outcome, Drop):
+            metrics.dropped.labels(self._stage.name, outcome.reason).inc()
+            return
+        metrics.speculations.labels(self._stage.name, outcome.what).inc()
+        metrics.speculated_ms.labels(self._stage.name, outcome.what).inc(outcome.engine_ms)
 
     def _emit(self, live: Live[StateT], event: Event, unit: Unit | None) -> None:
         if event.event_id in live.recorded_ids:

@@ -24,7 +24,7 @@ from streams.client import Partition
 from streams.clock import Clock
 from streams.codec import Codec, CodecError
 from streams.faust_app import create_app, run
-from streams.faust_transport import Committed
+from streams.faust_transport import Committed, Confirm
 from streams.keys import partition_of
 from streams.producer import LogProducer
 from streams.settings import Settings
@@ -156,10 +156,11 @@ class Shell:
 
     # ---- partitions
 
-    async def assigned(self, partitions: Mapping[Partition, Committed]) -> None:
+    async def assigned(self, partitions: Mapping[Partition, Committed], confirm: Confirm) -> None:
         """Takes over one partition number of each topic."""
         number = next(iter(partitions)).partition
         recovered = await self._recovery.of({where: committed.offset for where, committed in partitions.items()})
+        await confirm()
         self._snapshots.inherit(number, recovered.keys)
         self._runner.restore(number, recovered.restored)
         sessions = len(recovered.restored.snapshots)

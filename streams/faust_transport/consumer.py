@@ -22,6 +22,8 @@ from streams.faust_transport.thread import PollThread, consumer_config
 
 log = structlog.get_logger(__name__)
 
+CONFIRM_RETRY_S = 0.2
+
 
 class Owned:
     """A partition while this worker owns it, from one assignment until it is given up."""
@@ -59,6 +61,7 @@ class Consumer(ThreadDelegateConsumer):
         self._rebalance = asyncio.Lock()
         self._commit_lock = asyncio.Lock()
         self._draining = False
+        self._confirming: asyncio.Task[None] | None = None
         super().__init__(*args, **kwargs)
         #: Set while every assigned partition is prepared and delivers; the application's own, where it has one.
         self.ready: asyncio.Event = getattr(self.app, "ready", None) or asyncio.Event()
@@ -234,10 +237,31 @@ class Consumer(ThreadDelegateConsumer):
         """Delivers the records of partitions once the listener has prepared them."""
         opening = {tp: self._owned[tp] for tp in committed}
         if self.options.listener is not None:
-            await self.options.listener.assigned({Partition(*tp): found for tp, found in committed.items()})
+            partitions = {Partition(*tp): found for tp, found in committed.items()}
+            await self.options.listener.assigned(partitions, self._confirm)
         for tp, owned in opening.items():
             owned.deliver = self.app.topics.deliverer(tp)
         self._drain()
+
+    async def _confirm(self) -> None:
+        """See `PartitionListener.assigned`; those who ask at the same moment share an answer."""
+        if self._confirming is None:
+            self._confirming = self.loop.create_task(self._confirm_soon())
+        await asyncio.shield(self._confirming)
+
+    async def _confirm_soon(self) -> None:
+        """Commits what is committed already, until the coordinator takes it; one that lost its partitions ends here."""
+        await asyncio.sleep(0)
+        self._confirming = None  # who asks from now on wants a later answer
+        pairs = [TopicPartition(tp.topic, tp.partition, owned.committed or 0) for tp, owned in self._owned.items()]
+        while True:
+            try:
+                async with self._commit_lock:
+                    await self._thread.commit(pairs)
+                return
+            except LogError as error:
+                log.warning("ownership not confirmed; asked again", error=str(error))
+            await asyncio.sleep(CONFIRM_RETRY_S)
 
     async def give_up(self, generation: int, lost: bool = False) -> list[TopicPartition]:
         """Stops delivering what that assignment brought; returns the offsets to be committed last of all."""

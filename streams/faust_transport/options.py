@@ -1,6 +1,6 @@
 """What an application tells the transport, and what the transport tells the application."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -14,14 +14,21 @@ class Committed:
     offset: int | None
 
 
+Confirm = Callable[[], Awaitable[None]]
+
+
 class PartitionListener(Protocol):
     """Told on the event loop which partitions this worker owns.
 
     For each partition the order is `assigned`, records, then `revoked` or `lost`; then perhaps `assigned` again.
     """
 
-    async def assigned(self, partitions: Mapping[Partition, Committed]) -> None:
+    async def assigned(self, partitions: Mapping[Partition, Committed], confirm: Confirm) -> None:
         """Prepares to own the partitions, all of one partition number; numbers are prepared concurrently.
+
+        `confirm` returns once the group's coordinator has said that the partitions are this worker's still: a process
+        that was stopped may wake up with an assignment from before, and what it read since may be its successor's.
+        Awaited between reading and the first thing that would hurt a successor.
 
         No record of theirs is delivered before this returns; meanwhile they arrive, up to a limit, and wait. Raising
         stops the worker. Cancelled when the partitions go away meanwhile; `revoked` or `lost` names them all the same.

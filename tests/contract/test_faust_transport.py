@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from streams.client import Partition
 from streams.faust_app import StageApp, create_app, run
-from streams.faust_transport import Committed
+from streams.faust_transport import Committed, Confirm
 from streams.settings import REPOSITORY
 from tests.support.kafka import TestBroker
 
@@ -79,9 +79,10 @@ class Listener:
         self.prepare: Callable[[Mapping[Partition, Committed]], Awaitable[None]] | None = None
         self.finish: Callable[[], Awaitable[None]] | None = None
 
-    async def assigned(self, partitions: Mapping[Partition, Committed]) -> None:
+    async def assigned(self, partitions: Mapping[Partition, Committed], confirm: Confirm) -> None:
         if self.prepare is not None:
             await self.prepare(partitions)
+        await confirm()
         self.assignments.append(dict(partitions))
 
     async def revoked(self, partitions: set[Partition]) -> None:

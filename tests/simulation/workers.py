@@ -52,6 +52,7 @@ class Worker:
         self._subscription = Subscription(process, self._wake)
         self._epochs: dict[int, int] = {}
         self._taken: set[int] = set()
+        self._taking: dict[int, asyncio.Task[None]] = {}
         self._next: dict[Partition, int] = {}
         self._undone: dict[Partition, set[int]] = {}
         self._sent: dict[Partition, int] = {}
@@ -99,9 +100,15 @@ class Worker:
         self._epochs[number] = epoch
         task = asyncio.get_running_loop().create_task(self._take(number, epoch, committed))
         task.add_done_callback(self.process._ended)
+        if before := self._taking.pop(number, None):
+            before.cancel()
+        self._taking[number] = task
 
     async def _take(self, number: int, epoch: int, committed: Mapping[Partition, int | None]) -> None:
         recovered = await self._recovery.of(committed)
+        confirmed = asyncio.get_running_loop().create_future()
+        self._tell(self._group.confirm, self, number, epoch, confirmed)
+        await confirmed
         if self._epochs.get(number) != epoch:
             return
         if number in self._taken:
@@ -130,6 +137,9 @@ class Worker:
 
     def lost(self) -> None:
         """The worker learns that it is no member any more."""
+        for task in self._taking.values():
+            task.cancel()
+        self._taking.clear()
         for number in sorted(self._taken):
             self._forget(number)
         self._epochs.clear()
@@ -276,6 +286,12 @@ class Group:
             self.log.committed[self.stage.group, partition] = offset
             self.log.world.note("committed", self.stage.name, partition, offset)
 
+    def confirm(self, worker: Worker, number: int, epoch: int, confirmed: "asyncio.Future[None]") -> None:
+        """Answers the owner, and nobody else: who lost the partition is told so in another way."""
+        state = self.numbers[number]
+        if state.owner is worker and state.epoch == epoch:
+            self.tell(worker, self.log.delay_s(), _settle, confirmed)
+
     # Who gets what.
 
     def _wanted(self, number: int) -> Worker | None:
@@ -316,3 +332,8 @@ class Group:
 
         self.tell(owner, self.log.delay_s(), owner.revoked, number, state.epoch, done)
         self.log.world.after(2 * DRAIN_S + 1, done)
+
+
+def _settle(confirmed: "asyncio.Future[None]") -> None:
+    if not confirmed.done():
+        confirmed.set_result(None)

@@ -14,7 +14,7 @@ import uvloop
 
 from streams.client import Partition
 from streams.faust_app import create_app, run
-from streams.faust_transport import Committed
+from streams.faust_transport import Committed, Confirm
 from streams.settings import KafkaSettings, Settings
 
 
@@ -29,8 +29,9 @@ class Notes:
         """Adds a line."""
         self._file.write(" ".join(map(str, words)) + "\n")
 
-    async def assigned(self, partitions: Mapping[Partition, Committed]) -> None:
+    async def assigned(self, partitions: Mapping[Partition, Committed], confirm: Confirm) -> None:
         """Notes each partition."""
+        await confirm()
         for topic, number in partitions:
             self.write("assigned", topic, number)
 

@@ -85,7 +85,7 @@ class DeadLetterBox:
         async for record in read_range(settings, ranges, "trunkline.faults"):
             self._next[Partition(record.topic, record.partition)] = record.offset + 1
             try:
-                letter = codec.decode(record.topic, record.value)
+                letter = codec.decode_keyed(record.topic, record.key, record.value)
             except CodecError:  # somebody poisoned the dead letters, too
                 continue
             if isinstance(letter, DeadLetter) and letter.event_id not in self._ids:

@@ -19,8 +19,9 @@ import psutil
 from api.errors import OperatorError
 from api.supervisor import read_state
 from bench.faults.patience import settle
-from processors.clickhouse.rows import TABLES
+from processors.clickhouse.rows import TABLE_OF_TOPIC
 from streams.settings import REPOSITORY, Settings
+from streams.topics import CONVERSATION
 
 SUPERVISOR = "supervisor"
 _QUESTION_S = 20.0
@@ -116,13 +117,12 @@ class Platform:
             return [ticket for ticket in answer.json() if ticket["caller"] == caller]
 
     async def rows(self, session_id: str) -> dict[str, int]:
-        """How many rows each table of events has of the session, by ClickHouse's own interface; empty while it is away.
+        """How many rows each table of a conversation topic has of the session, as ClickHouse itself says.
 
-        Counted as they lie there, without merging repeats away.
+        Counted as they lie there, without merging repeats away. Empty while it is away.
         """
-        counts = (
-            f"SELECT '{table}', count() FROM {table} WHERE session_id = '{session_id}'" for table in TABLES.values()
-        )
+        tables = (TABLE_OF_TOPIC[topic] for topic in CONVERSATION)
+        counts = (f"SELECT '{table}', count() FROM {table} WHERE session_id = '{session_id}'" for table in tables)
         port = self._state()["environment"]["TRUNKLINE_CLICKHOUSE__HTTP_PORT"]
         async with httpx.AsyncClient(timeout=_QUESTION_S, trust_env=False) as client:
             try:

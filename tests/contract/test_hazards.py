@@ -286,7 +286,8 @@ async def test_a_late_snapshot_of_a_former_owner_does_not_count(own: TestBroker)
         await former.write(session_id, number, snapshot(b"1", 10))
         owner.inherit(number, (await found_of(settings, number)).keys)
         await owner.write(session_id, number, snapshot(b"2", 20))
-        assert list((await found_of(settings, number)).keys[session_id]) == [f"{session_id}/1.owner".encode()]
+        (key,) = (await found_of(settings, number)).keys[session_id]
+        assert key.endswith(b".owner")
         await former.write(session_id, number, snapshot(b"late", 11))
         found = await found_of(settings, number)
         assert msgspec.msgpack.decode(found.restored.snapshots[session_id], type=Snapshot).state == b"2"

@@ -187,7 +187,7 @@ async def test_events_that_were_missed_come_once(gateway: Gateway, peer: Peer) -
         while not kinds or kinds[-1] != "end_of_turn":
             message = await again.next()
             if isinstance(message, dict):
-                kinds.append(message.get("text") if message["type"] == "final" else message["type"])
+                kinds.append(str(message["text"] if message["type"] == "final" else message["type"]))
     assert kinds == ["second", "sentence", "completed", "audio", "end_of_turn"]
 
 

@@ -25,6 +25,9 @@ ACKNOWLEDGE_SAMPLES = 16_000
 # A client that has been talking and from which nothing comes for so long has perhaps lost its network. What it was
 # sent is not taken for heard meanwhile.
 QUIET_S = 2.0
+# Telephones send silence; a client may send nothing instead. Said in the log, so that stt need not tell it from a log
+# or a gateway that is away.
+SILENT_S = 1.0
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
 
 
@@ -55,7 +58,7 @@ class Call:
         self.summary = summary
         now_s = self._clock.monotonic_s()
         self._started_s = now_s - max(0, self._clock.now_us() - summary.started_at) / 1_000_000
-        self._spoke_s = self._active_s = now_s
+        self._spoke_s = self._heard_s = self._active_s = now_s
         self._playback = playback or Playback(settings.barge_in_ms)
         self._frames = Frames(settings.frame_ms)
         self._repeats = Repeats()
@@ -68,6 +71,7 @@ class Call:
         self._answered: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
+        self._silence: asyncio.TimerHandle | None = None
         self._believing_late = False
         self.ended = asyncio.Event()
         self._closed = asyncio.Event()
@@ -124,6 +128,9 @@ class Call:
         for frame in self._frames.add(pcm):
             self.journal.frame(frame)
         self._spoke()
+        self._heard_s = self._spoke_s
+        if self._silence is None:
+            self._silence = asyncio.get_running_loop().call_later(SILENT_S, self._listen_for_silence)
         acknowledged = self.journal.acknowledged_samples
         if acknowledged >= self._told + ACKNOWLEDGE_SAMPLES:
             self._told = acknowledged
@@ -210,7 +217,7 @@ class Call:
     def _let_go(self, close_code: int, reason: str) -> None:
         """Nothing more comes of this object; its socket closes."""
         self.close_code, self.close_reason = close_code, reason
-        for timer in (self._timer, self._limit):
+        for timer in (self._timer, self._limit, self._silence):
             if timer is not None:
                 timer.cancel()
         self.ended.set()
@@ -374,6 +381,15 @@ class Call:
         if self._believing_late:
             self._believing_late = False
             self._perform(self._playback.tick(self._now_ms()))
+
+    def _listen_for_silence(self) -> None:
+        """Says once that the client has stopped sending audio; while it sends, a timer a second is all it costs."""
+        silent_s = self._clock.monotonic_s() - self._heard_s
+        self._silence = None
+        if silent_s < SILENT_S:
+            self._silence = asyncio.get_running_loop().call_later(SILENT_S - silent_s, self._listen_for_silence)
+        else:
+            self._control(f"quiet-{self.journal.marks.sample_index}", ControlKind.QUIET)
 
     def _watch_limits(self) -> None:
         """Ends the call after silence from both sides, and at its longest; a timer that looks again when it may be."""

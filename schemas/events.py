@@ -31,7 +31,8 @@ class AudioFrame(Event):
 
 class ControlKind(StrEnum):
     """barge_in: the caller spoke over the agent; the turn's remaining speech is void. dtmf: a key was pressed. playout:
-    how much of a turn the caller has heard. transfer, hang_up: end of the agent's part. erase: forget the call.
+    how much of a turn the caller has heard. transfer, hang_up: end of the agent's part. erase: forget the call. quiet:
+    the caller's side is connected and has sent no audio for a second, so what was said is over.
     """
 
     UNKNOWN = "unknown"
@@ -41,6 +42,7 @@ class ControlKind(StrEnum):
     TRANSFER = "transfer"
     HANG_UP = "hang_up"
     ERASE = "erase"
+    QUIET = "quiet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,7 @@ UNHEARD_MS_MIN = 400  # what was shorter was hardly a word: nobody is asked to r
 # Frames stop when a gateway, a broker or a caller's network is away for a while; they go on in mid-word afterwards.
 STALLED_S = 8.0
 LAST_WORDS_S = 1.0  # after the end of the call
+LAST_FRAMES_S = 0.2  # after the caller's side said that it sends no more: the topics have no common order
 ABANDONED_S = 900.0
 
 # From these lengths on, an ever shorter pause ends the utterance, so that it is cut where it hurts least.
@@ -199,6 +200,8 @@ class _Work:
             self.outcomes.append(End())
         elif control.kind is ControlKind.HANG_UP:
             self._end_soon()
+        elif control.kind is ControlKind.QUIET and self.state.speech is not None:
+            self._wake(_STALLED, LAST_FRAMES_S)
 
     def session(self, session: Session) -> None:
         """Audio may still be on its way when the session's end is read: the topics have no common order."""

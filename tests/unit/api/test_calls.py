@@ -96,6 +96,25 @@ async def test_what_was_sent_to_a_client_that_fell_silent_is_not_taken_for_heard
     call.end("hung_up")
 
 
+async def test_a_client_that_stops_sending_is_called_quiet_once() -> None:
+    gateway = Gateway()
+    clock = Hands()
+    gateway.router.clock = clock
+    gateway.acknowledged.set_result(None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    await call.begin()
+    said = []
+    for pause_s in (0.5, 1.0, 1.0):
+        call.audio(bytes(2 * 16_000))
+        clock.now_s += pause_s
+        call._listen_for_silence()
+        said.append(len([event for event in gateway.published if isinstance(event, Control)]))
+    assert said == [0, 1, 2]
+    assert {event.kind for event in gateway.published if isinstance(event, Control)} == {ControlKind.QUIET}
+    assert len({event.event_id for event in gateway.published}) == len(gateway.published)
+    call.end("hung_up")
+
+
 async def test_a_lost_connection_waits_and_its_gateway_ends_it_after_the_grace() -> None:
     gateway = Gateway()
     gateway.router.settings = Settings(api=ApiSettings(resume_grace_s=0.05))

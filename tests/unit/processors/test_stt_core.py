@@ -355,6 +355,22 @@ def test_frames_that_stop_end_the_utterance() -> None:
     assert len(ear.finals()) == 1
 
 
+def test_a_client_that_sends_no_silence_is_answered_soon() -> None:
+    ear = heard(silence(400) + speech(700))
+    frames_stopped_us = ear.wakes["stalled"]
+    ear.receive(control(ControlKind.QUIET))
+    assert ear.wakes["stalled"] < frames_stopped_us
+    ear.stall()
+    assert len(ear.finals()) == 1
+
+
+def test_quiet_without_speech_changes_nothing() -> None:
+    ear = heard(silence(400))
+    before, wakes = ear.state, dict(ear.wakes)
+    ear.receive(control(ControlKind.QUIET))
+    assert (ear.state, ear.wakes) == (before, wakes)
+
+
 @pytest.mark.parametrize("message", [session(SessionKind.ENDED), control(ControlKind.HANG_UP)])
 def test_the_end_of_the_call_waits_for_the_last_words(message: Event) -> None:
     ear = heard(silence(400) + speech(700))

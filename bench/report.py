@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+_WIDTH = 130  # names are read in one line, in a log as well
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -82,6 +83,8 @@ class Findings:
 def show(findings: Findings, machine: str, console: Console | None = None) -> None:
     """Prints the tables."""
     console = console or Console()
+    if console.width < _WIDTH:
+        console = Console(file=console.file, width=_WIDTH)
     console.print(machine, highlight=False)
     if findings.rows:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from api.errors import OperatorError
 from api.supervisor import read_state
+from bench.logged import Logged, read_sessions
 from streams import broker
 from streams.settings import REPOSITORY, KafkaSettings, Settings
 
@@ -38,23 +40,27 @@ def running_broker() -> Iterator[Settings]:
 def running_platform() -> Iterator[str]:
     """The whole platform, as `trunkline up` starts it; yields the API's base. Raises OperatorError."""
     with platform_directory() as directory:
-        state = read_state(Settings(data_dir=directory))
-        if state is None:
-            raise OperatorError("the platform stopped right after it had started")
-        yield str(state["url"])
+        yield str(running_state(directory)["url"])
 
 
 @contextmanager
-def platform_directory() -> Iterator[Path]:
-    """As `running_platform`; yields the data directory."""
+def platform_directory(
+    extra: Mapping[str, str] | None = None, cores: Sequence[int] = (), seconds_up: float = 240.0
+) -> Iterator[Path]:
+    """As `running_platform`; yields the data directory. `extra` is added to the environment.
+
+    With `cores` every process of the platform runs on these alone.
+    """
     with tempfile.TemporaryDirectory(prefix="trunkline-bench-") as directory:
         command = [sys.executable, "-m", "api.cli.main"]
         place = ["--data-dir", directory]
         environment = {
             name: value for name, value in os.environ.items() if name != "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS"
-        }
+        } | dict(extra or {})
         began = subprocess.run(
             [*command, "up", "--detach", "--port", "0", *place],
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+            timeout=seconds_up,
             cwd=REPOSITORY,
             env=environment,
             capture_output=True,
@@ -66,3 +72,28 @@ def platform_directory() -> Iterator[Path]:
             yield Path(directory)
         finally:
             subprocess.run([*command, "down", *place], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+
+
+class Trunkline:
+    """This platform, started for the measurement; see `bench.voice.System`."""
+
+    name = "Trunkline"
+
+    def __init__(self, directory: Path, agent: str = "shop") -> None:
+        state = running_state(directory)
+        self.agent = agent
+        self.url = str(state["url"]).replace("http", "ws", 1)
+        kafka = KafkaSettings(bootstrap_servers=state["environment"]["TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS"])
+        self.settings = Settings(data_dir=directory, kafka=kafka)
+
+    def logged(self, callers: Sequence[str]) -> Mapping[str, Logged]:
+        """See `System`."""
+        return read_sessions(self.settings, callers)
+
+
+def running_state(directory: Path) -> Mapping[str, Any]:
+    """What the supervisor on that directory says of itself; raises OperatorError where none runs."""
+    state = read_state(Settings(data_dir=directory))
+    if state is None:
+        raise OperatorError("the platform stopped right after it had started")
+    return state

@@ -1,27 +1,38 @@
-"""Voice to voice over the WebSocket: recorded callers in real time, one and several at once.
+"""Voice to voice, seen by callers: recorded people and synthetic voices in real time, one and several at once.
 
-Times begin when the caller sends the last frame with speech in it. The words of every recording are known, so the
-transcripts are scored, too.
+All is measured at the caller's end of the wire. An answer counts from its first audible sample; speech ends with
+the last frame that holds some (see `bench.utterances`). The words of every recording are known, so what was understood
+is scored, too, and the log says how long each step took.
 """
 
 import asyncio
+import itertools
 import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from api.client import CallError, CallResult, TurnSummary, load_turns, place_call
 from api.demo import SCRIPT, Script
+from bench.caller import Call, Caller, Manner, NativeWire, Piece, Said, TwilioWire, Wire
+from bench.logged import Logged
 from bench.report import Distribution, Fact, Findings, Row
+from bench.utterances import Utterance, fragmented, load
 from bench.words import word_error_rate
 from streams.settings import REPOSITORY
 from streams.yamlfile import load_yaml
 
 SPEECH = REPOSITORY / "tests" / "data" / "speech"
-CALLS_AT_ONCE = (1, 4)
+CALLS_AT_ONCE = (1, 2, 4, 8)
+QUICK_CALLS_AT_ONCE = (1, 4)
+# What too many calls at once do shall be seen; `bench.overload` sees to what is refused.
+ENVIRONMENT = {"TRUNKLINE_LOAD__REFUSE": "false"}
+PARTS = ("final", "transcript worked on", "intent", "first sentence", "first audio in the log")
 
-_APART_S = 0.7  # callers do not begin in the same instant
+_APART_S = 0.9  # callers do not begin in the same instant
+_BURSTS_APART_S = 1.0  # where a wire does not tell answers apart, such a silence between two sounds does
 _FAMILY = {"human": "human voice", "synthetic": "synthetic voice"}
 
 
@@ -35,11 +46,64 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """One turn of one call: what was said and what became of it."""
+class Scene:
+    """How many callers at once, on which wire, and how they speak."""
 
-    line: Line
-    summary: TurnSummary
+    group: str
+    calls: int
+    wire: str = "twilio"
+    manner: Manner = "polite"
+    fragments: bool = False
+
+
+class System(Protocol):
+    """What is called: this platform, or another one on the same wire."""
+
+    name: str
+    url: str
+    agent: str
+
+    def logged(self, callers: Sequence[str]) -> Mapping[str, Logged]:
+        """What it wrote down about these calls; empty where it keeps no log."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One utterance, with the agent's audio from its beginning to the next one's."""
+
+    said: Said
+    until_s: float
+    pieces: tuple[Piece, ...]
+    clears_s: tuple[float, ...]
+
+    @property
+    def early(self) -> bool:
+        """The agent spoke before the caller had finished; nothing to say of a caller who speaks over the agent."""
+        audible = [one.audible_s for one in self.pieces if one.audible_s is not None]
+        return not self.said.over_agent and any(self.said.begins_s < at_s < self.said.ends_s for at_s in audible)
+
+    @property
+    def answered_s(self) -> float | None:
+        """When the first sound was heard after the end of speech."""
+        return next((one.audible_s for one in self.pieces if (one.audible_s or 0.0) >= self.said.ends_s), None)
+
+    @property
+    def answers(self) -> int:
+        """How many answers were heard after the end of speech."""
+        heard = [one for one in self.pieces if one.audible_s is not None and one.audible_s >= self.said.ends_s]
+        if all(one.label for one in heard):
+            return len({one.label for one in heard})
+        gaps = (after.from_s - before.to_s for before, after in itertools.pairwise(heard))
+        return bool(heard) + sum(gap_s > _BURSTS_APART_S for gap_s in gaps)
+
+    @property
+    def stopped_ms(self) -> float | None:
+        """From the onset of speech over the agent until the agent was told to be silent; None where it never was."""
+        clear_s = next((at_s for at_s in self.clears_s if at_s >= self.said.begins_s), None)
+        if clear_s is None or clear_s > self.said.agent_until_s:
+            return None
+        return (clear_s - self.said.begins_s) * 1000
 
 
 def lines(quick: bool = False) -> tuple[str, list[Line]]:
@@ -58,73 +122,116 @@ def human_speech() -> list[tuple[Path, str]]:
     return [(SPEECH / name, words.strip()) for name, words in rows]
 
 
-def measure_voice(url: str, quick: bool = False) -> Findings:
-    """Calls the API at base `url`, once for each of `CALLS_AT_ONCE`."""
-    agent, script = lines(quick)
+def scenes(quick: bool) -> list[Scene]:
+    """What is measured."""
+    at_once = QUICK_CALLS_AT_ONCE if quick else CALLS_AT_ONCE
+    found = [Scene(f"Twilio, {count} at once", count) for count in at_once]
+    found.append(Scene("Twilio, fragments", 1, fragments=True))
+    found.append(Scene("Twilio, interrupting", 1, manner="interrupting"))
+    found += [Scene(f"native, {count} at once", count, wire="native") for count in at_once[: 1 if quick else None]]
+    return found
+
+
+def measure_voice(system: System, wanted: Sequence[Scene], quick: bool = False) -> Findings:
+    """Plays the scenes one after the other, each with callers of its own; more calls where few are at once."""
     found = Findings()
-    for count in CALLS_AT_ONCE:
-        results = asyncio.run(_calls(url, agent, script, count))
-        found.add(findings_of(f"{count} call{'s' if count > 1 else ''} at once", script, results))
+    for scene in wanted:
+        rounds = 1 if quick or scene.calls > 2 else 3 // scene.calls
+        calls = [call for _ in range(rounds) for call in asyncio.run(_play(system, scene, quick))]
+        found.add(findings_of(f"{system.name}: {scene.group}", calls, system.logged([call.caller for call in calls])))
     return found
 
 
-async def _calls(url: str, agent: str, script: Sequence[Line], count: int) -> list[CallResult | CallError]:
-    turns = load_turns([line.path for line in script])
+async def _play(system: System, scene: Scene, quick: bool) -> list[Call]:
+    wire: Callable[[str, str], Wire] = TwilioWire if scene.wire == "twilio" else NativeWire
+    rate_hz = TwilioWire.rate_hz if scene.wire == "twilio" else NativeWire.rate_hz
+    # The goodbye would end the call.
+    script = [load(one.path, one.words, one.voice, rate_hz) for one in lines(quick)[1] if "goodbye" not in one.words]
+    said = [fragmented(one) for one in script] if scene.fragments else script
 
-    async def one(number: int) -> CallResult | CallError:
+    async def one(number: int) -> Call:
         await asyncio.sleep(number * _APART_S)
-        try:
-            return await place_call(url, turns, agent=agent, caller=f"bench-{number}")
-        except CallError as error:
-            return error
+        caller = f"bench-{uuid.uuid4()}"
+        return await Caller(wire(system.agent, caller), caller, scene.manner).call(system.url, _rotated(said, number))
 
-    return list(await asyncio.gather(*(one(number) for number in range(count))))
+    return list(await asyncio.gather(*(one(number) for number in range(scene.calls))))
 
 
-def findings_of(group: str, script: Sequence[Line], results: Sequence[CallResult | CallError]) -> Findings:
-    """The distributions over all turns of the calls; every turn of a call that failed counts as unanswered."""
-    calls = [result for result in results if isinstance(result, CallResult)]
-    turns = [Answered(line, turn) for call in calls for line, turn in zip(script, call.turns, strict=True)]
-    asked = len(script) * len(results)
-    answered = sum(not turn.summary.error for turn in turns)
-    found = Findings(rows=_latencies(group, [turn.summary for turn in turns]))
-    for voice, name in _FAMILY.items():
-        pairs = [(turn.line.words, turn.summary.transcript) for turn in turns if turn.line.voice == voice]
-        rates = [rate for pair in pairs if (rate := word_error_rate([pair])) is not None]
-        found.rows.append(Row(group, f"word error rate, {name}", Distribution.of(100 * rate for rate in rates), "%"))
-        overall = word_error_rate(pairs)
-        percent = None if overall is None else round(100 * overall, 2)
-        found.facts.append(Fact(group, f"word error rate over all words, {name}", percent, "%"))
-    found.facts += [
-        Fact(group, "turns", asked),
-        Fact(group, "unanswered", asked - answered),
-        Fact(group, "answered twice", sum(answered_twice(call) for call in calls)),
-        Fact(group, "calls failed", len(results) - len(calls)),
+def _rotated(said: Sequence[Utterance], number: int) -> list[Utterance]:
+    """Callers at once say different things at a time; each number of the order follows its question."""
+    pairs = [list(said[start : start + 2]) for start in range(0, len(said), 2)]
+    start = number % len(pairs)
+    return [one for pair in pairs[start:] + pairs[:start] for one in pair]
+
+
+def turns_of(call: Call) -> Iterator[Turn]:
+    """Utterances that were said to their end, with what was heard from each one's beginning to the next one's."""
+    for number, said in enumerate(call.said):
+        if not said.ends_s:
+            continue
+        until_s = call.said[number + 1].begins_s if number + 1 < len(call.said) else float("inf")
+        pieces = tuple(one for one in call.phone.pieces if said.begins_s <= one.to_s and one.from_s < until_s)
+        clears_s = tuple(at_s for at_s in call.phone.clears_s if said.begins_s <= at_s < until_s)
+        yield Turn(said, until_s, pieces, clears_s)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What calls add up to."""
+
+    voice_to_voice_ms: list[float] = field(default_factory=list)
+    stopped_ms: list[float] = field(default_factory=list)
+    parts_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    pairs: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, turn: Turn, logged: Logged | None) -> None:
+        """One utterance."""
+        self.counts["turns"] += 1
+        self.counts["answered too early"] += turn.early
+        self.counts["answered twice"] += turn.answers > 1
+        self.counts["unanswered"] += turn.answered_s is None and not turn.early
+        if turn.said.over_agent:
+            self.counts["interruptions"] += 1
+            self.counts["interruptions that did not stop the agent"] += turn.stopped_ms is None
+            if turn.stopped_ms is not None:
+                self.stopped_ms.append(turn.stopped_ms)
+        if turn.answered_s is not None and not turn.early:
+            self.voice_to_voice_ms.append((turn.answered_s - turn.said.ends_s) * 1000)
+        if logged is not None:
+            self._add_logged(turn, logged)
+
+    def _add_logged(self, turn: Turn, logged: Logged) -> None:
+        finals = logged.finals(turn.said.begins_s, turn.until_s)
+        self.counts["taken for several turns"] += len(finals) > 1
+        said = turn.said.utterance
+        self.pairs[said.voice].append((said.words, " ".join(final.text for final in finals)))
+        if finals and turn.answered_s is not None and not turn.early:
+            for name, at_s in logged.parts_s(finals[-1]).items():
+                self.parts_ms[name].append((at_s - turn.said.ends_s) * 1000)
+
+
+def findings_of(group: str, calls: Sequence[Call], logged: Mapping[str, Logged]) -> Findings:
+    """The distributions over all turns of the calls."""
+    tally = _Tally()
+    for call in calls:
+        for turn in turns_of(call):
+            tally.add(turn, logged.get(call.caller))
+    found = Findings([Row(group, "end of speech to audible answer", Distribution.of(tally.voice_to_voice_ms))])
+    found.rows += [
+        Row(group, f"end of speech to {name}", Distribution.of(tally.parts_ms[name]))
+        for name in PARTS
+        if tally.parts_ms[name]
     ]
+    if tally.counts["interruptions"]:
+        found.rows.append(Row(group, "speech over the agent to its stop", Distribution.of(tally.stopped_ms)))
+    for voice, pairs in sorted(tally.pairs.items()):
+        rate = word_error_rate(pairs)
+        percent = None if rate is None else round(100 * rate, 2)
+        found.facts.append(Fact(group, f"word error rate, {_FAMILY[voice]}", percent, "%"))
+    found.facts += [Fact(group, name, count) for name, count in tally.counts.items()]
+    found.facts.append(Fact(group, "calls", len(calls)))
+    found.facts.append(Fact(group, "calls failed", sum(bool(call.error) for call in calls)))
+    for error, count in Counter(call.error for call in calls if call.error).items():
+        found.facts.append(Fact(group, f"calls failed: {error}", count))
     return found
-
-
-def answered_twice(call: CallResult) -> int:
-    """Turns that were completed more than once."""
-    completed = Counter(event.message.get("turn") for event in call.events if event.type == "completed")
-    return sum(count > 1 for count in completed.values())
-
-
-def _latencies(group: str, turns: Sequence[TurnSummary]) -> list[Row]:
-    def after(name: str) -> Distribution:
-        times = [(getattr(turn, name), turn.end_of_speech_ms) for turn in turns]
-        return Distribution.of(at_ms - end_ms for at_ms, end_ms in times if at_ms is not None)
-
-    voice_to_voice = [turn.voice_to_voice_ms for turn in turns if turn.voice_to_voice_ms is not None]
-    audible = [
-        turn.voice_to_voice_ms + turn.audible_after_ms
-        for turn in turns
-        if turn.voice_to_voice_ms is not None and turn.audible_after_ms is not None
-    ]
-    return [
-        Row(group, "final", after("final_ms")),
-        Row(group, "intent", after("intent_ms")),
-        Row(group, "first sentence", after("first_sentence_ms")),
-        Row(group, "first audio (voice to voice)", Distribution.of(voice_to_voice)),
-        Row(group, "first audible sample", Distribution.of(audible)),
-    ]

@@ -1,16 +1,14 @@
-"""The pure parts of the benchmark: percentiles, word error rate, and what is counted in a call."""
+"""The pure parts of the benchmark: percentiles, word error rate, and the recordings."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.client import CallError, CallEvent, CallResult, TurnSummary
 from bench.report import Distribution, Fact, Findings, Row, percentile, write
-from bench.voice import Line, findings_of, human_speech, lines
+from bench.voice import human_speech, lines
 from bench.words import edit_distance, normalise, word_error_rate
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=8)
@@ -74,31 +72,6 @@ def test_every_recording_is_there_and_its_words_are_known() -> None:
         assert all(line.path.is_file() and line.words for line in script)
         assert len({line.path for line in script}) == len(script)
         assert {line.voice for line in script} == {"human", "synthetic"}
-
-
-def test_a_failed_call_is_unanswered_and_a_repeated_completion_is_counted() -> None:
-    script = [Line(Path("a.wav"), "one two", "human")]
-    events = [CallEvent(0.0, {"type": "completed", "turn": turn}) for turn in (0, 1, 1)]
-    turn = TurnSummary("a.wav", 1, "One too.", "x", 1.0, "Yes.", 100.0, 400.0, 420.0, 500.0, 700.0, 600.0, 20.0)
-    nothing = np.zeros(0, np.int16)
-    call = CallResult("s", "shop", "hung_up", events, [turn], nothing, nothing)
-    found = findings_of("2 calls", script, [call, CallError("refused")])
-    facts = {fact.name: fact.value for fact in found.facts}
-    assert facts == {
-        "word error rate over all words, human voice": 50.0,
-        "word error rate over all words, synthetic voice": None,
-        "turns": 2,
-        "unanswered": 1,
-        "answered twice": 1,
-        "calls failed": 1,
-    }
-    assert {row.name: row.distribution.p50 for row in found.rows if row.unit == "ms"} == {
-        "final": 300.0,
-        "intent": 320.0,
-        "first sentence": 400.0,
-        "first audio (voice to voice)": 600.0,
-        "first audible sample": 620.0,
-    }
 
 
 def test_the_file_holds_what_was_measured(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Other voice frameworks, measured by the same callers on the same wire with the same models."""

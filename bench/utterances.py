@@ -1,0 +1,91 @@
+"""What bench callers say: recorded speech at the telephone's rate or the platform's, whole or in fragments.
+
+Where speech ends is judged by its energy, in steps of 20 ms, from the very samples that are sent.
+"""
+
+import wave
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+Pcm = NDArray[np.int16]
+
+FRAME_MS = 20
+# A frame speaks when it is within so much of the loudest one: breath and room are further below.
+SPEECH_BELOW_LOUDEST_DB = 35.0
+# Pauses of a caller who thinks in mid-sentence: beyond the turn-taking pause, within the completion pause.
+THINKING_MS = (400, 650)
+_DIP_MS = 60
+
+
+@dataclass(frozen=True, slots=False)
+class Utterance:
+    """One turn of a caller; `words` are what is said in it, `voice` is human or synthetic. PCM is 16-bit mono."""
+
+    name: str
+    words: str
+    voice: str
+    pcm: Pcm
+    rate_hz: int
+
+    @cached_property
+    def frames(self) -> list[Pcm]:
+        """Frames of 20 ms, the last one filled up with silence."""
+        size = self.rate_hz * FRAME_MS // 1000
+        padded = np.pad(self.pcm, (0, -len(self.pcm) % size))
+        return list(padded.reshape(-1, size))
+
+    @cached_property
+    def speech(self) -> tuple[int, int]:
+        """The first and the last frame with speech in it."""
+        loud = speaking(self.frames)
+        return int(loud[0]), int(loud[-1])
+
+
+def speaking(frames: Sequence[Pcm]) -> NDArray[np.intp]:
+    """Which frames have speech in them, by their energy beside the loudest one's. Raises ValueError for silence."""
+    power = np.array([np.mean(frame.astype(np.float64) ** 2) for frame in frames])
+    if not len(power) or power.max() < 1.0:
+        raise ValueError("there is no speech in the recording")
+    return np.flatnonzero(power > power.max() * 10 ** (-SPEECH_BELOW_LOUDEST_DB / 10))
+
+
+def load(path: Path, words: str, voice: str, rate_hz: int) -> Utterance:
+    """A WAV (PCM16 mono, any rate) at the rate that is asked for."""
+    with wave.open(str(path)) as file:
+        if file.getnchannels() != 1 or file.getsampwidth() != 2:
+            raise ValueError(f"{path}: expected 16-bit mono")
+        pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.int16)
+        rate = file.getframerate()
+    if rate != rate_hz:
+        pcm = soxr.resample(pcm, rate, rate_hz).astype(np.int16)
+    return Utterance(path.name, words, voice, pcm, rate_hz)
+
+
+def fragmented(one: Utterance, pauses_ms: Sequence[int] = THINKING_MS) -> Utterance:
+    """The utterance with a pause at the quietest place near each of its equal parts' borders, so between two sounds."""
+    size = one.rate_hz * FRAME_MS // 1000
+    first, last = one.speech[0] * size, (one.speech[1] + 1) * size
+    length = last - first
+    pieces, before = [], 0
+    for number, pause_ms in enumerate(pauses_ms, 1):
+        border = first + length * number // (len(pauses_ms) + 1)
+        cut = quietest(one.pcm, border, length // (3 * len(pauses_ms) + 3), one.rate_hz)
+        pieces += [one.pcm[before:cut], np.zeros(one.rate_hz * pause_ms // 1000, np.int16)]
+        before = cut
+    pieces.append(one.pcm[before:])
+    return replace(one, name=f"{one.name}, in fragments", pcm=np.concatenate(pieces))
+
+
+def quietest(pcm: Pcm, around: int, reach: int, rate_hz: int) -> int:
+    """The middle of the quietest stretch within `reach` samples of `around`."""
+    width = rate_hz * _DIP_MS // 1000
+    start = max(0, around - reach)
+    power = pcm[start : around + reach + width].astype(np.float64) ** 2
+    sums = np.convolve(power, np.ones(width), "valid")
+    return start + int(np.argmin(sums)) + width // 2

@@ -1,0 +1,149 @@
+"""What bench callers count as speech, as an answer, as too early, as twice, and as stopped."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bench.caller import Call, Clear, Heard, Mark, NativeWire, Phone, Piece, Said, TwilioWire
+from bench.utterances import Pcm, Utterance, fragmented, quietest
+from bench.voice import Turn, findings_of, scenes, turns_of
+
+RATE_HZ = 8000
+
+
+def tone(ms: int, level: int = 8000) -> Pcm:
+    """A steady tone."""
+    return (level * np.sin(np.arange(RATE_HZ * ms // 1000))).astype(np.int16)
+
+
+def silence(ms: int) -> Pcm:
+    return np.zeros(RATE_HZ * ms // 1000, np.int16)
+
+
+def utterance(*parts: Pcm) -> Utterance:
+    return Utterance("a.wav", "one two", "human", np.concatenate(parts), RATE_HZ)
+
+
+def piece(from_s: float, to_s: float, label: str = "", audible: bool = True) -> Piece:
+    return Piece(from_s, from_s, to_s, from_s if audible else None, label)
+
+
+def turn(*pieces: Piece, clears_s: tuple[float, ...] = (), over_agent: bool = False) -> Turn:
+    """Speech from 10 to 12 s; over the agent, who would have spoken until 14."""
+    said = Said(utterance(tone(2000)), 10.0, 12.0, over_agent, 14.0)
+    return Turn(said, 30.0, pieces, clears_s)
+
+
+def test_speech_is_told_by_its_energy_beside_the_loudest() -> None:
+    one = utterance(silence(100), tone(200), tone(100, 40), tone(100), silence(300))
+    assert one.speech == (5, 24)
+    with pytest.raises(ValueError, match="no speech"):
+        _ = utterance(silence(200)).speech
+
+
+def test_fragments_hold_the_same_speech_with_pauses_where_it_was_quiet() -> None:
+    words = utterance(tone(500), silence(80), tone(500), silence(80), tone(500))
+    parts = fragmented(words, (400, 600))
+    assert len(parts.pcm) == len(words.pcm) + RATE_HZ
+    assert np.count_nonzero(parts.pcm) == np.count_nonzero(words.pcm)
+    cut = quietest(words.pcm, RATE_HZ // 2, RATE_HZ // 5, RATE_HZ)
+    assert not words.pcm[cut - 100 : cut + 100].any()
+
+
+def test_an_answer_counts_from_its_first_audible_sound_after_the_end_of_speech() -> None:
+    one = turn(piece(12.2, 12.5, audible=False), piece(12.5, 13.0), piece(13.0, 13.5))
+    assert (one.answered_s, one.answers, one.early) == (12.5, 1, False)
+    assert turn(piece(12.2, 12.5, audible=False)).answered_s is None
+
+
+def test_who_speaks_into_the_callers_speech_is_early() -> None:
+    assert turn(piece(11.0, 11.5), piece(12.5, 13.0)).early
+    assert not turn(piece(11.0, 11.5), over_agent=True).early
+    assert not turn(piece(11.0, 11.5, audible=False)).early
+
+
+def test_answers_are_told_apart_by_their_labels_else_by_silence() -> None:
+    assert turn(piece(12.5, 13.0, "3"), piece(16.0, 17.0, "3")).answers == 1
+    assert turn(piece(12.5, 13.0, "3"), piece(13.0, 13.5, "4")).answers == 2
+    assert turn(piece(12.5, 13.0), piece(13.5, 14.0)).answers == 1
+    assert turn(piece(12.5, 13.0), piece(14.5, 15.0)).answers == 2
+
+
+def test_an_agent_is_stopped_when_it_is_told_so_before_it_has_finished() -> None:
+    assert turn(clears_s=(10.2,), over_agent=True).stopped_ms == pytest.approx(200)
+    assert turn(clears_s=(14.5,), over_agent=True).stopped_ms is None
+    assert turn(clears_s=(9.9,), over_agent=True).stopped_ms is None
+
+
+def test_a_phone_plays_in_turn_and_forgets_what_is_cleared() -> None:
+    phone = Phone(RATE_HZ)
+    phone.add(1.0, Heard(np.concatenate([silence(100), tone(400)])))
+    phone.add(1.1, Heard(tone(500)))
+    phone.mark(1.2, "3/0/1000")
+    assert [(one.from_s, one.to_s) for one in phone.pieces] == [(1.0, 1.5), (1.5, 2.0)]
+    assert phone.pieces[0].audible_s == pytest.approx(1.1, abs=0.01)
+    assert [one.label for one in phone.pieces] == ["3", "3"]
+    assert phone.played(1.9) == []
+    phone.clear(1.3)
+    assert phone.played(1.3) == ["3/0/1000"]
+    assert [(one.from_s, one.to_s) for one in phone.pieces] == [(1.0, 1.3)]
+    phone.add(2.0, Heard(tone(100)))
+    assert phone.pieces[-1].from_s == 2.0
+
+
+def test_what_was_cut_off_is_another_answer_than_what_follows() -> None:
+    phone = Phone(RATE_HZ)
+    phone.add(1.0, Heard(tone(400)))
+    phone.clear(1.2)
+    phone.add(2.0, Heard(tone(400)))
+    phone.mark(2.1, "4/0/400")
+    assert [one.label for one in phone.pieces] == ["cut off 1", "4"]
+
+
+def test_twilios_wire_as_its_documents_have_it() -> None:
+    wire = TwilioWire("shop", "caller-1")
+    start = json.loads(wire.opening()[1])
+    assert start["start"]["customParameters"] == {"agent": "shop", "caller": "caller-1"}
+    media = json.loads(wire.speech(tone(20)))
+    assert (media["event"], media["media"]["chunk"], media["streamSid"]) == ("media", "1", start["streamSid"])
+    (heard,) = wire.read(json.dumps({"event": "media", "media": {"payload": media["media"]["payload"]}}))
+    assert isinstance(heard, Heard)
+    assert np.abs(heard.pcm.astype(int) - tone(20)).max() < 300
+    assert wire.read('{"event":"mark","mark":{"name":"x"}}') == (Mark("x"),)
+    assert wire.read('{"event":"clear"}') == (Clear(),)
+
+
+def test_the_native_wire_tells_how_much_of_a_turn_was_played() -> None:
+    wire = NativeWire("shop", "caller-1")
+    wire.read('{"type":"audio","turn":2,"sentence":0}')
+    heard, mark = wire.read(np.zeros(1600, "<i2").tobytes())
+    assert isinstance(heard, Heard)
+    assert (heard.label, mark) == ("2", Mark("2/0/100"))
+    _, mark = wire.read(np.zeros(1600, "<i2").tobytes())
+    assert mark == Mark("2/0/200")
+
+
+def test_early_turns_give_no_latency_and_failed_calls_are_counted() -> None:
+    said = [Said(utterance(tone(2000)), 10.0, 12.0), Said(utterance(tone(2000)), 20.0, 22.0)]
+    phone = Phone(RATE_HZ, [piece(11.0, 12.5, "1"), piece(22.4, 23.0, "2")])
+    found = findings_of("g", [Call("a", said, phone), Call("b", error="refused")], {})
+    facts = {fact.name: fact.value for fact in found.facts}
+    assert found.rows[0].distribution.p50 == pytest.approx(400)
+    assert found.rows[0].distribution.count == 1
+    assert (facts["turns"], facts["answered too early"], facts["unanswered"]) == (2, 1, 0)
+    assert (facts["calls"], facts["calls failed"], facts["calls failed: refused"]) == (2, 1, 1)
+
+
+def test_a_turn_ends_where_the_next_begins_and_what_was_not_said_is_none() -> None:
+    said = [Said(utterance(tone(100)), 10.0, 12.0), Said(utterance(tone(100)), 20.0, 0.0)]
+    (one,) = turns_of(Call("a", said, Phone(RATE_HZ, [piece(13.0, 14.0), piece(20.5, 21.0)])))
+    assert one.pieces == (piece(13.0, 14.0),)
+
+
+def test_both_wires_fragments_and_interruptions_are_measured() -> None:
+    for quick in (True, False):
+        wanted = scenes(quick)
+        assert {scene.wire for scene in wanted} == {"twilio", "native"}
+        assert any(scene.fragments for scene in wanted)
+        assert any(scene.manner == "interrupting" for scene in wanted)

@@ -13,6 +13,7 @@ from schemas.event import Event
 from schemas.events import (
     Control,
     ControlKind,
+    Intent,
     Response,
     ResponseKind,
     SpeechChunk,
@@ -23,6 +24,7 @@ from schemas.events import (
 
 HELD_MAX = 2000
 TURNS_MAX = 256  # kept in mind; what concerns older ones has long been read
+NO_REVISION = -1
 TALKING_MS = 1000
 REPORT_GRACE_MS = 2000
 ACTION_GRACE_MS = 10_000
@@ -108,6 +110,16 @@ class _Speaking:
     words: bool = False
 
 
+def committed_revision(reading: Transcript | None, final: Transcript) -> int:
+    """The revision whose replies may be heard, now that the final is there; NO_REVISION where it has other words.
+
+    `reading` is the newest partial of the turn. Two readers of the same audio may find other words in it, one of them a
+    straggler, and the log may have the partial of one with the final of the other.
+    """
+    other = reading is not None and reading.revision == final.revision and reading.text != final.text
+    return NO_REVISION if other else final.revision
+
+
 class Playback:
     """The playing side of one call. Every method returns what is to be done now, in order."""
 
@@ -118,6 +130,8 @@ class Playback:
         self._cut: set[int] = set()
         self._utterances: dict[int, int] = {0: -1}
         self._committed: dict[int, int] = {}
+        self._void: dict[int, int] = {}
+        self._readings: dict[int, Transcript] = {}
         self._held: deque[Response | SpeechChunk] = deque(maxlen=HELD_MAX)
         self._speaking: _Speaking | None = None
         self._barge_in_at: float | None = None
@@ -137,6 +151,8 @@ class Playback:
             return [Tell(event), *self._transcript(event, now)]
         if isinstance(event, Response | SpeechChunk):
             return self._gate(event, now)
+        if isinstance(event, Intent) and not event.committed:
+            return []
         return [Tell(event)]
 
     def playout(self, turn: int, heard_ms: int, now: float) -> list[Effect]:
@@ -230,7 +246,7 @@ class Playback:
         if event.kind is TranscriptKind.FINAL:
             return self._final(event, now)
         if event.kind is TranscriptKind.SPEECH_RESUMED:
-            self._void(event.turn, event.revision)
+            self._resumed(event)
         speaking = self._speaking
         if speaking is None or speaking.utterance != event.utterance:
             speaking = self._speaking = _Speaking(event.utterance, now, event)
@@ -241,6 +257,7 @@ class Playback:
                 self._barge_in_at = now + self._barge_in_ms
         elif event.kind is TranscriptKind.PARTIAL:
             self._barge_in_at = None
+            self._readings[event.turn] = event
             if event.text:
                 speaking.words, speaking.cause = True, event
                 return self._barge_in(event.utterance, event, now)
@@ -248,7 +265,8 @@ class Playback:
 
     def _final(self, event: Transcript, now: float) -> list[Effect]:
         self._utterances[event.turn] = event.utterance
-        self._committed[event.turn] = event.revision
+        self._committed[event.turn] = committed_revision(self._readings.pop(event.turn, None), event)
+        self._void.pop(event.turn, None)
         self.turn = max(self.turn, event.turn)
         self._forget(event.turn - TURNS_MAX)
         effects = self._barge_in(event.utterance, event, now)
@@ -260,6 +278,7 @@ class Playback:
         """A call of days must not grow for ever."""
         self._utterances.pop(turn, None)
         self._committed.pop(turn, None)
+        self._void.pop(turn, None)
         self._over.discard(turn)
         self._cut.discard(turn)
 
@@ -297,9 +316,11 @@ class Playback:
 
     def _gate(self, event: Response | SpeechChunk, now: float) -> list[Effect]:
         """Nothing speculative reaches the caller, and no reply begins while the caller is talking."""
+        if self._is_void(event):
+            return []
         if self._held and any(held.turn == event.turn and type(held) is type(event) for held in self._held):
             self._hold(event)
-            return self._release(now) if event.committed else []
+            return self._release(now)
         if self._may_pass(event, now):
             return self._pass(event, now)
         self._hold(event)
@@ -328,7 +349,7 @@ class Playback:
         blocked: set[tuple[int, type[Event]]] = set()
         for event in self._held:
             line = (event.turn, type(event))
-            if not event.committed and self._committed.get(event.turn, event.revision) != event.revision:
+            if self._is_void(event):
                 continue
             if line in blocked or not self._may_pass(event, now):
                 blocked.add(line)
@@ -338,10 +359,19 @@ class Playback:
         self._held = waiting
         return effects
 
-    def _void(self, turn: int, revision: int) -> None:
-        """The caller went on: what was made for the revision so far is void."""
-        kept = (held for held in self._held if held.committed or held.turn != turn or held.revision > revision)
-        self._held = deque(kept, HELD_MAX)
+    def _resumed(self, event: Transcript) -> None:
+        """The caller went on: what was made for the revisions so far is void, also what is still on its way."""
+        self._void[event.turn] = max(event.revision, self._void.get(event.turn, event.revision))
+        self._readings.pop(event.turn, None)
+        self._held = deque((held for held in self._held if not self._is_void(held)), HELD_MAX)
+
+    def _is_void(self, event: Response | SpeechChunk) -> bool:
+        """Whether it was made for words that were not, or not yet, all that the caller wanted to say."""
+        if event.committed:
+            return False
+        if event.turn in self._committed:
+            return self._committed[event.turn] != event.revision
+        return event.revision <= self._void.get(event.turn, NO_REVISION)
 
     def _pass(self, event: Response | SpeechChunk, now: float) -> list[Effect]:
         if isinstance(event, Response):

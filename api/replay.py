@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from api.audio import BYTES_PER_MS
 from api.dialects.dialect import Received, Resume
 from api.history import Dated, History
-from api.playback import Effect, Playback, Tell
+from api.playback import Effect, Playback, Tell, committed_revision
 from schemas.event import Event
 from schemas.events import (
     Control,
     ControlKind,
     Intent,
     Response,
+    ResponseKind,
     SpeechChunk,
     SpeechChunkKind,
     Transcript,
@@ -27,6 +28,7 @@ from schemas.events import (
 AGAIN_MS = 200
 _SAMPLES_PER_MS = BYTES_PER_MS // 2
 _ALL = 2**62
+_ENDS = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ def replay(
 ) -> Replayed:
     """The playback as of now. Who does not know what it received has what had been played at its last audio."""
     received, event_ids = ask.received, ask.event_ids
-    dated = _without_repeats(history.events)
+    dated, held = _released(_without_repeats(history.events))
     offset_ms = now_ms - wall_ms
     cut = {e.turn: e.heard_ms for _, e in dated if isinstance(e, Control) and e.kind is ControlKind.BARGE_IN}
     over = {e.turn for _, e in dated if isinstance(e, Control) and _ends_turn(e)}
@@ -70,6 +72,8 @@ def replay(
             replayed.effects += playback.event(event, now_ms)
         else:
             replayed.effects += [e for e in playback.event(event, now_ms) if not isinstance(e, Tell)]
+    for event in held:
+        replayed.effects += playback.event(event, now_ms)
     return replayed
 
 
@@ -79,6 +83,33 @@ def _without_repeats(dated: Sequence[Dated]) -> list[Dated]:
     for entry in dated:
         first.setdefault(entry.event.event_id, entry)
     return list(first.values())
+
+
+def _released(dated: Sequence[Dated]) -> tuple[list[Dated], list[Event]]:
+    """What was let pass, when it was; and what waits for the caller's words to be final. Void things are left out."""
+    committed: dict[int, tuple[int, int]] = {}
+    readings: dict[int, Transcript] = {}
+    for at_ms, event in dated:
+        if isinstance(event, Transcript) and event.kind is TranscriptKind.PARTIAL:
+            readings[event.turn] = event
+        elif isinstance(event, Transcript) and event.kind is TranscriptKind.FINAL:
+            committed[event.turn] = committed_revision(readings.get(event.turn), event), at_ms
+    for at_ms, event in dated:
+        if isinstance(event, Response) and event.kind in _ENDS and event.committed:
+            # Where the final is older than what was read back.
+            committed.setdefault(event.turn, (event.revision, at_ms))
+    passed: list[Dated] = []
+    held: list[Event] = []
+    for at_ms, event in dated:
+        if not isinstance(event, Response | SpeechChunk | Intent) or event.committed:
+            passed.append(Dated(at_ms, event))
+        elif isinstance(event, Intent):
+            continue
+        elif event.turn not in committed:
+            held.append(event)
+        elif event.revision == committed[event.turn][0]:
+            passed.append(Dated(max(at_ms, committed[event.turn][1]), replace(event, committed=True)))
+    return sorted(passed, key=lambda entry: entry.at_ms), held
 
 
 def _ends_turn(event: Control) -> bool:

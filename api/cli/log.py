@@ -19,6 +19,7 @@ from schemas.events import (
     DeadLetter,
     Delivery,
     Intent,
+    IntentKind,
     Response,
     ResponseKind,
     Session,
@@ -284,7 +285,9 @@ def what(event: Event | CodecError) -> str:
             return _joined(event.kind, f'"{event.text}"' if event.text else "", f"turn {event.turn}")
         case Intent():
             found = ", ".join(f"{entity.name}={entity.value}" for entity in event.entities)
-            return _joined(event.intent, f"{event.confidence:.2f}", found, f"turn {event.turn}")
+            if event.kind is IntentKind.WITHDRAWN:
+                return _joined(event.kind, _ahead(event), f"turn {event.turn}")
+            return _joined(event.intent, f"{event.confidence:.2f}", found, _ahead(event), f"turn {event.turn}")
         case Response():
             return _response(event)
         case Session():
@@ -302,12 +305,17 @@ def what(event: Event | CodecError) -> str:
 
 
 def _response(event: Response) -> str:
-    turn = f"turn {event.turn}"
+    turn = _joined(_ahead(event), f"turn {event.turn}")
     if event.kind is ResponseKind.TOOL_CALLED:
         return _joined(event.kind, f"{event.tool}({event.arguments})", turn)
     if event.kind is ResponseKind.TOOL_RETURNED:
         return _joined(event.kind, event.tool, event.outcome, event.result, turn)
     return _joined(event.kind, f'"{event.text}"' if event.text else "", event.source, event.action, turn)
+
+
+def _ahead(event: Intent | Response) -> str:
+    """What was made before the caller's words were final names the revision that must be committed for it to count."""
+    return "" if event.committed else f"ahead, revision {event.revision}"
 
 
 def _joined(*parts: str) -> str:

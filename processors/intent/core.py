@@ -3,6 +3,11 @@
 The text and each of its sentences are compared with the agent's example phrases by sentence embedding; an intent's
 score is that of its best example. `none` is an answer. Where the embeddings cannot be had, the words that examples
 share with the text decide (`keywords.py`), with a confidence that says so.
+
+The words at a hesitation pause are judged ahead: the intent goes out with `committed` false, and whoever goes on from
+it holds what it makes back. A final of the same revision and words takes that judgement over, so that nobody judges
+the same words in two ways; where the caller goes on instead, it is `withdrawn`. The partial is held until one or the
+other, so that after a crash the same is known of it.
 """
 
 import re
@@ -21,15 +26,22 @@ from processors.intent.sentiment import sentiment
 from processors.stage import (
     Answered,
     Ask,
+    Cancel,
     Drop,
     Emit,
     End,
     Failed,
     Happening,
+    Hold,
+    Outcome,
+    Position,
     Received,
     Refuse,
+    Release,
+    Speculated,
     Step,
     caused,
+    event_id,
 )
 from schemas.events import Alternative, Intent, IntentKind, Session, SessionKind, Transcript, TranscriptKind
 
@@ -48,18 +60,42 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """Words that the caller may still add to; `intent` is what they were judged to mean, once that is known."""
+
+    partial: Transcript
+    position: Position
+    intent: Intent | None = None
+
+    def is_committed_by(self, final: Transcript) -> bool:
+        """Whether what was begun for these words is the beginning of the answer to the final."""
+        return _words(self.partial) == _words(final)
+
+
+@dataclass(frozen=True, slots=True)
 class State:
-    """Transcripts whose embedding has been asked for, by ask id."""
+    """Transcripts whose embedding has been asked for, by ask id, and what was judged before the turn was over."""
 
     pending: Mapping[str, Transcript]
+    ahead: Ahead | None = None
 
 
 class IntentCore:
     """The pure core of the stage; see `processors.stage.Core`."""
 
-    def __init__(self, agents: Mapping[str, Agent], examples: Mapping[str, Examples]) -> None:
+    def __init__(
+        self,
+        agents: Mapping[str, Agent],
+        examples: Mapping[str, Examples],
+        speculates: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`speculates` says whether there is time to spare for what may be in vain.
+
+        It decides for all stages: they go ahead with what is judged ahead. A repeated step may find it otherwise.
+        """
         self._agents = agents
         self._examples = examples
+        self._speculates = speculates
 
     def start(self, session_id: str) -> State:
         """See `Core`."""
@@ -68,23 +104,87 @@ class IntentCore:
     def apply(self, state: State, happening: Happening, now_us: int) -> Step[State]:
         """See `Core`."""
         match happening:
-            case Received(Transcript(kind=TranscriptKind.FINAL) as final, _, recorded):
-                return Step(state) if recorded else self._judge(state, final, now_us)
+            case Received(Transcript() as transcript, position, recorded):
+                return self._transcript(state, transcript, position, recorded, now_us)
             case Received(Session(kind=SessionKind.ENDED)):
                 return Step(state, (End(),))
             case Answered(ask_id, Embedded() as embedded, _) if ask_id in state.pending and self._fits(embedded):
-                final = state.pending[ask_id]
-                scores = similarities(self._examples[final.agent_id], embedded)
+                heard = state.pending[ask_id]
+                scores = similarities(self._examples[heard.agent_id], embedded)
                 model, compute_ms = embedded.model, embedded.compute_ms
             case Answered(ask_id) | Failed(ask_id) if ask_id in state.pending:
-                final = state.pending[ask_id]
-                scores = keywords.scores(self._agents[final.agent_id], final.text)
+                heard = state.pending[ask_id]
+                scores = keywords.scores(self._agents[heard.agent_id], heard.text)
                 model, compute_ms = keywords.MODEL, 0.0
             case _:
                 return Step(state)
-        intent = self._judged(final, scores, now_us, model=model, compute_ms=compute_ms)
-        pending = {key: value for key, value in state.pending.items() if key != ask_id}
-        return Step(replace(state, pending=pending), (Emit(intent),))
+        intent = self._judged(heard, scores, now_us, model=model, compute_ms=compute_ms)
+        ahead = state.ahead
+        if ahead is not None and ahead.partial.event_id == heard.event_id:
+            ahead = replace(ahead, intent=intent)
+        return Step(State(_without(state.pending, ask_id), ahead), (Emit(intent),))
+
+    def _transcript(
+        self, state: State, transcript: Transcript, position: Position, recorded: tuple[Any, ...], now_us: int
+    ) -> Step[State]:
+        match transcript.kind:
+            case TranscriptKind.PARTIAL if transcript.pause_ms > 0 and transcript.text.strip():
+                return self._judge_ahead(state, transcript, position, recorded)
+            case TranscriptKind.SPEECH_RESUMED:
+                return self._withdraw(state, transcript, now_us)
+            case TranscriptKind.FINAL:
+                return self._final(state, transcript, recorded, now_us)
+            case _:
+                return Step(state)
+
+    def _judge_ahead(
+        self, state: State, partial: Transcript, position: Position, recorded: tuple[Any, ...]
+    ) -> Step[State]:
+        """What the log already holds of it was begun, whatever there is time for now."""
+        agent = self._agents.get(partial.agent_id)
+        if agent is None or not agent.pauses.speculate:
+            return Step(state)
+        if not recorded and not self._speculates():
+            return Step(state, (Drop("no_time_to_speculate"),))
+        state, outcomes = _leave(state)
+        intent = next((event for event in recorded if isinstance(event, Intent)), None)
+        outcomes += [Hold(), Speculated("begun")]
+        state = replace(state, ahead=Ahead(partial, position, intent))
+        if intent is None:
+            state = replace(state, pending={**state.pending, partial.event_id: partial})
+            outcomes.append(Ask(partial.event_id, "embeddings", Embed(tuple(readings(partial.text))), ASK_S))
+        return Step(state, tuple(outcomes))
+
+    def _withdraw(self, state: State, resumed: Transcript, now_us: int) -> Step[State]:
+        ahead = state.ahead
+        if ahead is None or ahead.partial.turn != resumed.turn or ahead.partial.revision > resumed.revision:
+            return Step(state)
+        state, outcomes = _leave(state)
+        if ahead.intent is not None:
+            fields = {"intent": NONE_INTENT, "confidence": 0.0, "committed": False}
+            fields |= {"utterance": resumed.utterance, "revision": resumed.revision}
+            outcomes.append(Emit(caused(resumed, Intent, "withdrawn", now_us, kind=IntentKind.WITHDRAWN, **fields)))
+        return Step(state, tuple(outcomes))
+
+    def _final(self, state: State, final: Transcript, recorded: tuple[Any, ...], now_us: int) -> Step[State]:
+        ahead = state.ahead
+        used = ahead is not None and ahead.is_committed_by(final)
+        if ahead is None or not used:
+            state, outcomes = _leave(state)
+            step = Step(state) if recorded else self._judge(state, final, now_us)
+            return Step(step.state, (*outcomes, *step.outcomes))
+        engine_ms = ahead.intent.compute_ms if ahead.intent is not None else 0.0
+        done: list[Outcome] = [Speculated("used", engine_ms), _release(ahead)]
+        pending = dict(state.pending)
+        if ahead.intent is not None:
+            done.append(Emit(_committed(ahead.intent, final, now_us)))
+        elif recorded:
+            del pending[ahead.partial.event_id]
+            done.append(Cancel(ahead.partial.event_id))
+        else:
+            # The answer that is on its way is the final's.
+            pending[ahead.partial.event_id] = final
+        return Step(State(pending), tuple(done))
 
     def _fits(self, embedded: Embedded) -> bool:
         """Whether the vectors are of the model that the examples were embedded with."""
@@ -124,6 +224,7 @@ class IntentCore:
             text=final.text,
             utterance=final.utterance,
             revision=final.revision,
+            committed=final.kind is TranscriptKind.FINAL,
             speech_ended_at=final.speech_ended_at,
             **model,
         )
@@ -136,6 +237,42 @@ class IntentCore:
     def load(self, session_id: str, data: bytes) -> State:
         """See `Core`."""
         return State({})
+
+
+def _words(transcript: Transcript) -> tuple[int, int, int, str]:
+    return transcript.turn, transcript.utterance, transcript.revision, transcript.text
+
+
+def _committed(intent: Intent, final: Transcript, now_us: int) -> Intent:
+    """The judgement, now on what the caller certainly said."""
+    return replace(
+        intent,
+        event_id=event_id(final.event_id, "detected"),
+        causation_id=final.event_id,
+        occurred_at=now_us,
+        committed=True,
+        speech_ended_at=final.speech_ended_at,
+    )
+
+
+def _leave(state: State) -> tuple[State, list[Outcome]]:
+    """What was judged ahead is void."""
+    ahead = state.ahead
+    if ahead is None:
+        return state, []
+    outcomes: list[Outcome] = [_release(ahead)]
+    if ahead.partial.event_id in state.pending:
+        outcomes.append(Cancel(ahead.partial.event_id))
+    outcomes.append(Speculated("void", ahead.intent.compute_ms if ahead.intent is not None else 0.0))
+    return State(_without(state.pending, ahead.partial.event_id)), outcomes
+
+
+def _release(ahead: Ahead) -> Release:
+    return Release(ahead.position.topic, ahead.position.offset + 1)
+
+
+def _without(pending: Mapping[str, Transcript], ask_id: str) -> dict[str, Transcript]:
+    return {key: value for key, value in pending.items() if key != ask_id}
 
 
 def readings(text: str) -> list[str]:
@@ -159,11 +296,15 @@ def confidence_of(similarity: float) -> float:
     return min(1.0, max(0.0, (similarity - SIMILARITY_NONE) / (SIMILARITY_SURE - SIMILARITY_NONE)))
 
 
-def create_core(agents: Mapping[str, Agent], embed: Callable[[tuple[str, ...]], NDArray[np.float32]]) -> IntentCore:
+def create_core(
+    agents: Mapping[str, Agent],
+    embed: Callable[[tuple[str, ...]], NDArray[np.float32]],
+    speculates: Callable[[], bool] = lambda: True,
+) -> IntentCore:
     """The core with every agent's examples embedded; `embed` gives unit vectors, float32 (n, d)."""
     examples = {}
     for agent in agents.values():
         pairs = [(intent.name, example) for intent in agent.intents for example in intent.examples]
         vectors = embed(tuple(example for _, example in pairs))
         examples[agent.id] = Examples(tuple(name for name, _ in pairs), vectors)
-    return IntentCore(agents, examples)
+    return IntentCore(agents, examples, speculates)

@@ -3,6 +3,10 @@
 A turn is answered from the agent's tools and templates first, from its knowledge documents next, and by the language
 model last. It says its sentences as they become known and ends with exactly one `completed` or `cancelled`. Only one
 turn speaks at a time; a tool that changes something is never abandoned halfway, even when nobody listens any more.
+
+An intent that is not committed is answered ahead (`ahead.py`): the same steps are taken beside the conversation, its
+sentences go out with `committed` false, tools with effects wait. The committed intent on the same words takes all of
+that over, and nothing is said twice; anything else makes it void with a `cancelled` that is not committed.
 """
 
 import hashlib
@@ -17,6 +21,7 @@ import numpy as np
 from processors.agents import Agent, IntentSpec, Tool
 from processors.engine import Embed, Embedded, Generate, Generated, Message, ToolReturned
 from processors.llm import memory as remembering
+from processors.llm.ahead import Ahead
 from processors.llm.decide import Call, Look, Plan, Say, decide, pick, shared_values, template_values
 from processors.llm.grounding import is_grounded, is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
@@ -32,15 +37,19 @@ from processors.stage import (
     End,
     Failed,
     Happening,
+    Hold,
     Outcome,
+    Position,
     Received,
     Refuse,
+    Release,
+    Speculated,
     Step,
     Wake,
     Woken,
 )
 from processors.templates import RenderError
-from schemas.events import Control, ControlKind, Intent, Response, ResponseKind, Session, SessionKind
+from schemas.events import Control, ControlKind, Intent, IntentKind, Response, ResponseKind, Session, SessionKind
 
 EMBED_DEADLINE_S = 2.0
 HINTS_MAX = 2
@@ -51,16 +60,24 @@ OTHER_DOCUMENT_MARGIN = 0.15
 HISTORY_FOR_MODEL = 6
 
 _REST = "-rest"
+_ALL = 2**62
 _ENDS = (".", "!", "?", "…", '"', "”", ")")
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is remembered, and the turns that are open: the last one that is not void is speaking."""
+    """What is remembered, the turns that are open (the last one that is not void is speaking), and one ahead."""
 
     session_id: str
     memory: Memory = field(default_factory=Memory)
     open: tuple[Turn, ...] = field(default=(), repr=False)
+    ahead: Ahead | None = field(default=None, repr=False)
+
+    @property
+    def held(self) -> set[Position]:
+        """Records that are needed again after a crash, since they began what is not over."""
+        ahead = {self.ahead.position} if self.ahead is not None else set()
+        return ahead | {turn.held for turn in self.open if turn.held is not None}
 
     @property
     def speaking(self) -> Turn | None:
@@ -77,12 +94,15 @@ class Conversation:
         knowledge: Mapping[str, KnowledgeIndex],
         variables: Mapping[str, Any],
         short: Callable[[], bool] = lambda: False,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         """`short` says whether answers from documents and the model are one sentence now, as they are under load.
 
-        What was already said of an answer stays said, so that a repeated step may find it otherwise.
+        `busy` says that engines have no time for what may be in vain: a turn ahead then asks none before it is
+        committed. What was already said of an answer stays said, so that a repeated step may find it otherwise.
         """
         self._short = short
+        self._busy = busy
         self._agents = agents
         self._knowledge = knowledge
         self._variables = variables
@@ -101,22 +121,39 @@ class Conversation:
 
     def apply(self, state: State, happening: Happening, now_us: int) -> Step[State]:
         """See `Core`."""
+        step = self._apply(state, happening, now_us)
+        gone, held = state.held - step.state.held, step.state.held
+        if not gone:
+            return step
+        before = min((position.offset for position in held), default=_ALL)
+        return Step(step.state, (*step.outcomes, Release(Intent.TOPIC, before)))
+
+    def _apply(self, state: State, happening: Happening, now_us: int) -> Step[State]:
         match happening:
             case Received(Session() as event):
                 return self._session(state, event, happening.recorded, now_us)
             case Received(Intent() as event):
-                return self._intent(state, event, happening.recorded, now_us)
+                return self._intent(state, event, happening, now_us)
             case Received(Control() as event):
                 return self._control(state, event, now_us)
-            case Woken(name):
-                return self._woken(state, name, now_us)
-            case Answered(ask_id) | Failed(ask_id):
-                turn = next((turn for turn in state.open if turn.ask_id == ask_id), None)
-                if turn is None:
-                    return Step(state)
-                return self._ended_if_drained(self._advance(state, turn, happening, now_us))
+            case Woken(name) | Answered(name) | Failed(name):
+                ahead = state.ahead
+                if ahead is not None and ahead.turn is not None and ahead.turn.ask_id == name:
+                    return self._go_ahead(
+                        state, ahead, self._turn(_beside(state, ahead), happening, name, now_us), now_us
+                    )
+                return self._ended_if_drained(self._turn(state, happening, name, now_us))
             case _:
                 return Step(state)
+
+    def _turn(self, state: State, happening: Woken | Answered | Failed, ask_id: str, now_us: int) -> Step[State]:
+        """Goes on with the turn that asked."""
+        turn = next((turn for turn in state.open if turn.ask_id == ask_id), None)
+        if turn is None:
+            return Step(state)
+        if isinstance(happening, Woken):
+            return self._woken(state, turn, now_us)
+        return self._advance(state, turn, happening, now_us)
 
     # ---- what comes in
 
@@ -135,28 +172,79 @@ class Conversation:
         greeting = pick(agent.greeting, 0)
         return self._say(state, agent, turn, Say(self._render(agent, state.memory, greeting), "greeting"), now_us)
 
-    def _intent(self, state: State, event: Intent, recorded: tuple[Any, ...], now_us: int) -> Step[State]:
+    def _intent(self, state: State, event: Intent, received: Received, now_us: int) -> Step[State]:
         agent = self._agents.get(event.agent_id)
         if agent is None:
             return Step(state, (Refuse("unknown_agent", f"no agent is called {event.agent_id!r}"),))
-        if not event.committed:
-            return Step(state, (Drop("speculative"),))
+        ahead = state.ahead
+        if event.kind is IntentKind.WITHDRAWN:
+            void = ahead is not None and (ahead.intent.turn, ahead.intent.revision) <= (event.turn, event.revision)
+            return Step(*self._leave(state, now_us)) if void else Step(state)
         if event.turn <= max(0, state.memory.turn) or state.memory.ending:
             return Step(state, (Drop("late_turn"),))
-        state, outcomes = self._silence(state, now_us)
+        if event.committed and ahead is not None and ahead.is_committed_by(event):
+            return self._commit(state, agent, ahead, now_us)
+        state, outcomes = self._leave(state, now_us)
+        if not event.committed:
+            # The turn before it is over once this one is committed; until then it goes on being answered.
+            beside, _ = self._silence(state, now_us)
+            ahead = Ahead(event, received.position, beside.memory)
+            begun = self._begin(_beside(state, ahead), agent, event, received.recorded, now_us)
+            step = self._go_ahead(state, ahead, begun, now_us)
+            return Step(step.state, (*outcomes, Hold(), Speculated("begun"), *step.outcomes))
+        state, silenced = self._silence(state, now_us)
+        step = self._begin(state, agent, event, received.recorded, now_us)
+        return Step(step.state, (*outcomes, *silenced, *step.outcomes))
+
+    def _begin(self, state: State, agent: Agent, event: Intent, recorded: tuple[Any, ...], now_us: int) -> Step[State]:
         state = replace(state, memory=msgspec.structs.replace(state.memory, turn=event.turn))
         plan = self._plan(agent, state.memory, event, recorded)
         turn = opened(event, event.turn, recorded, _intent_of(plan))
+        if not isinstance(plan, Say) and not turn.committed and self._waits(agent, plan):
+            return Step(_with(state, replace(turn, later=plan)))
+        return self._follow(state, agent, turn, plan, now_us)
+
+    def _follow(self, state: State, agent: Agent, turn: Turn, plan: Plan, now_us: int) -> Step[State]:
         match plan:
             case Say():
-                step = self._say(state, agent, turn, plan, now_us)
+                return self._say(state, agent, turn, plan, now_us)
             case Call():
-                step = self._call(state, agent, turn, plan, now_us)
+                return self._call(state, agent, turn, plan, now_us)
             case Look():
-                step = self._look(state, agent, replace(turn, look=plan), now_us)
+                return self._look(state, agent, replace(turn, look=plan), now_us)
             case _:
                 assert_never(plan)
+
+    # ---- ahead of the commitment
+
+    def _waits(self, agent: Agent, plan: Call | Look) -> bool:
+        """What has effects waits for the commitment, and under load all that takes an engine's time."""
+        acts = isinstance(plan, Call) and agent.tool(plan.spec.tool or "").effect != "read"
+        return acts or self._busy()
+
+    def _go_ahead(self, state: State, ahead: Ahead, step: Step[State], now_us: int) -> Step[State]:
+        """Takes over a step that was taken beside the conversation."""
+        turn = step.state.open[0] if step.state.open else None
+        ahead, outcomes = ahead.went_on(step.state.memory, turn, step.outcomes, now_us)
+        return Step(replace(state, ahead=ahead), tuple(outcomes))
+
+    def _commit(self, state: State, agent: Agent, ahead: Ahead, now_us: int) -> Step[State]:
+        """What was answered ahead becomes the answer."""
+        state, outcomes = self._silence(state, now_us)
+        memory = ahead.joined(state.memory, agent.limits.history_turns)
+        state = State(state.session_id, memory, state.open)
+        outcomes += [Speculated("used", ahead.spent_ms(now_us)), *ahead.committed_end(now_us)]
+        if ahead.turn is None:
+            return Step(state, tuple(outcomes))
+        turn, later = replace(ahead.turn, committed=True, held=ahead.position, later=None), ahead.turn.later
+        step = Step(_with(state, turn)) if later is None else self._follow(state, agent, turn, later, now_us)
         return Step(step.state, (*outcomes, *step.outcomes))
+
+    def _leave(self, state: State, now_us: int) -> tuple[State, tuple[Outcome, ...]]:
+        """What was answered ahead is void."""
+        if state.ahead is None:
+            return state, ()
+        return replace(state, ahead=None), tuple(state.ahead.leave(now_us))
 
     def _plan(self, agent: Agent, memory: Memory, event: Intent, recorded: tuple[Any, ...]) -> Plan:
         """The plan; a tool that was already called for this record stays the plan whatever is known now."""
@@ -177,22 +265,31 @@ class Conversation:
             case ControlKind.HANG_UP | ControlKind.ERASE:
                 return self._end(state, now_us)
             case ControlKind.TRANSFER:
+                state, void = self._leave(state, now_us)
                 silent, outcomes = self._silence(state, now_us)
-                return Step(silent, tuple(outcomes))
+                return Step(silent, (*void, *outcomes))
             case _:
                 return Step(state)
 
     def _barge_in(self, state: State, event: Control, now_us: int) -> Step[State]:
         outcomes: list[Outcome] = []
+        ahead = state.ahead
+        if ahead is not None and ahead.intent.turn <= event.turn:
+            # Its words are final, and were heard, though the intent that says so is still on its way.
+            beside = self._barge_in(_beside(state, ahead), event, now_us)
+            step = self._go_ahead(state, ahead, beside, now_us)
+            state, outcomes = step.state, list(step.outcomes)
         if state.speaking is not None and state.speaking.number <= event.turn:
-            state, outcomes = self._silence(state, now_us)
+            state, silenced = self._silence(state, now_us)
+            outcomes += silenced
         heard = remembering.heard_until(state.memory, event.turn, event.sentence, event.heard_ms)
         return Step(replace(state, memory=heard), tuple(outcomes))
 
     def _end(self, state: State, now_us: int) -> Step[State]:
+        state, void = self._leave(state, now_us)
         state, outcomes = self._silence(state, now_us)
         state = replace(state, memory=msgspec.structs.replace(state.memory, ending=True))
-        return self._ended_if_drained(Step(state, tuple(outcomes)))
+        return self._ended_if_drained(Step(state, (*void, *outcomes)))
 
     def _ended_if_drained(self, step: Step[State]) -> Step[State]:
         if step.state.memory.ending and not step.state.open:
@@ -245,7 +342,7 @@ class Conversation:
         agent = self._agents[turn.cause.agent_id]
         exchange = Exchange(turn.number, turn.question, turn.sentences)
         memory = remembering.remember_turn(state.memory, exchange, agent.limits.history_turns)
-        return State(state.session_id, memory, _without(state, turn))
+        return replace(state, memory=memory, open=_without(state, turn))
 
     def _render(self, agent: Agent, memory: Memory, template: Any) -> str:
         try:
@@ -393,14 +490,13 @@ class Conversation:
         patience = Wake(turn.ask_id, now_us + agent.limits.first_sentence_ms_max * 1000)
         return Step(_with(state, turn), (*outcomes, ask, patience))
 
-    def _woken(self, state: State, name: str, now_us: int) -> Step[State]:
+    def _woken(self, state: State, turn: Turn, now_us: int) -> Step[State]:
         """The model has not made a sentence in time: callers would rather hear that there is no answer."""
-        turn = next((turn for turn in state.open if turn.ask_id == name), None)
-        if turn is None or turn.sentences:
+        if turn.sentences:
             return Step(state)
         agent = self._agents[turn.cause.agent_id]
         step = self._give_up(state, agent, replace(turn, ask_id=""), "clarification", now_us)
-        return Step(step.state, (Cancel(name), *step.outcomes))
+        return Step(step.state, (Cancel(turn.ask_id), *step.outcomes))
 
     def _generated(self, state: State, turn: Turn, happening: Answered | Failed, now_us: int) -> Step[State]:
         agent = self._agents[turn.cause.agent_id]
@@ -544,6 +640,11 @@ def _sum(made: Made, piece: Generated) -> Made:
         made.tokens_out + piece.tokens_out,
         made.compute_ms + piece.compute_ms,
     )
+
+
+def _beside(state: State, ahead: Ahead) -> State:
+    """The conversation as it would be if the intent were committed."""
+    return State(state.session_id, ahead.memory, () if ahead.turn is None else (ahead.turn,))
 
 
 def _with(state: State, turn: Turn) -> State:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from processors.agents import IntentSpec
-from processors.llm.decide import Look
-from processors.stage import Emit, Outcome, caused
+from processors.llm.decide import Call, Look
+from processors.stage import Emit, Outcome, Position, caused
 from schemas.event import Event
 from schemas.events import Intent, Response, ResponseKind
 
@@ -39,7 +39,9 @@ class Turn:
     """An open turn. `recorded` is what the log already holds of it; that is adopted and not said again.
 
     `ask_id` is the one ask that is open, or empty. A `void` turn says nothing more: it only waits for its tool.
-    `closest` is what a document says that comes close to the question, for when the language model says nothing.
+    What is not `committed` may prove void; `later` is then what waits for the commitment. `held` is the record that is
+    needed again until the turn is over. `closest` is what a document says that comes close to the question, for when
+    the language model says nothing.
     """
 
     cause: Event
@@ -59,6 +61,9 @@ class Turn:
     closest: tuple[str, ...] = field(default=(), repr=False)
     closest_document: str = ""
     void: bool = False
+    committed: bool = True
+    later: Call | Look | None = None
+    held: Position | None = None
 
     @property
     def question(self) -> str:
@@ -85,7 +90,8 @@ class Turn:
 
 def opened(cause: Event, number: int, recorded: tuple[Event, ...], intent: str = "") -> Turn:
     """A new turn."""
-    return Turn(cause, number, intent, tuple(event for event in recorded if isinstance(event, Response)))
+    responses = tuple(event for event in recorded if isinstance(event, Response))
+    return Turn(cause, number, intent, responses, committed=not isinstance(cause, Intent) or cause.committed)
 
 
 def respond(turn: Turn, name: str, kind: ResponseKind, now_us: int, **fields: Any) -> Emit:
@@ -93,7 +99,7 @@ def respond(turn: Turn, name: str, kind: ResponseKind, now_us: int, **fields: An
     if isinstance(turn.cause, Intent):
         fields = {
             "revision": turn.cause.revision,
-            "committed": turn.cause.committed,
+            "committed": turn.committed,
             "speech_ended_at": turn.cause.speech_ended_at,
             **fields,
         }

@@ -224,8 +224,10 @@ class _Work:
         wait = self._partials_apart * max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
         speech = self._set(asked=None, failures=0, partial_due=speech.position + wait)
         if asked.best and asked.covers == speech.end:
+            # Where it comes so late that the turn is over, there is nothing to be done ahead.
+            over = self._is_over(speech, reading)
             self._set(reading=reading)
-            if reading.text and not speech.sealed:
+            if reading.text and not over:
                 self._publish(reading, ms(speech.pause))
         elif reading.text and not speech.sealed and (speech.partial is None or speech.partial.text != reading.text):
             self._publish(reading, 0)
@@ -331,7 +333,7 @@ class _Work:
             end=window.end,
             ended_at=window.frame.event.captured_at,
             partial_due=samples(due),
-            revision=max((event.revision for event in recorded), default=0),
+            revision=max((event.revision for event in recorded), default=self.state.revision),
             recorded=recorded,
             closing=next((event for event in recorded if event.event_id in ends), None),
         )
@@ -383,15 +385,19 @@ class _Work:
             return
         if speech.sealed or _lasted(speech, min(rules.hesitation_ms, completion_ms)):
             speech = self._have_best(speech)
-        if speech.reading is not None:
-            needed_ms = min(pause_needed_ms(speech.reading.text, rules), completion_ms)
-            if speech.sealed or _lasted(speech, needed_ms):
-                self._finish(speech, speech.reading)
-                return
+        if speech.reading is not None and self._is_over(speech, speech.reading):
+            self._finish(speech, speech.reading)
+            return
         if speech.sealed and speech.asked is None:
             self._give_up(speech)
         elif not speech.sealed and _lasted(speech, completion_ms):
             self._seal()
+
+    def _is_over(self, speech: Utterance, reading: Reading) -> bool:
+        """Whether the pause is long enough for the words."""
+        rules = self._rules_of(speech)
+        needed_ms = min(pause_needed_ms(reading.text, rules), _completion_ms(speech, rules))
+        return speech.sealed or _lasted(speech, needed_ms)
 
     def _have_best(self, speech: Utterance) -> Utterance:
         """Sees to it that the best reading of all speech so far is there, or asked for."""
@@ -431,6 +437,7 @@ class _Work:
             self._emit_reading(speech, TranscriptKind.FINAL, f"final-{index}", reading, ms(speech.pause), why)
         else:
             self._emit_reading(speech, TranscriptKind.PARTIAL, f"closed-{index}", reading, ms(speech.pause))
+            self._set(revision=max(speech.revision, reading.revision))
         self._close(ms(speech.end), final=bool(reading.text) or failure)
 
     def _close(self, end_ms: int, final: bool) -> None:
@@ -445,6 +452,7 @@ class _Work:
             speech=None,
             utterance=self.state.utterance + 1,
             turn=self.state.turn + final,
+            revision=0 if final else speech.revision,
             ring=(),
             ring_run=0,
             run=0,

@@ -133,7 +133,8 @@ class Hearing:
     """The state of the stage for one call.
 
     `ring` are the latest windows while nobody speaks, the first of them preceded by `ring_run` windows of speech in a
-    row, the last followed by `run`. `pending` is audio that does not fill a window yet.
+    row, the last followed by `run`. `pending` is audio that does not fill a window yet. `revision` is the last
+    reading's of an utterance that held no words: the next one is of the same turn, where revisions only grow.
     """
 
     session_id: str
@@ -141,6 +142,7 @@ class Hearing:
     ending: bool = False
     utterance: int = 0
     turn: int = 0
+    revision: int = 0
     next_sample: int = 0
     pending: bytes = b""
     pending_offset: int = 0
@@ -179,6 +181,7 @@ class Durable(msgspec.Struct, frozen=True, array_like=True):
     next_sample: int
     run: int
     detector: bytes
+    revision: int = 0
 
 
 def to_bytes(state: Hearing) -> bytes:
@@ -188,7 +191,7 @@ def to_bytes(state: Hearing) -> bytes:
     run = state.run if oldest is None else state.ring_run
     detector = state.detector if oldest is None else oldest.before
     return msgspec.msgpack.encode(
-        Durable(state.language, state.ending, state.utterance, state.turn, start, run, detector)
+        Durable(state.language, state.ending, state.utterance, state.turn, start, run, detector, state.revision)
     )
 
 
@@ -201,6 +204,7 @@ def from_bytes(session_id: str, data: bytes) -> Hearing:
         ending=durable.ending,
         utterance=durable.utterance,
         turn=durable.turn,
+        revision=durable.revision,
         next_sample=durable.next_sample,
         detector=durable.detector,
         ring_run=durable.run,

@@ -3,10 +3,14 @@
 A session has one sentence at the engine at a time, so that chunks need no sorting. After a crash, of this stage or an
 engine, a sentence goes on where its chunks end: at the very sample where the same voice speaks on, else with the words
 that are left (`Spoken.resumed`). What no engine can say goes out as text, so that a display can show it.
+
+Sentences that are not committed are spoken as they come; whoever plays them holds them back. All sentences of one
+answer have the same cause, and an answer has samples of its own: where one is void, the next begins at 0 again.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
@@ -23,6 +27,7 @@ from processors.stage import (
     Happening,
     Outcome,
     Received,
+    Speculated,
     Step,
     caused,
 )
@@ -46,6 +51,7 @@ CHUNK_BYTES = SAMPLE_RATE_HZ * BYTES_A_SAMPLE // 5
 # People pause between sentences. The pause carries `last_of_sentence`, so that no speech waits to learn of its end.
 SENTENCE_PAUSE_MS = 100
 ASK_S = 6.0
+ANSWERS_MAX = 4  # that are known of at a time: a turn that still speaks, and revisions of the next
 TRIES_MAX = 2
 
 VoiceOf = Callable[[str], Voice]
@@ -69,18 +75,40 @@ class Speaking:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """Where the speech of the current turn stands.
+class Answer:
+    """How far the speech of an answer has come: the index of its next sample.
 
-    `next_sample` is the index of the turn's next sample; turns up to `void_turn` were interrupted and stay silent.
-    `queue` holds what waits behind the sentence at the engine: sentences, and the end of a turn.
+    `engine_ms` is what was spent on it before it was committed; `void` ones stay silent.
     """
 
-    turn: int = -1
     next_sample: int = 0
+    engine_ms: float = 0.0
+    void: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where speech stands.
+
+    `answers` are the latest ones, by the id of their cause; turns up to `void_turn` were interrupted and stay silent.
+    `queue` holds what waits behind the sentence at the engine: sentences, those that had been begun, ends of turns.
+    """
+
+    answers: Mapping[str, Answer] = field(default_factory=dict)
     void_turn: int = -1
-    queue: tuple[Response, ...] = ()
+    queue: tuple[Response | Speaking, ...] = ()
     speaking: Speaking | None = None
+
+    def answer_to(self, response: Response) -> Answer:
+        """The answer that the sentence is of."""
+        return self.answers.get(_cause(response), Answer())
+
+    def with_answer(self, response: Response, **changes: Any) -> "State":
+        """The state with that of the answer changed; the oldest are forgotten."""
+        answers = {**self.answers, _cause(response): replace(self.answer_to(response), **changes)}
+        for cause in list(answers)[: -ANSWERS_MAX or None]:
+            del answers[cause]
+        return replace(self, answers=answers)
 
 
 class TtsCore:
@@ -111,12 +139,14 @@ class TtsCore:
 
     def _response(self, state: State, response: Response, recorded: tuple[Event, ...], now_us: int) -> Step[State]:
         match response.kind:
-            case ResponseKind.SENTENCE if response.turn <= state.void_turn:
+            case ResponseKind.SENTENCE if response.turn <= state.void_turn or state.answer_to(response).void:
                 return Step(state, (Drop("interrupted_turn"),))
             case ResponseKind.SENTENCE:
                 return self._sentence(state, response, recorded, now_us)
             case ResponseKind.COMPLETED if response.turn > state.void_turn:
                 return self._next(replace(state, queue=(*state.queue, response)), now_us)
+            case ResponseKind.CANCELLED if not response.committed:
+                return self._leave(state, response, now_us)
             case ResponseKind.CANCELLED:
                 voided = self._void(state, response.turn, now_us)
                 return Step(voided.state, (*voided.outcomes, Emit(_end_of_turn(response, voided.state, now_us))))
@@ -124,31 +154,38 @@ class TtsCore:
                 return Step(state)
 
     def _sentence(self, state: State, sentence: Response, recorded: tuple[Event, ...], now_us: int) -> Step[State]:
+        begun = (Speculated("begun"),) if not sentence.committed and _cause(sentence) not in state.answers else ()
+        state = state.with_answer(sentence)
         chunks = [event for event in recorded if isinstance(event, SpeechChunk)]
         if not chunks:
-            return self._next(replace(state, queue=(*state.queue, sentence)), now_us)
+            step = self._next(replace(state, queue=(*state.queue, sentence)), now_us)
+            return Step(step.state, (*begun, *step.outcomes))
         said = sum(len(chunk.pcm) for chunk in chunks)
-        state = _in_turn(state, sentence.turn)
         next_sample = max(chunk.sample_index + len(chunk.pcm) // BYTES_A_SAMPLE for chunk in chunks)
-        state = replace(state, next_sample=max(state.next_sample, next_sample))
+        state = state.with_answer(sentence, next_sample=max(state.answer_to(sentence).next_sample, next_sample))
         if any(chunk.last_of_sentence for chunk in chunks):
             return Step(state)
         model = next((chunk.model for chunk in reversed(chunks) if chunk.model), "")
         speaking = Speaking(sentence, _ask_id(sentence, 1), 1, len(chunks), said, said, model=model)
-        return Step(replace(state, speaking=speaking), (self._speak(speaking),))
+        if state.speaking is not None:
+            # Two had been begun where the first was cut short, of which this worker has yet to read.
+            return Step(replace(state, queue=(*state.queue, speaking)))
+        return Step(replace(state, speaking=speaking), (*begun, self._speak(speaking)))
 
     def _next(self, state: State, now_us: int) -> Step[State]:
         """Takes from the queue until a sentence is at the engine or nothing waits."""
         outcomes: list[Outcome] = []
         while state.speaking is None and state.queue:
-            response, *rest = state.queue
-            state = replace(_in_turn(state, response.turn), queue=tuple(rest))
-            if response.kind is ResponseKind.COMPLETED:
-                outcomes.append(Emit(_end_of_turn(response, state, now_us)))
+            first, *rest = state.queue
+            state = replace(state, queue=tuple(rest))
+            if isinstance(first, Response) and first.kind is ResponseKind.COMPLETED:
+                if engine_ms := state.answer_to(first).engine_ms:
+                    outcomes.append(Speculated("used", engine_ms))
+                outcomes.append(Emit(_end_of_turn(first, state, now_us)))
             else:
-                state = replace(state, speaking=Speaking(response, _ask_id(response, 1)))
-                assert state.speaking is not None
-                outcomes.append(self._speak(state.speaking))
+                speaking = first if isinstance(first, Speaking) else Speaking(first, _ask_id(first, 1))
+                state = replace(state, speaking=speaking)
+                outcomes.append(self._speak(speaking))
         return Step(state, tuple(outcomes))
 
     def _speak(self, speaking: Speaking) -> Ask:
@@ -160,6 +197,9 @@ class TtsCore:
     def _spoken(self, state: State, speaking: Speaking, reply: Spoken | None, last: bool, now_us: int) -> Step[State]:
         outcomes: list[Outcome] = []
         if reply is not None:
+            if not speaking.sentence.committed:
+                engine_ms = state.answer_to(speaking.sentence).engine_ms + reply.compute_ms
+                state = state.with_answer(speaking.sentence, engine_ms=engine_ms)
             if reply.resumed:
                 speaking = replace(speaking, bytes_to_skip=0)
             skipped = reply.pcm[: speaking.bytes_to_skip]
@@ -212,43 +252,65 @@ class TtsCore:
             kind=SpeechChunkKind.TEXT,
             text=sentence.text,
             sentence=sentence.sentence,
-            sample_index=state.next_sample,
+            sample_index=state.answer_to(sentence).next_sample,
             last_of_sentence=True,
+            revision=sentence.revision,
+            committed=sentence.committed,
             speech_ended_at=sentence.speech_ended_at,
         )
         following = self._next(replace(state, speaking=None), now_us)
         return Step(following.state, (Emit(text), *following.outcomes))
 
+    def _leave(self, state: State, cancelled: Response, now_us: int) -> Step[State]:
+        """Silences one answer, which was not committed and will not be."""
+        cause = _cause(cancelled)
+        outcomes: list[Outcome] = [Speculated("void", state.answer_to(cancelled).engine_ms)]
+        state = state.with_answer(cancelled, void=True)
+        state, stopped = _without(state, lambda response: _cause(response) == cause)
+        following = self._next(state, now_us)
+        return Step(following.state, (*outcomes, *stopped, *following.outcomes))
+
     def _void(self, state: State, turn: int, now_us: int) -> Step[State]:
         """Silences that turn and those before it, whatever has been queued of them."""
-        outcomes: list[Outcome] = []
-        state = replace(
-            state,
-            void_turn=max(state.void_turn, turn),
-            queue=tuple(response for response in state.queue if response.turn > turn),
-        )
-        if state.speaking is not None and state.speaking.sentence.turn <= turn:
-            outcomes.append(Cancel(state.speaking.ask_id))
-            state = replace(state, speaking=None)
+        state = replace(state, void_turn=max(state.void_turn, turn))
+        state, stopped = _without(state, lambda response: response.turn <= turn)
         following = self._next(state, now_us)
-        return Step(following.state, (*outcomes, *following.outcomes))
+        return Step(following.state, (*stopped, *following.outcomes))
 
     def save(self, state: State) -> bytes:
-        """The turn's position; nothing waits while no ask is open."""
-        if state.turn < 0 and state.void_turn < 0:
+        """The answers' positions; nothing waits while no ask is open."""
+        if not state.answers and state.void_turn < 0:
             return b""
-        return msgspec.msgpack.encode((state.turn, state.next_sample, state.void_turn))
+        return msgspec.msgpack.encode(_Durable(state.void_turn, dict(state.answers)))
 
     def load(self, session_id: str, data: bytes) -> State:
         """See `Core`."""
         if not data:
             return State()
-        turn, next_sample, void_turn = msgspec.msgpack.decode(data, type=tuple[int, int, int])
-        return State(turn, next_sample, void_turn)
+        durable = msgspec.msgpack.decode(data, type=_Durable)
+        return State(durable.answers, durable.void_turn)
 
 
-def _in_turn(state: State, turn: int) -> State:
-    return state if turn == state.turn else replace(state, turn=turn, next_sample=0)
+class _Durable(msgspec.Struct, frozen=True):
+    void_turn: int
+    answers: dict[str, Answer]
+
+
+def _response(item: Response | Speaking) -> Response:
+    return item.sentence if isinstance(item, Speaking) else item
+
+
+def _without(state: State, silenced: Callable[[Response], bool]) -> tuple[State, list[Outcome]]:
+    """The state without what is silenced, and what stops the engine if that was at it."""
+    state = replace(state, queue=tuple(item for item in state.queue if not silenced(_response(item))))
+    if state.speaking is None or not silenced(state.speaking.sentence):
+        return state, []
+    return replace(state, speaking=None), [Cancel(state.speaking.ask_id)]
+
+
+def _cause(response: Response) -> str:
+    """What all of one answer has in common: the record that it answers."""
+    return response.causation_id or f"turn {response.turn}"
 
 
 def _ask_id(sentence: Response, tries: int) -> str:
@@ -267,7 +329,7 @@ def _chunk(
         now_us,
         kind=SpeechChunkKind.AUDIO,
         pcm=pcm,
-        sample_index=state.next_sample,
+        sample_index=state.answer_to(sentence).next_sample,
         sentence=sentence.sentence,
         last_of_sentence=last_of_sentence,
         text=sentence.text if speaking.chunks == 0 else "",
@@ -276,7 +338,7 @@ def _chunk(
         speech_ended_at=sentence.speech_ended_at,
         model=model,
     )
-    state = replace(state, next_sample=state.next_sample + len(pcm) // BYTES_A_SAMPLE)
+    state = state.with_answer(sentence, next_sample=event.sample_index + len(pcm) // BYTES_A_SAMPLE)
     speaking = replace(
         speaking,
         chunks=speaking.chunks + 1,
@@ -293,7 +355,7 @@ def _end_of_turn(response: Response, state: State, now_us: int) -> SpeechChunk:
         "end-of-turn",
         now_us,
         kind=SpeechChunkKind.END_OF_TURN,
-        sample_index=state.next_sample if state.turn == response.turn else 0,
+        sample_index=state.answer_to(response).next_sample,
         sentence=response.sentence,
         revision=response.revision,
         committed=response.committed,

@@ -18,7 +18,7 @@ from schemas.events import (
 )
 from tests.simulation.gateway import Caller, Line
 from tests.simulation.plans import plan_of
-from tests.simulation.platform import Plan, Platform, leftovers, play
+from tests.simulation.platform import Plan, Platform, agents, leftovers, play
 from tests.simulation.speech import silence, voice
 
 TERMINAL = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
@@ -32,10 +32,19 @@ def undisturbed(script: Sequence[Line]) -> dict[int, tuple[str, ...]]:
     platform = play(Plan(0, (tuple(script),)))
     caller = platform.callers[0]
     said: dict[int, tuple[str, ...]] = {}
-    for event in platform.log.truth(Response, caller.session_id):
+    for event in answers(platform.log.truth(Response, caller.session_id)):
         if event.kind is ResponseKind.SENTENCE:
             said[event.turn] = (*said.get(event.turn, ()), "" if event.source == "model" else event.text)
     return said
+
+
+def answers(responses: Sequence[Response]) -> list[Response]:
+    """Without what was made for words that were not all that the caller said.
+
+    Everything of an answer has one cause; the one that counts is that of the turn's end, which is committed.
+    """
+    causes = {event.turn: event.causation_id for event in responses if event.kind in TERMINAL and event.committed}
+    return [event for event in responses if event.committed or causes.get(event.turn) == event.causation_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,8 @@ def _transcripts(platform: Platform, caller: Caller, finals: list[Transcript]) -
 
 
 def _intents(platform: Platform, caller: Caller, finals: list[Transcript]) -> Iterator[str]:
-    intents = {event.causation_id: event for event in platform.log.truth(Intent, caller.session_id)}
+    judged = platform.log.truth(Intent, caller.session_id)
+    intents = {event.causation_id: event for event in judged if event.committed}
     for final, line in zip(finals, caller.spoken, strict=False):
         intent = intents.pop(final.event_id, None)
         if intent is None and not _hung_up_in(caller, final.turn):
@@ -113,7 +123,9 @@ def _hung_up_in(caller: Caller, turn: int) -> bool:
 
 
 def _replies(platform: Platform, caller: Caller, turns: int) -> Iterator[str]:
-    responses = platform.log.truth(Response, caller.session_id)
+    everything = platform.log.truth(Response, caller.session_id)
+    yield from _ahead(everything)
+    responses = answers(everything)
     chunks = platform.log.truth(SpeechChunk, caller.session_id)
     expected = undisturbed(tuple(caller.script))
     for turn in range(turns + 1):
@@ -124,7 +136,8 @@ def _replies(platform: Platform, caller: Caller, turns: int) -> Iterator[str]:
             for event, text in zip(sentences, expected.get(turn, ()), strict=False):
                 if text and event.text != text:
                     yield f"turn {turn}: said {event.text!r}, on a good day {text!r}"
-        spoken = [event for event in chunks if event.turn == turn]
+        causes = {event.event_id for event in mine}
+        spoken = [event for event in chunks if event.causation_id in causes]
         texts = {event.causation_id for event in spoken if event.kind is SpeechChunkKind.TEXT}
         for sentence in sentences:
             own = [
@@ -138,6 +151,17 @@ def _replies(platform: Platform, caller: Caller, turns: int) -> Iterator[str]:
             yield from _speech(sentence, own, whole=not cut)
         if not texts:
             yield from _ear(platform, caller, turn, [event.text for event in sentences])
+
+
+def _ahead(responses: Sequence[Response]) -> Iterator[str]:
+    """What is not committed does nothing: it changes nothing elsewhere and ends no call."""
+    for event in responses:
+        if not event.committed and event.action:
+            yield f"turn {event.turn} would {event.action} before it is committed"
+        if not event.committed and event.tool and agents()[event.agent_id].tool(event.tool).effect != "read":
+            yield f"turn {event.turn} calls {event.tool} before it is committed"
+        if not event.committed and event.kind is ResponseKind.COMPLETED:
+            yield f"turn {event.turn} is completed before it is committed"
 
 
 def _reply(

@@ -9,6 +9,7 @@ from tests.simulation.platform import Plan
 
 ORDER = Line("Where is order number two one one seven?", "order_status")
 HESITANT = Line("Where is order number two one one seven?", "order_status", pause_after=2)
+FALTERING = Line("I want to return order one zero four two.", "start_return", pause_after=5)
 RETURNS = Line("How do returns work?", "return_policy")
 RETURN = Line("I want to return order one zero four two.", "start_return")
 COMPLAINT = Line("I want to make a complaint.", "open_ticket")
@@ -35,6 +36,8 @@ SCRIPTS = (
     (ORDER, AT_ONCE, COMPLAINT, PROBLEM, THANKS),
     (GOODBYE,),
     (HANG_UP,),
+    (FALTERING, HESITANT, COMPLAINT, PROBLEM, GOODBYE),
+    (HESITANT, FALTERING, HANG_UP),
 )
 
 

@@ -575,9 +575,9 @@ def test_the_end_of_the_call_stops_everything(call: Call, event: Event) -> None:
 
 def test_what_is_not_to_be_answered(call: Call) -> None:
     call.receive(replace(intent(1, "thanks", "thanks"), agent_id="nobody"))
-    call.receive(replace(intent(1, "thanks", "thanks"), committed=False))
     call.receive(intent(2, "thanks", "thanks"))
     call.receive(intent(1, "thanks", "thanks"))
+    call.receive(replace(intent(1, "thanks", "thanks"), committed=False))
     assert [type(outcome) for outcome in call.other] == [Refuse, Drop, Drop]
     assert call.kinds(1) == []
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from processors.agents import Voice
 from processors.engine import Speak, Spoken
 from processors.stage import Answered, Ask, Cancel, Drop, Emit, Failed, Happening, Outcome, Position, Received
-from processors.tts.core import SENTENCE_PAUSE_MS, State, TtsCore
+from processors.tts.core import SENTENCE_PAUSE_MS, Answer, State, TtsCore
 from schemas.events import Control, ControlKind, Response, ResponseKind, SpeechChunk, SpeechChunkKind
 
 NOW_US = 1_763_900_000_000_000
@@ -187,6 +187,6 @@ def test_whatever_was_recorded_before_a_crash_the_speech_is_whole_and_once(lengt
     assert chunks(outcomes)[-1].kind is SpeechChunkKind.END_OF_TURN
 
 
-@pytest.mark.parametrize("state", [State(), State(3, 480, 2)])
+@pytest.mark.parametrize("state", [State(), State({"i1": Answer(480, 12.5), "i2": Answer(void=True)}, 2)])
 def test_the_position_survives(state: State) -> None:
     assert CORE.load("s1", CORE.save(state)) == state

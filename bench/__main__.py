@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from api.errors import OperatorError
-from bench import hops, overload, recovery, report, restart, voice
+from bench import arrivals, capacity, hops, overload, recovery, report, restart, soak, voice
 from bench.machine import this_machine
 from bench.peers import pipecat_peer
 from bench.report import Fact, Findings
@@ -25,6 +25,10 @@ class Part(StrEnum):
 
     VOICE = "voice"
     PEERS = "peers"
+    CAPACITY = "capacity"
+    ARRIVALS = "arrivals"
+    IDLE = "idle"
+    SOAK = "soak"
     HOPS = "hops"
     OVERLOAD = "overload"
     RECOVERY = "recovery"
@@ -36,6 +40,7 @@ class Options:
     """How long each part may take."""
 
     quick: bool
+    soak_minutes: float
 
 
 def _voice(options: Options) -> Findings:
@@ -53,6 +58,27 @@ def _peers(options: Options) -> Findings:
             wanted = [scene for scene in voice.scenes(options.quick) if scene.wire == "twilio"]
             found.add(voice.measure_voice(peer, wanted, options.quick))
     return found
+
+
+def _capacity(options: Options) -> Findings:
+    own, _ = capacity.platform_cores()
+    with platform_directory(capacity.ENVIRONMENT, own) as directory:
+        return capacity.measure_capacity(directory, options.quick)
+
+
+def _arrivals(options: Options) -> Findings:
+    with platform_directory(voice.ENVIRONMENT) as directory:
+        return arrivals.measure_arrivals(Trunkline(directory), 10 if options.quick else 50)
+
+
+def _idle(options: Options) -> Findings:
+    with platform_directory() as directory:
+        return soak.measure_idle(directory, 10.0 if options.quick else 30.0)
+
+
+def _soak(options: Options) -> Findings:
+    with platform_directory(capacity.ENVIRONMENT) as directory:
+        return soak.measure_soak(directory, options.soak_minutes)
 
 
 def _hops(options: Options) -> Findings:
@@ -80,6 +106,10 @@ def _restart(options: Options) -> Findings:
 PARTS: Mapping[Part, tuple[str, Callable[[Options], Findings]]] = {
     Part.VOICE: ("Measuring calls", _voice),
     Part.PEERS: ("Measuring calls to other frameworks", _peers),
+    Part.CAPACITY: ("Filling one core with calls", _capacity),
+    Part.ARRIVALS: ("Starting sessions", _arrivals),
+    Part.IDLE: ("Doing nothing", _idle),
+    Part.SOAK: ("Calling again and again", _soak),
     Part.HOPS: ("Measuring hops over the log", _hops),
     Part.OVERLOAD: ("Offering more calls than can be taken", _overload),
     Part.RECOVERY: ("Taking over conversations", _recovery),
@@ -90,15 +120,20 @@ PARTS: Mapping[Part, tuple[str, Callable[[Options], Findings]]] = {
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer records and turns: a look, not a measurement.")] = False,
     only: Annotated[Optional[list[Part]], typer.Option(help="Measure this alone; may be repeated.")] = None,  # noqa: UP045
+    soak_minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--soak", help="How long calls go on for memory to be watched; 30, with --quick 2."),
+    ] = None,
 ) -> None:
     """Measure the platform on this machine, from its callers' side and from its log."""
     machine = this_machine()
     progress = Console(stderr=True)
     found = report.Findings()
+    options = Options(quick, soak_minutes if soak_minutes is not None else 2.0 if quick else 30.0)
     for part, (doing, measure) in PARTS.items():
         if not only or part in only:
             progress.print(doing)
-            found.add(measure(Options(quick)))
+            found.add(measure(options))
     report.show(found, str(machine))
     print(f"Written to {report.write(found, machine.as_dict())}")
 

@@ -1,0 +1,92 @@
+"""What bench says of capacity and memory, and the engines that cost nothing."""
+
+import numpy as np
+import pytest
+
+from bench import instant_engines
+from bench.capacity import ENVIRONMENT, Step, platform_cores
+from bench.crowd import OneOfMany, Tally
+from bench.processes import Sample, cores_used, growth_per_hour
+from bench.utterances import FRAME_MS, Utterance
+from processors.engine import Embed, Embedded, EngineError, Speak, Spoken, Transcribe, Transcribed
+from streams.settings import Settings
+
+SETTINGS = Settings()
+
+
+def at(at_s: float, cpu_s: float = 0.0, memory_mib: float = 100.0) -> Sample:
+    return Sample(at_s, {"stt": cpu_s}, {"stt": memory_mib})
+
+
+def step(answer_ms: list[float], unanswered: int = 0, failed: int = 0) -> Step:
+    seen = {"answer_ms": answer_ms, "unanswered": unanswered, "failed": failed}
+    return Step(10, seen, at(0), at(10))
+
+
+def test_shares_of_a_core_are_of_the_time_between_samples() -> None:
+    assert cores_used(at(10, 5.0), at(20, 7.0)) == {"stt": 0.2}
+
+
+def test_memory_that_settles_after_a_start_is_no_growth_and_a_leak_is() -> None:
+    settled = [at(second, memory_mib=100 + min(second, 50)) for second in range(0, 200, 10)]
+    leaking = [at(second, memory_mib=100 + second / 36) for second in range(0, 200, 10)]
+    assert growth_per_hour(settled)["stt"] == pytest.approx(0)
+    assert growth_per_hour(leaking)["stt"] == pytest.approx(100)
+    assert growth_per_hour(settled[:1]) == {}
+
+
+def test_a_step_holds_when_every_turn_is_answered_in_time() -> None:
+    assert step([350.0, 390.0]).held
+    assert step([350.0, 390.0]).own_ms == [50.0, 90.0]
+    assert not step([350.0, 450.0]).held
+    assert not step([350.0], unanswered=1).held
+    assert not step([350.0], failed=1).held
+    assert not step([]).held
+
+
+def test_the_platform_is_told_its_instant_engines_and_has_one_core() -> None:
+    for role in ("stt", "embeddings", "llm", "tts"):
+        module, _, factory = ENVIRONMENT[f"TRUNKLINE_ENGINES__{role.upper()}"].partition(":")
+        assert module == instant_engines.__name__
+        assert getattr(instant_engines, factory)(SETTINGS).capabilities.role == role
+    assert len(platform_cores()[0]) == 1
+
+
+def test_instant_engines_answer_every_request_of_theirs_and_refuse_tools() -> None:
+    (heard,) = instant_engines.stt(SETTINGS).answer(Transcribe(bytes(32 * 2000)))
+    assert isinstance(heard, Transcribed)
+    assert heard.text == instant_engines.TEXT
+    assert heard.words[-1].end_ms <= 2000
+    (embedded,) = instant_engines.embeddings(SETTINGS).answer(Embed(("a", "A", "b")))
+    assert isinstance(embedded, Embedded)
+    vectors = np.frombuffer(embedded.vectors, "<f4").reshape(3, -1)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
+    assert vectors[0] @ vectors[1] == pytest.approx(1, abs=1e-5)
+    assert abs(vectors[0] @ vectors[2]) < 0.3
+    pieces = list(instant_engines.tts(SETTINGS).answer(Speak("Hello.")))
+    assert sum(len(piece.pcm) for piece in pieces if isinstance(piece, Spoken)) == instant_engines.SPOKEN_MS * 32
+    with pytest.raises(EngineError, match="expected"):
+        list(instant_engines.tts(SETTINGS).answer(None))  # type: ignore[arg-type]
+
+
+class Socket:
+    """Keeps what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    async def send(self, message: str) -> None:
+        self.sent.append(message)
+
+
+async def test_a_turn_that_nobody_answers_is_counted_when_the_next_begins() -> None:
+    pcm = (8000 * np.sin(np.arange(8 * 100))).astype(np.int16)
+    tally = Tally()
+    one = OneOfMany(tally, Utterance("a.wav", "", "synthetic", pcm, 8000), 0.0)
+    socket = Socket()
+    frames = 100 // FRAME_MS
+    for number, place in enumerate((*range(frames + 2), *range(frames))):
+        await one._frame(socket, number, place, True)  # type: ignore[arg-type]
+    assert (tally.turns, tally.unanswered) == (2, 1)
+    assert len(socket.sent) == 2 * frames + 2
+    assert len(set(socket.sent[frames : frames + 2])) == 2

@@ -1,5 +1,6 @@
 """`python -m bench`: starts what it measures, measures, prints a table, writes JSON, and stops what it started."""
 
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,67 +44,65 @@ class Options:
     soak_minutes: float
 
 
-def _voice(options: Options) -> Findings:
+def _voice(options: Options, found: Findings) -> None:
     with platform_directory(voice.ENVIRONMENT) as directory:
-        return voice.measure_voice(Trunkline(directory), voice.scenes(options.quick), options.quick)
+        voice.measure_voice(Trunkline(directory), voice.scenes(options.quick), options.quick, found)
 
 
-def _peers(options: Options) -> Findings:
-    found = Findings()
+def _peers(options: Options, found: Findings) -> None:
     if not pipecat_peer.installed():
         found.facts.append(Fact("Pipecat", "not installed: make bench-peers", None))
-        return found
-    for profile in pipecat_peer.PROFILES:
+        return
+    wanted = [scene for scene in voice.scenes(options.quick) if scene.wire == "twilio"]
+    for profile in pipecat_peer.PROFILES[: 1 if options.quick else None]:
         with pipecat_peer.running_pipecat(profile) as peer:
-            wanted = [scene for scene in voice.scenes(options.quick) if scene.wire == "twilio"]
-            found.add(voice.measure_voice(peer, wanted, options.quick))
-    return found
+            voice.measure_voice(peer, wanted, options.quick, found)
 
 
-def _capacity(options: Options) -> Findings:
+def _capacity(options: Options, found: Findings) -> None:
     own, _ = capacity.platform_cores()
     with platform_directory(capacity.ENVIRONMENT, own) as directory:
-        return capacity.measure_capacity(directory, options.quick)
+        found.add(capacity.measure_capacity(directory, options.quick))
 
 
-def _arrivals(options: Options) -> Findings:
+def _arrivals(options: Options, found: Findings) -> None:
     with platform_directory(voice.ENVIRONMENT) as directory:
-        return arrivals.measure_arrivals(Trunkline(directory), 10 if options.quick else 50)
+        found.add(arrivals.measure_arrivals(Trunkline(directory), 10 if options.quick else 50))
 
 
-def _idle(options: Options) -> Findings:
+def _idle(options: Options, found: Findings) -> None:
     with platform_directory() as directory:
-        return soak.measure_idle(directory, 10.0 if options.quick else 30.0)
+        found.add(soak.measure_idle(directory, 10.0 if options.quick else 30.0))
 
 
-def _soak(options: Options) -> Findings:
+def _soak(options: Options, found: Findings) -> None:
     with platform_directory(capacity.ENVIRONMENT) as directory:
-        return soak.measure_soak(directory, options.soak_minutes)
+        found.add(soak.measure_soak(directory, options.soak_minutes))
 
 
-def _hops(options: Options) -> Findings:
+def _hops(options: Options, found: Findings) -> None:
     seconds = 6 if options.quick else 30
     with running_broker() as settings:
-        return hops.measure_hops(settings, {rate: rate * seconds for rate in hops.RATES_PER_S})
+        found.add(hops.measure_hops(settings, {rate: rate * seconds for rate in hops.RATES_PER_S}))
 
 
-def _overload(options: Options) -> Findings:
+def _overload(options: Options, found: Findings) -> None:
     with running_platform() as url:
-        return overload.measure_overload(url, options.quick)
+        found.add(overload.measure_overload(url, options.quick))
 
 
-def _recovery(options: Options) -> Findings:
+def _recovery(options: Options, found: Findings) -> None:
     with running_broker() as settings:
         ensure_topics(settings)
-        return recovery.measure_recovery(settings, options.quick)
+        found.add(recovery.measure_recovery(settings, options.quick))
 
 
-def _restart(options: Options) -> Findings:
+def _restart(options: Options, found: Findings) -> None:
     with platform_directory() as directory:
-        return restart.measure_restarts(directory, 2 if options.quick else 10)
+        found.add(restart.measure_restarts(directory, 2 if options.quick else 10))
 
 
-PARTS: Mapping[Part, tuple[str, Callable[[Options], Findings]]] = {
+PARTS: Mapping[Part, tuple[str, Callable[[Options, Findings], None]]] = {
     Part.VOICE: ("Measuring calls", _voice),
     Part.PEERS: ("Measuring calls to other frameworks", _peers),
     Part.CAPACITY: ("Filling one core with calls", _capacity),
@@ -122,20 +121,24 @@ def bench(
     only: Annotated[Optional[list[Part]], typer.Option(help="Measure this alone; may be repeated.")] = None,  # noqa: UP045
     soak_minutes: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--soak", help="How long calls go on for memory to be watched; 30, with --quick 2."),
+        typer.Option("--soak", help="How long calls go on for memory to be watched; 30, with --quick 1."),
     ] = None,
 ) -> None:
     """Measure the platform on this machine, from its callers' side and from its log."""
     machine = this_machine()
     progress = Console(stderr=True)
     found = report.Findings()
-    options = Options(quick, soak_minutes if soak_minutes is not None else 2.0 if quick else 30.0)
-    for part, (doing, measure) in PARTS.items():
-        if not only or part in only:
-            progress.print(doing)
-            found.add(measure(options))
-    report.show(found, str(machine))
-    print(f"Written to {report.write(found, machine.as_dict())}")
+    options = Options(quick, soak_minutes if soak_minutes is not None else 1.0 if quick else 30.0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    try:
+        for part, (doing, measure) in PARTS.items():
+            if not only or part in only:
+                progress.print(doing)
+                measure(options, found)
+    finally:
+        # Whatever ends the run, what was measured by then is worth its time.
+        report.show(found, str(machine))
+        print(f"Written to {report.write(found, machine.as_dict())}")
 
 
 if __name__ == "__main__":

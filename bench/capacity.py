@@ -21,7 +21,7 @@ from processors.agents import Pauses
 from streams.settings import REPOSITORY
 
 SESSIONS = (10, 25, 50, 75, 100, 150, 200)
-QUICK_SESSIONS = (10, 30, 60)
+QUICK_SESSIONS = (10, 40)
 OWN_MS_MAX = 100.0
 ENVIRONMENT = {
     **instant_engines.ENVIRONMENT,
@@ -65,7 +65,7 @@ def measure_capacity(directory: Path, quick: bool) -> Findings:
     most = 0
     idle = sample(directory)
     for sessions in QUICK_SESSIONS if quick else SESSIONS:
-        step = run_step(directory, sessions, 20.0 if quick else 40.0)
+        step = run_step(directory, sessions, 15.0 if quick else 40.0)
         found.add(_findings(step, idle))
         if not step.held:
             break

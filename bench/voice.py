@@ -132,14 +132,15 @@ def scenes(quick: bool) -> list[Scene]:
     return found
 
 
-def measure_voice(system: System, wanted: Sequence[Scene], quick: bool = False) -> Findings:
-    """Plays the scenes one after the other, each with callers of its own; more calls where few are at once."""
-    found = Findings()
+def measure_voice(system: System, wanted: Sequence[Scene], quick: bool, found: Findings) -> None:
+    """Plays the scenes one after the other, each with callers of its own; more calls where few are at once.
+
+    What each finds is added to `found` at once, so that a run that is broken off has it.
+    """
     for scene in wanted:
         rounds = 1 if quick or scene.calls > 2 else 3 // scene.calls
         calls = [call for _ in range(rounds) for call in asyncio.run(_play(system, scene, quick))]
         found.add(findings_of(f"{system.name}: {scene.group}", calls, system.logged([call.caller for call in calls])))
-    return found
 
 
 async def _play(system: System, scene: Scene, quick: bool) -> list[Call]:

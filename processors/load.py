@@ -35,8 +35,8 @@ STEPS: Mapping[str, tuple[Level, ...]] = {
     "api": (Level.REFUSING,),
 }
 
-# Stages that give up something for others' load.
-HEEDING = frozenset({"llm"})
+# Stages that give up something for others' load: llm makes shorter answers, and intent begins none ahead.
+HEEDING = frozenset({"intent", "llm"})
 
 WINDOW_S = 5.0
 AGES_S = 1.0
@@ -259,10 +259,14 @@ class Meter:
         return Sample(
             depth=depth,
             oldest_s=oldest_s,
-            waiting_s=max((waits.mean_s(now_s) for waits in self._waits.values()), default=0.0),
+            waiting_s=self.waiting_s(now_s),
             lag_s=lag_s,
             utilisation=max((busy.share(now_s) for busy in self._busy.values()), default=0.0),
         )
+
+    def waiting_s(self, now_s: float) -> float:
+        """How long asks wait for the engine, of the role where they wait longest."""
+        return max((waits.mean_s(now_s) for waits in self._waits.values()), default=0.0)
 
     def _forget_ages(self, now_s: float) -> None:
         while self._ages and self._ages[0][0] <= now_s - AGES_S:

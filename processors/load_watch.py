@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 SAMPLE_S = 0.5
 RETRY_S = 2.0
 RARE_PARTIALS_FACTOR = 4
+SPARE_WAIT_S = 0.1  # of asks before the engine begins with them: others are waiting
 
 
 def capacity(settings: Settings, role: str) -> int:
@@ -81,6 +82,13 @@ class LoadWatch:
         if others is not None and others.level in STEPS[self._component]:
             return max(own, others.level)
         return own
+
+    @property
+    def spares_time(self) -> bool:
+        """Whether there is time for what may be in vain: no stage is short of it, and no ask waits for an engine."""
+        others = self._board.worst(self._clock.monotonic_s(), besides=self._component) if self._board else None
+        worst = max(self._ladder.level, others.level if others is not None else Level.ORDINARY)
+        return worst < Level.RARE_PARTIALS and self._meter.waiting_s(self._clock.monotonic_s()) < SPARE_WAIT_S
 
     async def run(self, settings: Settings, codec: Codec) -> None:
         """Samples until it is cancelled, and reads what others say where this worker heeds it."""

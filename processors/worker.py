@@ -44,10 +44,12 @@ def build_core(
     agents: Mapping[str, Agent],
     embed: EmbedTexts,
     level: Callable[[], Level] = lambda: Level.ORDINARY,
+    spares_time: Callable[[], bool] = lambda: True,
 ) -> Core[Any]:
     """The stage's core; stages are imported only where they run, since some load large libraries.
 
-    `level` is the load level: what it changes is never part of a core's promises, so a repeated step may find another.
+    `level` is the load level, `spares_time` whether there is time for what may be in vain: what they change is never
+    part of a core's promises, so a repeated step may find another.
     """
     match stage.name:
         case "stt":
@@ -62,11 +64,12 @@ def build_core(
         case "intent":
             from processors.intent.core import create_core as intent_core
 
-            return intent_core(agents, embed)
+            return intent_core(agents, embed, spares_time)
         case "llm":
             from processors.llm.stage import create_core as llm_core
 
-            return llm_core(settings, agents, embed, short=lambda: level() >= Level.SHORT_ANSWERS)
+            short, busy = (lambda: level() >= Level.SHORT_ANSWERS), (lambda: not spares_time())
+            return llm_core(settings, agents, embed, short=short, busy=busy)
         case "tts":
             from processors.tts.core import create_core as tts_core
 
@@ -137,7 +140,10 @@ async def work(settings: Settings, stage: Stage) -> None:
     engines: dict[str, EngineClient] = {
         role: LoadAwareEngine(client, role, meter, lambda: watch.level, clock) for role, client in plain.items()
     }
-    core = await asyncio.to_thread(build_core, settings, stage, agents, embedder(engines, loop), lambda: watch.level)
+    embed = embedder(engines, loop)
+    core = await asyncio.to_thread(
+        build_core, settings, stage, agents, embed, lambda: watch.level, lambda: watch.spares_time
+    )
     shell = Shell(settings, stage, core, engines, producer, codec, clock, meter)
     # A producer's first record waits for connections and an id; that shall not be the first caller's.
     await producer.publish_raw(state_topic(stage.name), b"warm-up", None)

@@ -77,6 +77,22 @@ def distinct(events: Iterable[EventT]) -> list[EventT]:
     return list(first.values())
 
 
+def counted(events: Sequence[Event]) -> list[Event]:
+    """Without what was made for words that were not all that the caller said, which nobody heard.
+
+    Everything of an answer has one cause; the one that counts is that of the turn's end, which is committed.
+    """
+    responses = [event for event in events if isinstance(event, Response)]
+    ends = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
+    causes = {event.turn: event.causation_id for event in responses if event.kind in ends and event.committed}
+    void = {e.event_id for e in responses if not e.committed and causes.get(e.turn) != e.causation_id}
+    return [
+        event
+        for event in events
+        if event.event_id not in void and not (isinstance(event, SpeechChunk) and event.causation_id in void)
+    ]
+
+
 def repeats(events: Sequence[Event]) -> int:
     """Records that repeat an event id: harmless, and worth knowing."""
     return len(events) - len(distinct(events))
@@ -85,12 +101,13 @@ def repeats(events: Sequence[Event]) -> int:
 def check(evidence: Evidence, reference: Reference, tables: Mapping[str, str]) -> list[Finding]:
     """Everything about one call; `tables` names the table of each topic."""
     events = distinct(evidence.events)
+    answers = counted(events)
     return [
-        *check_turns(evidence.result, events),
+        *check_turns(evidence.result, answers),
         *check_transcripts(evidence.result, reference),
-        *check_tools(events),
-        *check_sentences(events),
-        *check_heard(evidence.result, events),
+        *check_tools(answers),
+        *check_sentences(answers),
+        *check_heard(evidence.result, answers),
         *check_caller_audio(evidence.result.caller, events),
         *check_tickets(evidence.tickets, reference),
         *check_rows(evidence.rows, events, tables),

@@ -17,10 +17,11 @@ def create_core(
     embed: EmbedTexts,
     environment: Mapping[str, str] | None = None,
     short: Callable[[], bool] = lambda: False,
+    busy: Callable[[], bool] = lambda: False,
 ) -> Conversation:
     """The conversation over these agents; embeds their documents, one request for each agent, so call it off the loop.
 
-    `short`: see `Conversation`. `TRUNKLINE_SECRET_CRM_TOKEN` is `secrets.crm_token` in tools' URLs and headers.
+    `short`, `busy`: see `Conversation`. `TRUNKLINE_SECRET_CRM_TOKEN` is `secrets.crm_token` in tools' URLs and headers.
     """
     environment = os.environ if environment is None else environment
     secrets = {
@@ -30,4 +31,4 @@ def create_core(
     }
     variables = {"erp_url": settings.erp_url.rstrip("/"), "secrets": secrets}
     knowledge = {name: KnowledgeIndex.build(agent, embed) for name, agent in agents.items()}
-    return Conversation(agents, knowledge, variables, short)
+    return Conversation(agents, knowledge, variables, short, busy)

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from processors.clickhouse.rows import TABLE_OF_TOPIC
+from processors.clickhouse.store import MIGRATIONS
 from schemas import json_form
 from schemas.event import Event
 from schemas.events import EVENTS, DeadLetter, Delivery, SpeechChunk
@@ -62,7 +63,7 @@ def in_process(data_dir: Path, script: str) -> Any:
 def test_migrations_are_applied_once(tmp_path: Path) -> None:
     twice = "print(json.dumps([store.migrate(), store.migrate()]))"
     first, second = in_process(tmp_path, twice)
-    assert first == ["0001_topics.sql", "0002_sink.sql", "0003_turns.sql", "0004_health.sql", "0005_gateway.sql"]
+    assert first == sorted(path.name for path in MIGRATIONS.glob("*.sql"))
     assert second == []
     assert in_process(tmp_path, twice) == [[], []]
 
@@ -100,6 +101,30 @@ print(json.dumps([counts, turns, raw, calls]))
     assert counts == {event.TOPIC: len(json_form.examples(event)) for event in EVENTS}
     assert calls[0][0] == calls[0][1]
     assert in_process(tmp_path / "once", script.replace("range(2)", "range(1)"))[1:] == [turns, raw, calls]
+
+
+def test_a_turns_times_are_those_of_the_revision_that_became_final(tmp_path: Path) -> None:
+    script = """
+import uuid
+from schemas.events import *
+store.migrate()
+began, session = time.time_ns() // 1000, str(uuid.uuid4())
+def put(number, kind, *given):
+    example = replace(json_form.examples(kind)[0], session_id=session, turn=1)
+    events = [
+        replace(example, event_id=str(uuid.uuid4()), occurred_at=began + 1000 * at, **fields) for at, fields in given
+    ]
+    store.write(number, TABLES[kind], columns(kind), [row(one, 0, at) for at, one in enumerate(events, 10 * number)])
+void, ahead = dict(revision=1, committed=False), dict(revision=2, committed=False)
+put(1, Transcript, (400, dict(kind=TranscriptKind.FINAL, revision=2, speech_ended_at=began)))
+put(2, Intent, *((at, dict(kind=IntentKind.DETECTED, **one)) for at, one in
+    ((120, void), (320, ahead), (410, dict(revision=2, committed=True)))))
+put(3, Response, *((at, dict(kind=ResponseKind.SENTENCE, **one)) for at, one in ((130, void), (330, ahead))))
+put(4, SpeechChunk, *((at, dict(kind=SpeechChunkKind.AUDIO, **one)) for at, one in ((180, void), (430, ahead))))
+turns = answer("SELECT turn, revision, stt_ms, intent_ms, llm_ms, tts_ms, total_ms FROM turns")
+print(json.dumps([turns, answer("SELECT begun, used, void FROM speculation")]))
+"""
+    assert in_process(tmp_path, script) == [[[1, 2, 400, 10, 0, 20, 430]], [[2, 1, 1]]]
 
 
 def test_the_plan_and_the_offsets_are_read_back(tmp_path: Path) -> None:

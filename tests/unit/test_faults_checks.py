@@ -154,6 +154,32 @@ def test_an_intact_call_has_nothing_wrong() -> None:
     assert check(INTACT, REFERENCE, TABLE_OF_TOPIC) == []
 
 
+def answered_ahead(turn_end: str) -> Callable[[list[Event]], list[Event]]:
+    """The log with the reply made ahead for one intent, and a void one for another; the turn's end is of `turn_end`."""
+
+    def change(events: list[Event]) -> list[Event]:
+        made: list[Event] = []
+        for one in events:
+            if isinstance(one, Response):
+                end = one.kind is ResponseKind.COMPLETED
+                made.append(replace(one, causation_id=turn_end if end else "intent-2", committed=end))
+            elif isinstance(one, SpeechChunk):
+                cause = f"sentence-{one.sentence}" if one.kind is SpeechChunkKind.AUDIO else "completed"
+                made.append(replace(one, causation_id=cause, committed=one.event_id == "end"))
+            else:
+                made.append(one)
+        void = response("void", ResponseKind.SENTENCE, sentence=0, causation_id="intent-1", committed=False)
+        return [*made, void, replace(chunk(0), event_id="void-0", causation_id="void", committed=False)]
+
+    return change
+
+
+def test_what_was_made_ahead_counts_when_it_was_committed_and_else_not() -> None:
+    assert check(with_log(answered_ahead("intent-2")), REFERENCE, TABLE_OF_TOPIC) == []
+    assert Kind.LOST in findings(with_log(answered_ahead("intent-3")))
+    assert Kind.DOUBLED in findings(with_log(lambda events: [*events, replace(chunk(0), event_id="again")]))
+
+
 def test_repeated_records_are_harmless_and_counted() -> None:
     doubled = [*log(), *log()[3:7]]
     assert check(replace(INTACT, events=doubled), REFERENCE, TABLE_OF_TOPIC) == []

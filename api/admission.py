@@ -144,10 +144,11 @@ class Admission:
         utilisation_max: float = 0.65,
         rng: random.Random | None = None,
         costs: Mapping[str, float] = COST,
-        machine_max: float = 0.75,
+        machine_max: float = 0.9,
         by_load: bool = True,
+        calls_min: int = 0,
     ) -> None:
-        """Without `by_load` only the numbers of calls and connections are bounded."""
+        """Without `by_load` only the numbers of calls and connections are bounded, as for the first `calls_min`."""
         self._sessions_max = sessions_max
         self._sockets_max = sockets_max
         self._utilisation_max = utilisation_max
@@ -157,6 +158,7 @@ class Admission:
         self._machine = Cost(MACHINE_COST)
         self._machine_max = machine_max
         self._by_load = by_load
+        self._calls_min = calls_min
         self._machine_share = 0.0
         self._machine_idle = 0.0
         self._taken = Newcomers()
@@ -246,7 +248,7 @@ class Admission:
             return self._refusal("overloaded", "sessions", now_s, calls, f"{calls} calls")
         if sockets >= self._sockets_max:
             return self._refusal("overloaded", "sockets", now_s, calls, f"{sockets} connections")
-        if not self._by_load:
+        if not self._by_load or calls < self._calls_min:
             return None
         if calls == 0 and not any(load.calls for load in self._board.stages(now_s).values()):
             return None  # nobody is there to suffer, and what was measured is over

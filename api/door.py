@@ -48,6 +48,7 @@ class Door:
             load.utilisation_max,
             machine_max=load.machine_max,
             by_load=load.refuse,
+            calls_min=load.calls_min,
         )
         self._settings = settings
         self._metrics = metrics

@@ -162,8 +162,11 @@ def check_sentences(events: Sequence[Event]) -> Iterator[Finding]:
             stretches[event.turn].append(Stretch(event.sample_index, event.sample_index + len(event.pcm) // 2))
             if event.last_of_sentence:
                 ends[event.turn].append(event.sentence)
-    for turn, numbers in sentences.items():
-        yield from _once(f"sentence of turn {turn}", numbers, range(max(numbers) + 1))
+    closing = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
+    counts = {event.turn: event.sentence for event in events if isinstance(event, Response) and event.kind in closing}
+    for turn in sorted({*sentences, *counts}):
+        numbers = sentences[turn]
+        yield from _once(f"sentence of turn {turn}", numbers, range(counts.get(turn, max(numbers, default=-1) + 1)))
         if turn not in _interrupted(events):
             yield from _once(f"spoken sentence of turn {turn}", ends[turn], set(numbers))
             yield from check_stretches(f"speech of turn {turn} in the log", stretches[turn], _ends_at(events, turn))

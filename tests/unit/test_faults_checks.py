@@ -92,7 +92,7 @@ def log() -> list[Event]:
         response("returned", ResponseKind.TOOL_RETURNED, tool_call_id="c", tool="open_ticket"),
         response("sentence-0", ResponseKind.SENTENCE, sentence=0),
         response("sentence-1", ResponseKind.SENTENCE, sentence=1),
-        response("completed", ResponseKind.COMPLETED, sentence=1),
+        response("completed", ResponseKind.COMPLETED, sentence=2),
         *(chunk(number) for number in range(4)),
         event(SpeechChunk, "end", kind=SpeechChunkKind.END_OF_TURN, sample_index=4 * CHUNK, sentence=1),
     ]

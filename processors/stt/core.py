@@ -396,7 +396,8 @@ class _Work:
     def _is_over(self, speech: Utterance, reading: Reading) -> bool:
         """Whether the pause is long enough for the words."""
         rules = self._rules_of(speech)
-        needed_ms = min(pause_needed_ms(reading.text, rules), _completion_ms(speech, rules))
+        sure = reading.words[-1].confidence if reading.words else 1.0
+        needed_ms = min(pause_needed_ms(reading.text, rules, sure), _completion_ms(speech, rules))
         return speech.sealed or _lasted(speech, needed_ms)
 
     def _have_best(self, speech: Utterance) -> Utterance:

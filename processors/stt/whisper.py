@@ -3,19 +3,25 @@
 Whisper was trained on windows of 30 s. Encoding 30 s for 3 s of speech costs most of the time, so the window here is
 the speech and a second more, yet at least 10 s. Short windows make the decoder repeat itself now and then; but aligned
 with the audio, words that were said twice take time twice, and a loop's copies take next to none: these are dropped.
-Where the quick model is unsure or looped, a second, larger one reads too. Nothing is sampled, so the same audio gives
-the same text.
+Where the quick model is unsure or looped, a second, larger one reads too, if a caller who waits can wait that long.
+Nothing is sampled, so the same audio gives one model the same text.
+
+The most likely token is taken each time: beams of 5 took a third longer and heard no better over the telephone. A
+reading nobody wants any more ends between two steps of it, since a step cannot be interrupted.
 """
 
 import os
 import re
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 # Idle threads of OpenMP spin unless told otherwise, and would hold a core; read when the library is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Likewise those of numpy's matrix product, which is too small here to be worth sharing.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import ctranslate2
 import numpy as np
@@ -37,9 +43,19 @@ _WINDOW_FRAMES_MAX = 3000
 _TAIL_FRAMES = 100
 _FRAMES_A_SECOND = 100
 _TOKEN_S = 0.02  # resolution of the alignment
-_BEAM = 5
+_BEAM = 1
+_BEAM_LOOPED = 5  # where n-grams are banned, the most likely token alone leads astray
 _NGRAM_BANNED = 4
 _PROMPT_TOKENS_MAX = 100
+_SENTENCE_ENDS = ".!?。！？"
+_FEATURE_FRAMES_MIN = 4  # more than a spectrum's window, which reaches over frames
+_SILENT_FRAMES = 3
+
+# Asked at the hesitation pause, the reading is there 550 ms after the end of speech, the second opinion included.
+SECOND_BUDGET_S = 0.45
+_SECOND_RATIO = 2.2  # the second model's time by the first's, until it is measured
+_SECOND_RATIO_MAX = 4.0  # one slow moment must not rule it out for ever
+_SECOND_RATIO_KEPT = 0.8
 
 # Chosen on human speech, clean, over the telephone, quiet, overdriven and in noise.
 UNSURE_BELOW = -0.25  # average log probability of a token
@@ -73,8 +89,8 @@ class Reading:
 
     @property
     def silent(self) -> bool:
-        """No words: the model says that it hears no speech, and its words are as unlikely."""
-        return not self.text or (self.no_speech > _SILENT_ABOVE and self.logprob < _SILENT_BELOW)
+        """No words but punctuation, or the model says that it hears no speech, and its words are as unlikely."""
+        return not words_of(self.text) or (self.no_speech > _SILENT_ABOVE and self.logprob < _SILENT_BELOW)
 
     @property
     def confidence(self) -> float:
@@ -128,19 +144,11 @@ class WhisperReader:
 
     def encode(self, pcm: bytes) -> Any:
         """See `Reader`."""
-        samples = np.frombuffer(pcm, dtype="<i2")
-        spoken = -(-len(samples) // _FRAME_SAMPLES)
-        frames = min(_WINDOW_FRAMES_MAX, max(_WINDOW_FRAMES_MIN, spoken + _TAIL_FRAMES))
-        frames += frames % 2  # the encoder halves them
-        waveform = np.zeros(frames * _FRAME_SAMPLES, dtype=np.float32)
-        waveform[: len(samples)] = samples
-        waveform /= 32768
-        mel: NDArray[np.float32] = self._features(waveform, padding=0)[None, :, :frames]
-        return self._model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(mel, dtype=np.float32)))
+        return self._model.encode(ctranslate2.StorageView.from_array(log_mel(self._features, pcm)))
 
     def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
         """See `Reader`; the copies of a loop are dropped, or else repeated n-grams are banned."""
-        reading = self._generate(encoded, seconds, request, language, ngram=0)
+        reading = self._generate(encoded, seconds, request, language, beam=_BEAM)
         if not repeats(reading.text):
             return reading
         heard = self.align(encoded, reading, seconds)
@@ -150,16 +158,18 @@ class WhisperReader:
         if kept and kept[-1].end_ms - kept[0].start_ms >= _LOOPED_SPAN_MIN * heard[-1].end_ms:
             text = " ".join(word.word for word in kept)
             return replace(reading, text=text, words=kept, suspect=True)
-        other = self._generate(encoded, seconds, request, language, ngram=_NGRAM_BANNED)
+        other = self._generate(encoded, seconds, request, language, beam=_BEAM_LOOPED, ngram=_NGRAM_BANNED)
         return replace(other, suspect=True)
 
-    def _generate(self, encoded: Any, seconds: float, request: Transcribe, language: str, ngram: int) -> Reading:
+    def _generate(
+        self, encoded: Any, seconds: float, request: Transcribe, language: str, beam: int, ngram: int = 0
+    ) -> Reading:
         tokenizer = self._tokenizer(language)
         prompt = [*self._vocabulary(tokenizer, request.vocabulary), *tokenizer.sot_sequence, tokenizer.no_timestamps]
         result = self._model.generate(
             encoded,
             [prompt],
-            beam_size=_BEAM,
+            beam_size=beam,
             no_repeat_ngram_size=ngram,
             max_length=len(prompt) + min(220, 16 + int(12 * seconds)),
             return_scores=True,
@@ -215,9 +225,18 @@ class WhisperReader:
 class WhisperEngine:
     """Speech to text by a quick model and, where that is unsure, a second one; see `processors.engine.Engine`."""
 
-    def __init__(self, quick: Reader, second: Reader | None = None, licence: str = "", concurrency: int = 1) -> None:
+    def __init__(
+        self,
+        quick: Reader,
+        second: Reader | None = None,
+        licence: str = "",
+        concurrency: int = 1,
+        now_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._quick = quick
         self._second = second
+        self._now_s = now_s
+        self._second_ratio = _SECOND_RATIO
         readers = [reader for reader in (quick, second) if reader is not None]
         self._capabilities = Capabilities(
             role="stt",
@@ -241,8 +260,12 @@ class WhisperEngine:
                 encoded = reader.encode(silence)
                 reader.align(encoded, reader.read(encoded, 1.0, Transcribe(silence), "en"), 1.0)
 
-    def answer(self, request: Request) -> Iterator[Reply]:
+    def answer(self, request: Request) -> "Transcription":
         """One `Transcribed`; `refused` for a language that no model knows, `invalid` for what is no PCM of 30 s."""
+        stopped = threading.Event()
+        return Transcription(self._answer(request, stopped.is_set), stopped)
+
+    def _answer(self, request: Request, stopped: Callable[[], bool]) -> Generator[Reply]:
         if not isinstance(request, Transcribe):
             raise EngineError("invalid", f"expected Transcribe, found {type(request).__name__}")
         if len(request.pcm) % 2:
@@ -250,17 +273,18 @@ class WhisperEngine:
         duration_ms = len(request.pcm) * 1000 // (2 * SAMPLE_RATE_HZ)
         if duration_ms > AUDIO_MS_MAX:
             raise EngineError("invalid", f"pcm: expected at most {AUDIO_MS_MAX} ms, found {duration_ms}")
-        yield self._transcribe(request, duration_ms)
-
-    def _transcribe(self, request: Transcribe, duration_ms: int) -> Transcribed:
-        started_s = time.perf_counter()
         language = (request.language or "en").partition("-")[0].lower()
         readers = [reader for reader in (self._quick, self._second) if reader and reader.speaks(language)]
         if not readers:
             raise EngineError("refused", f"language: expected one of {', '.join(self.capabilities.languages)}")
         if duration_ms < AUDIO_MS_MIN:
-            return Transcribed("", (), 0.0, language, readers[0].name, 0.0)
-        reader, encoded, reading = self._best(readers, request, duration_ms / 1000, language)
+            yield Transcribed("", (), 0.0, language, readers[0].name, 0.0)
+            return
+        started_s = self._now_s()
+        best = self._best(readers, request, duration_ms / 1000, language, stopped)
+        if best is None:
+            return
+        reader, encoded, reading = best
         words: tuple[HeardWord, ...] = ()
         if not reading.silent:
             if reading.words:
@@ -269,31 +293,95 @@ class WhisperEngine:
                 words = estimated(reading, duration_ms)
             else:
                 words = reader.align(encoded, reading, duration_ms / 1000)
-        return Transcribed(
+        yield Transcribed(
             text="" if reading.silent else reading.text,
             words=words,
             confidence=0.0 if reading.silent else reading.confidence,
             language=language,
             model=reading.model,
-            compute_ms=(time.perf_counter() - started_s) * 1000,
+            compute_ms=(self._now_s() - started_s) * 1000,
         )
 
     def _best(
-        self, readers: Sequence[Reader], request: Transcribe, seconds: float, language: str
-    ) -> tuple[Reader, Any, Reading]:
-        """The first reader's reading, or the second's where the first is unsure and the caller can wait for it."""
+        self,
+        readers: Sequence[Reader],
+        request: Transcribe,
+        seconds: float,
+        language: str,
+        stopped: Callable[[], bool],
+    ) -> tuple[Reader, Any, Reading] | None:
+        """The first reader's reading, or the second's where the first is unsure and the caller can wait for it.
+
+        None where it was stopped before there was one.
+        """
         first, *others = readers
+        began_s = self._now_s()
         encoded = first.encode(request.pcm)
+        if stopped():
+            return None
         reading = first.read(encoded, seconds, request, language)
+        if stopped():
+            return None
+        spent_s = self._now_s() - began_s
         unsure = reading.suspect or reading.logprob < UNSURE_BELOW
-        if reading.silent or request.partial or request.quick or not unsure or not others:
+        in_time = spent_s * (1 + self._second_ratio) <= SECOND_BUDGET_S
+        if reading.silent or request.partial or request.quick or not (unsure and others and in_time):
             return first, encoded, reading
         second = others[0]
         encoded_second = second.encode(request.pcm)
+        if stopped():
+            return None
         opinion = second.read(encoded_second, seconds, request, language)
+        self._measured((self._now_s() - began_s - spent_s) / max(spent_s, 1e-3))
+        if stopped():
+            return None
         if opinion.silent or (opinion.suspect and not reading.suspect):
             return first, encoded, reading
         return second, encoded_second, opinion
+
+    def _measured(self, ratio: float) -> None:
+        """The second model took that many times as long as the first, for the same audio in the same moment."""
+        kept = _SECOND_RATIO_KEPT * self._second_ratio + (1 - _SECOND_RATIO_KEPT) * ratio
+        self._second_ratio = min(kept, _SECOND_RATIO_MAX)
+
+
+class Transcription(Iterator[Reply]):
+    """The replies to one request. `cancel` may be called from another thread: it ends after the step at work."""
+
+    def __init__(self, replies: Generator[Reply], stopped: threading.Event) -> None:
+        self._replies = replies
+        self._stopped = stopped
+
+    def __next__(self) -> Reply:
+        return next(self._replies)
+
+    def cancel(self) -> None:
+        """Nobody wants it any more."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Ends it; no call may be under way."""
+        self._replies.close()
+
+
+def log_mel(extractor: FeatureExtractor, pcm: bytes) -> NDArray[np.float32]:
+    """The encoder's input, float32 (1, mels, frames): the speech, then silence to the end of its window.
+
+    Of the silence a few frames are computed and repeated; the rest would be equal to them.
+    """
+    samples = np.frombuffer(pcm, dtype="<i2")
+    spoken = -(-len(samples) // _FRAME_SAMPLES)
+    frames = min(_WINDOW_FRAMES_MAX, max(_WINDOW_FRAMES_MIN, spoken + _TAIL_FRAMES))
+    frames += frames % 2  # the encoder halves them
+    computed = min(frames, max(_FEATURE_FRAMES_MIN, spoken + _SILENT_FRAMES))
+    waveform = np.zeros(computed * _FRAME_SAMPLES, dtype=np.float32)
+    waveform[: len(samples)] = samples
+    waveform /= 32768
+    found = extractor(waveform, padding=0)[:, :computed]
+    mel = np.empty((1, found.shape[0], frames), dtype=np.float32)
+    mel[0, :, :computed] = found
+    mel[0, :, computed:] = found[:, -1:]
+    return mel
 
 
 def words_of(text: str) -> list[str]:
@@ -359,7 +447,10 @@ def estimated(reading: Reading, duration_ms: int) -> tuple[HeardWord, ...]:
 
 
 def _heard(spans: Sequence[tuple[str, float, float, float]]) -> tuple[HeardWord, ...]:
-    """Words with their punctuation, from the tokenizer's words, where a leading space begins a new one."""
+    """Words with their punctuation, from the tokenizer's words, where a leading space begins a new one.
+
+    A word at the end of a sentence is no surer than that end.
+    """
     words: list[HeardWord] = []
     for word, start_s, end_s, probability in spans:
         bare = word.strip()
@@ -367,7 +458,9 @@ def _heard(spans: Sequence[tuple[str, float, float, float]]) -> tuple[HeardWord,
             continue
         attached = words and not (word.startswith(" ") and re.search(r"\w", bare))
         if attached:
-            words[-1] = HeardWord(words[-1].word + bare, words[-1].start_ms, words[-1].end_ms, words[-1].confidence)
+            last = words[-1]
+            sure = min(last.confidence, probability) if bare[-1] in _SENTENCE_ENDS else last.confidence
+            words[-1] = HeardWord(last.word + bare, last.start_ms, last.end_ms, sure)
         else:
             words.append(HeardWord(bare, round(start_s * 1000), round(end_s * 1000), probability))
     return tuple(words)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from processors.agents import load_agents
 from processors.engine import HeardWord, Transcribe, Transcribed
 from processors.stage import (
     Answered,
@@ -32,10 +33,11 @@ from processors.stage import (
     event_id,
 )
 from processors.stt.core import SttCore
-from processors.stt.endpoint import SttRules, pause_needed_ms
+from processors.stt.endpoint import SttRules, pause_needed_ms, rules_of
 from processors.stt.state import WINDOW_SAMPLES, Hearing
 from schemas.event import Event
 from schemas.events import AudioFrame, Control, ControlKind, Session, SessionKind, Transcript, TranscriptKind
+from streams.settings import REPOSITORY
 
 SESSION = "5b0f5a1e-3c55-4a30-9d4c-0d1a40a5a111"
 TOPIC = "voice.audio.in"
@@ -246,12 +248,59 @@ def test_speech_that_goes_on_makes_the_revision_void() -> None:
         ("Well, um.", 800),
         ("I would like...", 800),
         ("Do you have boots in size 10?", 300),
-        ("where is my order", 550),
+        ("And Mr.", 800),
+        ("where is my order", 800),
         ("I want to know where it is.", 550),
     ],
 )
 def test_words_decide_how_long_a_pause_must_be(text: str, pause_ms: int) -> None:
     assert pause_needed_ms(text, SttRules()) == pause_ms
+
+
+@pytest.mark.parametrize(
+    ("text", "sure", "pause_ms"),
+    [
+        ("He was not.", 0.9, 300),
+        ("He was not.", 0.66, 550),
+        ("Had he married?", 0.66, 550),
+        ("He was not an illness.", 0.2, 800),
+        ("Do you have boots in size 10?", 0.6, 800),
+        ("No, that is all. Goodbye.", 0.6, 300),
+        ("", 0.0, 300),
+    ],
+)
+def test_an_unsure_end_is_waited_for(text: str, sure: float, pause_ms: int) -> None:
+    assert pause_needed_ms(text, SttRules(), sure) == pause_ms
+
+
+@pytest.mark.parametrize(
+    ("text", "pause_ms"),
+    [
+        ("My order number is 1.", 800),
+        ("My order number is one, zero, four.", 800),
+        ("My order number is one zero four two.", 300),
+        ("It is 1-0-4-2.", 300),
+        ("It is 10425.", 800),
+    ],
+)
+def test_a_number_of_known_form_is_over_with_its_last_digit(text: str, pause_ms: int) -> None:
+    assert pause_needed_ms(text, SttRules(numbers=("[0-9]{4}",)), 0.5) == pause_ms
+
+
+def test_an_agents_numbers_are_known_to_its_ear() -> None:
+    agents = load_agents(REPOSITORY / "infra" / "agents")
+    assert rules_of(agents)("shop").numbers == ("[0-9]{4}",)
+
+
+@pytest.mark.parametrize(("sure", "least_ms"), [(0.9, 272), (0.6, 528), (0.3, 784)])
+def test_the_last_words_confidence_decides_the_pause(sure: float, least_ms: int) -> None:
+    def doubtful(request: Transcribe) -> Transcribed:
+        reply = read(request)
+        words = tuple(HeardWord(word.word, word.start_ms, word.end_ms, sure) for word in reply.words)
+        return Transcribed(reply.text, words, reply.confidence, reply.language, reply.model, reply.compute_ms)
+
+    ear = heard(silence(400) + speech(900) + silence(1000), answer=doubtful)
+    assert least_ms <= ear.finals()[0].pause_ms <= least_ms + 70
 
 
 def test_an_open_end_waits_for_the_completion_pause() -> None:

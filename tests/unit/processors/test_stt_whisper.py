@@ -1,13 +1,16 @@
 """When a reading is trusted: scripted readers around the real engine logic, and the guard against loops."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
+from faster_whisper.feature_extractor import FeatureExtractor
 
 from processors.engine import HeardWord, Transcribe, Transcribed
-from processors.stt.whisper import Reading, WhisperEngine, estimated, repeats, said
+from processors.stt.whisper import Reading, WhisperEngine, _heard, estimated, log_mel, repeats, said
 
 SECOND = bytes(2 * 16000)
 
@@ -23,6 +26,7 @@ class ScriptedReader:
     suspect: bool = False
     languages: tuple[str, ...] = ("en",)
     reads: int = field(default=0)
+    reading: Callable[[], None] = lambda: None
 
     def speaks(self, language: str) -> bool:
         return language in self.languages
@@ -33,6 +37,7 @@ class ScriptedReader:
     def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
         assert encoded == self.name, "each reader has an encoding of its own"
         self.reads += 1
+        self.reading()
         return Reading(self.text, (1, 2), self.logprob, self.no_speech, self.suspect, self.name, language)
 
     def align(self, encoded: Any, reading: Reading, seconds: float) -> tuple[HeardWord, ...]:
@@ -63,11 +68,74 @@ def test_who_is_believed(quick: dict[str, Any], second: dict[str, Any], partial:
     assert ask(engine, partial=partial).model == model
 
 
+class Watch:
+    """A clock that only readers move."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def takes(self, seconds: float) -> Callable[[], None]:
+        def pass_by() -> None:
+            self.now_s += seconds
+
+        return pass_by
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.mark.parametrize(("first_s", "model"), [(0.08, "second"), (0.13, "second"), (0.15, "quick"), (1.0, "quick")])
+def test_a_second_opinion_that_would_come_too_late_is_not_asked_for(first_s: float, model: str) -> None:
+    watch = Watch()
+    quick = ScriptedReader("quick", logprob=-0.5, reading=watch.takes(first_s))
+    assert ask(WhisperEngine(quick, ScriptedReader("second"), now_s=watch)).model == model
+
+
+def test_a_slow_second_model_is_asked_less_but_never_ruled_out() -> None:
+    watch = Watch()
+    quick = ScriptedReader("quick", logprob=-0.5, reading=watch.takes(0.1))
+    second = ScriptedReader("second", reading=watch.takes(2.0))
+    engine = WhisperEngine(quick, second, now_s=watch)
+    assert [ask(engine).model for _ in range(3)] == ["second", "quick", "quick"]
+    quick.reading = watch.takes(0.08)
+    assert ask(engine).model == "second"
+
+
+@pytest.mark.parametrize("stopped_in", ["quick", "second"])
+def test_a_reading_nobody_wants_ends_after_the_step_at_work(stopped_in: str) -> None:
+    quick, second = ScriptedReader("quick", logprob=-0.5), ScriptedReader("second")
+    replies = WhisperEngine(quick, second).answer(Transcribe(SECOND))
+    {"quick": quick, "second": second}[stopped_in].reading = replies.cancel
+    assert list(replies) == []
+    assert (quick.reads, second.reads) == (1, stopped_in == "second")
+
+
+@pytest.mark.parametrize("samples", [960, 16_000, 95_999, 160_000, 479_000])
+def test_features_are_those_of_the_whole_window(samples: int) -> None:
+    extractor = FeatureExtractor()
+    speech = np.random.default_rng(1).normal(0, 2000, samples).astype("<i2")
+    found = log_mel(extractor, speech.tobytes())
+    frames = found.shape[2]
+    whole = np.zeros(frames * 160, dtype=np.float32)
+    whole[:samples] = speech
+    assert frames >= min(3000, samples // 160 + 100)
+    np.testing.assert_allclose(found[0], extractor(whole / 32768, padding=0)[:, :frames], atol=1e-5)
+
+
+def test_a_word_is_no_surer_than_the_end_it_makes() -> None:
+    heard = _heard([(" So", 0, 0.2, 0.9), (",", 0.2, 0.2, 0.1), (" he", 0.2, 0.4, 0.9), (".", 0.4, 0.4, 0.3)])
+    assert [(word.word, word.confidence) for word in heard] == [("So,", 0.9), ("he.", 0.3)]
+
+
 def test_silence_needs_no_second_opinion() -> None:
     second = ScriptedReader("second")
     engine = WhisperEngine(ScriptedReader("quick", text="you", logprob=-0.7, no_speech=0.95), second)
     assert ask(engine).text == ""
     assert second.reads == 0
+
+
+def test_punctuation_alone_is_silence() -> None:
+    assert ask(WhisperEngine(ScriptedReader("quick", text=". . . . ."))).text == ""
 
 
 def test_another_language_goes_to_the_model_that_knows_it() -> None:

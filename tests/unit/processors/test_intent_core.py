@@ -9,9 +9,24 @@ import pytest
 from processors.agents import load_agents
 from processors.engine import Embed, Embedded
 from processors.intent import keywords
-from processors.intent.core import Examples, IntentCore, confidence_of, readings
-from processors.stage import Answered, Ask, Drop, Emit, End, Failed, Position, Received, Refuse, event_id
-from schemas.events import Intent, Session, SessionKind, Transcript, TranscriptKind
+from processors.intent.core import Examples, IntentCore, State, confidence_of, readings
+from processors.stage import (
+    Answered,
+    Ask,
+    Cancel,
+    Drop,
+    Emit,
+    End,
+    Failed,
+    Hold,
+    Position,
+    Received,
+    Refuse,
+    Release,
+    Speculated,
+    event_id,
+)
+from schemas.events import Intent, IntentKind, Session, SessionKind, Transcript, TranscriptKind
 
 AGENTS = load_agents(Path(__file__).parents[3] / "infra" / "agents")
 NOW_US = 1_763_900_000_000_000
@@ -158,3 +173,101 @@ def test_a_text_of_one_sentence_has_one_reading() -> None:
         "It is 1042.",
     ]
     assert isinstance(Embed(tuple(readings("x"))), Embed)
+
+
+# ---- ahead of the final
+
+
+def a_partial(text: str, revision: int = 1, **fields: Any) -> Transcript:
+    given = {"event_id": f"p{revision}", "kind": TranscriptKind.PARTIAL, "pause_ms": 100, "revision": revision}
+    return a_final(text, **{**given, **fields})
+
+
+def resumed(revision: int = 1) -> Transcript:
+    return a_final("", event_id=f"r{revision}", kind=TranscriptKind.SPEECH_RESUMED, revision=revision)
+
+
+def stepped(stage: IntentCore, *happenings: Any) -> tuple[State, list[Any]]:
+    state, outcomes = stage.start("s1"), list[Any]()
+    for happening in happenings:
+        step = stage.apply(state, happening, NOW_US)
+        state = step.state
+        outcomes += step.outcomes
+    return state, outcomes
+
+
+def intents(outcomes: list[Any]) -> list[Intent]:
+    events = [outcome.event for outcome in outcomes if isinstance(outcome, Emit)]
+    return [event for event in events if isinstance(event, Intent)]
+
+
+GOODBYE = Answered("p1", embedded((0.0, 1.0, 0.0)), last=True)
+
+
+def test_words_at_a_pause_are_judged_and_the_final_takes_the_judgement_over() -> None:
+    heard = (received(a_partial("Goodbye.")), GOODBYE, received(a_final("Goodbye.", revision=1)))
+    state, outcomes = stepped(core(), *heard)
+    ahead, final = intents(outcomes)
+    assert (ahead.committed, ahead.revision, ahead.turn) == (False, 1, 1)
+    assert (final.committed, final.event_id, final.causation_id) == (True, event_id("f1", "detected"), "f1")
+    assert (final.intent, final.confidence, final.text) == (ahead.intent, ahead.confidence, "Goodbye.")
+    assert len([outcome for outcome in outcomes if isinstance(outcome, Ask)]) == 1
+    assert Hold() in outcomes
+    assert Release(Transcript.TOPIC, 8) in outcomes
+    assert state == core().start("s1")
+
+
+def test_a_final_that_comes_before_the_judgement_is_what_is_judged() -> None:
+    state, outcomes = stepped(
+        core(), received(a_partial("Goodbye.")), received(a_final("Goodbye.", revision=1)), GOODBYE
+    )
+    (only,) = intents(outcomes)
+    assert (only.committed, only.causation_id, only.intent) == (True, "f1", "goodbye")
+    assert state == core().start("s1")
+
+
+@pytest.mark.parametrize(("text", "revision"), [("Goodbye now.", 1), ("Goodbye.", 2)])
+def test_a_final_of_other_words_is_judged_anew(text: str, revision: int) -> None:
+    heard = (received(a_partial("Goodbye.")), GOODBYE, received(a_final(text, revision=revision)))
+    state, outcomes = stepped(core(), *heard)
+    assert [outcome.ask_id for outcome in outcomes if isinstance(outcome, Ask)] == ["p1", "f1"]
+    assert Speculated("void", 4.0) in outcomes
+    assert state.ahead is None
+
+
+def test_a_caller_who_goes_on_makes_what_was_begun_void() -> None:
+    state, outcomes = stepped(core(), received(a_partial("Goodbye.")), GOODBYE, received(resumed()))
+    ahead, withdrawn = intents(outcomes)
+    assert (withdrawn.kind, withdrawn.committed, withdrawn.revision) == (IntentKind.WITHDRAWN, False, 1)
+    assert withdrawn.turn == ahead.turn
+    assert Release(Transcript.TOPIC, 8) in outcomes
+    assert state.ahead is None
+
+
+def test_a_caller_who_goes_on_stops_the_judgement_that_is_on_its_way() -> None:
+    state, outcomes = stepped(core(), received(a_partial("Goodbye.")), received(resumed()), GOODBYE)
+    assert intents(outcomes) == []
+    assert Cancel("p1") in outcomes
+    assert state == core().start("s1")
+
+
+def test_after_a_crash_the_recorded_judgement_is_the_one_that_is_committed() -> None:
+    (said,) = intents(stepped(core(), received(a_partial("Goodbye.")), GOODBYE)[1])
+    _, outcomes = stepped(core(), received(a_partial("Goodbye."), (said,)), received(a_final("Goodbye.", revision=1)))
+    (final,) = intents(outcomes)
+    assert (final.committed, final.intent) == (True, "goodbye")
+    assert not [outcome for outcome in outcomes if isinstance(outcome, Ask)]
+
+
+@pytest.mark.parametrize("partial", [a_partial("Goodbye.", pause_ms=0), a_partial(" ")])
+def test_words_in_full_flow_are_not_judged(partial: Transcript) -> None:
+    assert stepped(core(), received(partial)) == (core().start("s1"), [])
+
+
+def test_nothing_is_begun_where_there_is_no_time_or_the_agent_does_not_want_it() -> None:
+    vectors = Examples(tuple(AXES), np.eye(2, 3, dtype=np.float32))
+    busy = IntentCore(AGENTS, {"shop": vectors}, lambda: False)
+    assert stepped(busy, received(a_partial("Goodbye.")))[1] == [Drop("no_time_to_speculate")]
+    shop = AGENTS["shop"]
+    patient = shop.model_copy(update={"pauses": shop.pauses.model_copy(update={"speculate": False})})
+    assert stepped(IntentCore({"shop": patient}, {"shop": vectors}), received(a_partial("Goodbye.")))[1] == []

@@ -25,10 +25,12 @@ from processors.stage import (
     Emit,
     End,
     Failed,
+    Hold,
     Outcome,
     Position,
     Received,
     Refuse,
+    Release,
     Wake,
     Woken,
 )
@@ -839,3 +841,171 @@ def test_under_load_documents_and_the_model_give_one_sentence_and_templates_stay
     assert said[False][1] == "Bright colours are easy to see. They look good too."
     assert said[True][2] == said[False][2]
     assert len(said[True][2].split(". ")) > 1
+
+
+# ---- ahead of the commitment
+
+
+def ahead(known: Intent, revision: int = 1) -> Intent:
+    """The same, while the caller may go on."""
+    event_id = f"00000000-0000-0000-{revision:04d}-{known.turn:012d}"
+    return replace(known, event_id=event_id, revision=revision, committed=False)
+
+
+def final(known: Intent, revision: int = 1) -> Intent:
+    return replace(known, revision=revision)
+
+
+def withdrawn(turn: int, revision: int) -> Intent:
+    fields: dict[str, Any] = {"intent": "none", "confidence": 0.0, "revision": revision, "committed": False}
+    return Intent(**envelope(800 + 10 * turn + revision, turn), kind=IntentKind.WITHDRAWN, **fields)
+
+
+def flags(call: Call, turn: int = 1) -> list[tuple[str, bool]]:
+    return [(event.kind.value, event.committed) for event in call.log if event.turn == turn]
+
+
+THANKS = intent(1, "thanks", "thanks")
+ORDER = intent(1, "order_status", "order 1042", order_number="1042")
+TICKET = intent(1, "open_ticket", "I want to make a complaint.")
+
+
+def test_a_template_is_said_ahead_and_completed_when_it_is_committed(call: Call) -> None:
+    before = call.state.memory
+    call.receive(ahead(THANKS))
+    assert set(flags(call)) == {("sentence", False)}
+    assert call.state.memory == before
+    assert Hold() in call.other
+    call.receive(final(THANKS))
+    assert flags(call) == [("sentence", False), ("sentence", False), ("completed", True)]
+    assert (call.last().revision, call.last().text) == (1, call.said(1))
+    usual = Call()
+    usual.receive(started())
+    usual.receive(final(THANKS))
+    assert call.state.memory == usual.state.memory
+    assert Release(Intent.TOPIC, 2**62) in call.other
+
+
+def test_a_caller_who_goes_on_leaves_no_trace_in_the_memory(call: Call) -> None:
+    before = call.state
+    call.receive(ahead(ORDER))
+    (request,) = [ask.request for ask in call.asks.values()]
+    assert isinstance(request, CallTool)
+    call.receive(withdrawn(1, 1))
+    assert not call.asks
+    assert flags(call) == [("tool_called", False), ("cancelled", False)]
+    assert call.state == before
+    assert Release(Intent.TOPIC, 2**62) in call.other
+    call.receive(final(THANKS, 2))
+    assert flags(call)[-2:] == [("sentence", True), ("completed", True)]
+
+
+def test_a_read_only_tool_runs_ahead_and_its_answer_is_not_fetched_again(call: Call) -> None:
+    call.receive(ahead(ORDER))
+    call.tool(200, SHIPPED)
+    assert ("sentence", False) in flags(call)
+    said = call.said(1)
+    call.receive(final(ORDER))
+    assert not call.asks
+    assert call.said(1) == said
+    assert flags(call)[-1] == ("completed", True)
+    assert call.state.memory.known("order_number") is not None
+
+
+def test_what_has_an_effect_waits_for_the_commitment(call: Call) -> None:
+    problem = replace(intent(2, "none", "The zipper is broken.", 0.2), revision=1)
+    call.receive(final(TICKET))
+    call.receive(ahead(problem))
+    assert not call.asks
+    assert flags(call, 2) == []
+    call.receive(final(problem))
+    assert flags(call, 2) == [("tool_called", True)]
+    call.tool(201, {"number": "7"})
+    assert flags(call, 2)[-1] == ("completed", True)
+
+
+def test_a_goodbye_ahead_ends_nothing(call: Call) -> None:
+    goodbye = intent(1, "goodbye", "goodbye")
+    call.receive(ahead(goodbye))
+    assert all(not event.action for event in call.log)
+    call.receive(final(goodbye))
+    assert call.last().action == "hang_up"
+
+
+@pytest.mark.parametrize("other", [final(ORDER, 2), replace(final(THANKS), text="thank you")])
+def test_a_final_of_other_words_is_answered_anew(call: Call, other: Intent) -> None:
+    call.receive(ahead(THANKS))
+    call.receive(other)
+    assert flags(call)[:3] == [("sentence", False), ("sentence", False), ("cancelled", False)]
+    assert all(committed for _, committed in flags(call)[3:])
+    assert len(flags(call)) > 3
+
+
+def test_the_model_goes_on_over_the_commitment(call: Call) -> None:
+    question = intent(1, "none", "which colours suit mountain people", 0.1)
+    call.receive(ahead(question))
+    call.embedded()
+    call.answer("llm", Generated("Bright colours are easy to see. They"), last=False)
+    call.receive(final(question))
+    call.model(" look good. ")
+    assert flags(call) == [("sentence", False), ("sentence", True), ("completed", True)]
+    assert call.said(1) == "Bright colours are easy to see. They look good."
+    assert len({event.causation_id for event in call.log if event.turn == 1}) == 1
+
+
+def test_a_turn_goes_on_until_the_next_is_committed(call: Call) -> None:
+    call.receive(final(ORDER))
+    call.receive(ahead(intent(2, "thanks", "thanks")))
+    assert call.ask("tools")
+    call.receive(withdrawn(2, 1))
+    call.tool(200, SHIPPED)
+    assert flags(call)[-1] == ("completed", True)
+    assert flags(call, 2)[-1] == ("cancelled", False)
+    assert not any(committed for _, committed in flags(call, 2))
+
+
+def test_speech_that_is_cut_before_its_commitment_was_read_ends_cancelled(call: Call) -> None:
+    call.receive(ahead(ORDER))
+    call.receive(control(ControlKind.BARGE_IN, 1))
+    assert not call.asks
+    call.receive(final(ORDER))
+    assert flags(call) == [("tool_called", False), ("cancelled", True)]
+    assert not call.asks
+
+
+def test_where_engines_are_busy_nothing_is_asked_before_the_commitment() -> None:
+    core = create_core(
+        Settings(erp_url="http://erp:1/", data_dir=Path("/nowhere")), AGENTS, embed, {}, busy=lambda: True
+    )
+    call = Call(core, core.start(SESSION))
+    call.receive(started())
+    question = intent(1, "none", "which colours suit mountain people", 0.1)
+    call.receive(ahead(question))
+    assert not call.asks
+    call.receive(final(question))
+    assert call.ask("embeddings")
+
+
+@pytest.mark.parametrize("kept", range(5))
+def test_after_a_crash_what_was_said_ahead_stays_said(kept: int) -> None:
+    """However much of it had reached the log, the turn is whole, and the tool was called under one key."""
+    first = Call()
+    first.receive(started())
+    first.receive(ahead(ORDER))
+    first.tool(200, SHIPPED)
+    first.receive(final(ORDER))
+    made = [event for event in first.log if event.turn == 1]
+    again = Call()
+    again.receive(started())
+    log = again.log = [*again.log, *made[:kept]]
+    known = {event.event_id for event in log}
+    core = again.core
+    step = core.apply(again.state, Received(ahead(ORDER), Position(Intent.TOPIC, 0, 9), tuple(made[:kept])), NOW_US)
+    again.state = step.state
+    again.take([one for one in step.outcomes if not (isinstance(one, Emit) and one.event.event_id in known)])
+    if again.asks:
+        again.tool(200, SHIPPED)
+    again.receive(final(ORDER))
+    assert [(e.kind, e.text) for e in again.log if e.turn == 1] == [(e.kind, e.text) for e in made]
+    assert {e.tool_call_id for e in again.log if e.tool} == {e.tool_call_id for e in made if e.tool}
+    assert again.state.memory == first.state.memory

@@ -1,5 +1,6 @@
 """The tts core: order, the end of a turn, interruption, and going on where a crash cut a sentence."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,19 @@ from hypothesis import strategies as st
 
 from processors.agents import Voice
 from processors.engine import Speak, Spoken
-from processors.stage import Answered, Ask, Cancel, Drop, Emit, Failed, Happening, Outcome, Position, Received
+from processors.stage import (
+    Answered,
+    Ask,
+    Cancel,
+    Drop,
+    Emit,
+    Failed,
+    Happening,
+    Outcome,
+    Position,
+    Received,
+    Speculated,
+)
 from processors.tts.core import SENTENCE_PAUSE_MS, Answer, State, TtsCore
 from schemas.events import Control, ControlKind, Response, ResponseKind, SpeechChunk, SpeechChunkKind
 
@@ -190,3 +203,64 @@ def test_whatever_was_recorded_before_a_crash_the_speech_is_whole_and_once(lengt
 @pytest.mark.parametrize("state", [State(), State({"i1": Answer(480, 12.5), "i2": Answer(void=True)}, 2)])
 def test_the_position_survives(state: State) -> None:
     assert CORE.load("s1", CORE.save(state)) == state
+
+
+# ---- answers that are not committed
+
+
+def ahead(index: int, revision: int, text: str = "Hello.") -> Response:
+    mine: dict[str, Any] = {"event_id": f"a{revision}-{index}", "causation_id": f"i{revision}"}
+    return replace(a_sentence(index, text), **mine, revision=revision, committed=False)
+
+
+def withdrawn(revision: int) -> Response:
+    mine = {**envelope(f"x{revision}", 1), "causation_id": f"i{revision}"}
+    return Response(**mine, kind=ResponseKind.CANCELLED, revision=revision, committed=False)
+
+
+def test_what_is_not_committed_is_spoken_and_says_so() -> None:
+    state, outcomes = played(CORE.start("s1"), received(ahead(0, 2)))
+    (ask,) = asks(outcomes)
+    state, outcomes = played(state, *spoken(ask.ask_id, b"\1\0" * 10))
+    assert {(chunk.committed, chunk.revision) for chunk in chunks(outcomes)} == {(False, 2)}
+    end = replace(completed(), causation_id="i2", revision=2)
+    state, outcomes = played(state, received(end))
+    (last,) = chunks(outcomes)
+    assert (last.kind, last.committed, last.sample_index) == (SpeechChunkKind.END_OF_TURN, True, 10 + len(PAUSE) // 2)
+
+
+def test_a_void_answer_is_stopped_and_the_next_begins_at_its_own_first_sample() -> None:
+    state, outcomes = played(CORE.start("s1"), received(ahead(0, 1)), received(ahead(1, 1)))
+    state, outcomes = played(state, Answered(asks(outcomes)[0].ask_id, Spoken(b"\1\0" * 3200, "anna", 7.0), False))
+    state, outcomes = played(state, received(withdrawn(1)), received(ahead(2, 1)), received(ahead(0, 2)))
+    assert Cancel("a1-0/1") in outcomes
+    assert Speculated("void", 7.0) in outcomes
+    assert Drop("interrupted_turn") in outcomes
+    assert [ask.ask_id for ask in asks(outcomes)] == ["a2-0/1"]
+    assert chunks(outcomes) == []
+    _, outcomes = played(CORE.load("s1", CORE.save(state)), received(ahead(2, 1)))
+    assert outcomes == [Drop("interrupted_turn")]
+    _, outcomes = played(state, *spoken("a2-0/1", b"\2\0" * 10))
+    assert chunks(outcomes)[0].sample_index == 0
+
+
+def test_a_turn_that_still_speaks_and_one_ahead_count_their_own_samples() -> None:
+    first, second = a_sentence(0), replace(a_sentence(1), event_id="later")
+    next_turn = replace(ahead(0, 1), turn=2)
+    state, outcomes = played(CORE.start("s1"), received(first), received(next_turn), received(second))
+    state, one = played(state, *spoken(asks(outcomes)[0].ask_id, b"\1\0" * 10))
+    state, two = played(state, *spoken(asks(one)[0].ask_id, b"\2\0" * 20))
+    state, three = played(state, *spoken(asks(two)[0].ask_id, b"\3\0" * 30))
+    assert [chunks(said)[0].sample_index for said in (one, two, three)] == [0, 0, 10 + len(PAUSE) // 2]
+
+
+def test_two_sentences_that_had_been_begun_before_a_crash_are_both_gone_on_with() -> None:
+    begun = []
+    for sentence in (a_sentence(0), replace(ahead(0, 1), turn=2)):
+        state, outcomes = played(CORE.start("s1"), received(sentence))
+        _, said = played(state, Answered(asks(outcomes)[0].ask_id, Spoken(b"\1\0" * 3200, "anna"), False))
+        begun.append(received(sentence, *chunks(said)))
+    state, outcomes = played(CORE.start("s1"), *begun)
+    _, rest = played(state, *spoken(asks(outcomes)[0].ask_id, b"\1\0" * 3210))
+    assert [ask.request.heard_bytes for ask in [*asks(outcomes), *asks(rest)]] == [6400, 6400]
+    assert [chunk.sample_index for chunk in chunks(rest)] == [3200, 3210]

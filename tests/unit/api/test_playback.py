@@ -1,6 +1,7 @@
 """What the caller hears, as conversations in milliseconds."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -8,7 +9,16 @@ from hypothesis import strategies as st
 
 from api.playback import HELD_MAX, Act, Cut, Effect, Heard, Play, Playback, Tell
 from schemas.event import Event
-from schemas.events import Response, ResponseKind, SpeechChunk, SpeechChunkKind, Transcript, TranscriptKind
+from schemas.events import (
+    Intent,
+    IntentKind,
+    Response,
+    ResponseKind,
+    SpeechChunk,
+    SpeechChunkKind,
+    Transcript,
+    TranscriptKind,
+)
 
 STARTED, PARTIAL, RESUMED, FINAL = (
     TranscriptKind.SPEECH_STARTED,
@@ -269,3 +279,80 @@ def test_in_any_order_of_events_time_comes_to_rest_and_cut_turns_stay_silent(ste
             assert effect.chunk.turn not in cut
     ends = [effect.turn for effect in effects if isinstance(effect, Heard) and effect.end_of_turn]
     assert len(ends) == len(set(ends))
+
+
+# ---- speculation
+
+
+def paused(revision: int, text: str = "where is it", turn: int = 1) -> Transcript:
+    return heard(PARTIAL, turn - 1, text, turn, revision)
+
+
+def ahead(revision: int, ms: int = 100) -> SpeechChunk:
+    return audio(1, ms, revision=revision, committed=False)
+
+
+def test_speech_made_ahead_is_heard_with_the_final_and_what_comes_later_at_once() -> None:
+    playback = Playback()
+    playback.event(paused(2), 0)
+    first, second, third = ahead(2), ahead(2), audio(1, 100, revision=2)
+    assert playback.event(first, 10) == playback.event(second, 20) == []
+    effects = playback.event(heard(FINAL, 0, "where is it", 1, 2), 30)
+    assert without_tell(effects) == [Play(first), Play(second)]
+    assert playback.event(third, 40) == [Play(third)]
+    late = ahead(2)
+    assert playback.event(late, 50) == [Play(late)]
+
+
+def test_speech_made_ahead_is_void_once_the_caller_goes_on_also_what_comes_late() -> None:
+    playback = Playback()
+    playback.event(paused(1), 0)
+    playback.event(ahead(1), 10)
+    playback.event(heard(RESUMED, 0, "", 1, 1), 20)
+    assert playback.held == 0
+    playback.event(ahead(1), 30)
+    playback.event(paused(2, "where is it now"), 40)
+    good = ahead(2)
+    playback.event(good, 50)
+    assert without_tell(playback.event(heard(FINAL, 0, "where is it now", 1, 2), 60)) == [Play(good)]
+    assert playback.event(ahead(1), 70) == []
+    assert playback.held == 0
+
+
+def test_a_final_of_other_words_lets_nothing_pass_that_was_made_ahead() -> None:
+    """As where two workers read the same audio differently."""
+    playback = Playback()
+    playback.event(paused(1, "where is it"), 0)
+    playback.event(ahead(1), 10)
+    assert without_tell(playback.event(heard(FINAL, 0, "wear it", 1, 1), 20)) == []
+    anew = audio(1, 100, revision=1)
+    assert playback.event(anew, 30) == [Play(anew)]
+
+
+def test_nobody_is_told_of_intents_that_are_not_committed() -> None:
+    known = Intent(**_envelope(1), kind=IntentKind.DETECTED, intent="stock", confidence=1.0)
+    playback = Playback()
+    assert playback.event(replace(known, committed=False), 0) == []
+    assert playback.event(known, 0) == [Tell(known)]
+
+
+@given(st.lists(st.sampled_from(["partial", "resumed", "chunk", "old", "final"]), max_size=30))
+def test_whatever_comes_in_whatever_order_only_the_final_revision_is_heard(script: list[str]) -> None:
+    playback, revision, final = Playback(), 0, False
+    for at, step in enumerate([*script, "final"]):
+        effects: list[Effect] = []
+        if step == "chunk" and revision:
+            effects = playback.event(ahead(revision), at)
+        elif step == "old":
+            effects = playback.event(ahead(max(0, revision - 1)), at)
+        elif not final and step == "partial":
+            revision += 1
+            effects = playback.event(paused(revision), at)
+        elif not final and step == "resumed" and revision:
+            effects = playback.event(heard(RESUMED, 0, "", 1, revision), at)
+        elif not final and step == "final":
+            final, revision = True, revision + 1
+            effects = playback.event(heard(FINAL, 0, "where is it", 1, revision), at)
+        played = [effect.chunk.revision for effect in effects if isinstance(effect, Play)]
+        assert set(played) <= ({revision} if final else set())
+    assert playback.held == 0

@@ -239,3 +239,60 @@ def test_a_repeated_event_counts_once() -> None:
     chunks = log.speech(100, 1, 2)
     log.dated += [Dated(EPOCH_MS + 700, chunk) for chunk in chunks]
     assert len(played(log.replayed(resume(1, 0), 1000, 500))) == 2
+
+
+def made_ahead(log: Log, at_ms: int, revision: int, turn: int = 1) -> SpeechChunk:
+    """A chunk that was made before the words were final."""
+    fields = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(2 * CHUNK), "sample_index": 0}
+    event = log.add(at_ms, SpeechChunk, turn, **fields, revision=revision, committed=False)
+    assert isinstance(event, SpeechChunk)
+    return event
+
+
+def heard(log: Log, at_ms: int, kind: TranscriptKind, revision: int, text: str = "words") -> None:
+    log.add(at_ms, Transcript, 1, kind=kind, utterance=0, text=text, revision=revision)
+
+
+def test_what_was_made_ahead_is_said_again_where_its_words_became_final() -> None:
+    log = Log()
+    heard(log, 0, TranscriptKind.PARTIAL, 1)
+    made_ahead(log, 10, 1)
+    heard(log, 50, TranscriptKind.PARTIAL, 2)
+    made_ahead(log, 60, 2)
+    heard(log, 200, TranscriptKind.FINAL, 2)
+    replayed = log.replayed(resume(1, 0), 1000, 300)
+    assert played(replayed) == [(1, 0, CHUNK)]
+    assert [effect.chunk.revision for effect in replayed.effects if isinstance(effect, Play)] == [2]
+
+
+def test_what_was_made_ahead_of_other_words_is_never_said() -> None:
+    log = Log()
+    heard(log, 0, TranscriptKind.PARTIAL, 1)
+    made_ahead(log, 10, 1)
+    heard(log, 200, TranscriptKind.FINAL, 1, "others")
+    assert played(log.replayed(resume(1, 0), 1000, 300)) == []
+
+
+def test_what_was_made_ahead_waits_for_the_final_after_a_resume_too() -> None:
+    log = Log()
+    heard(log, 0, TranscriptKind.PARTIAL, 1)
+    chunk = made_ahead(log, 10, 1)
+    said = log.add(5, Response, 1, kind=ResponseKind.SENTENCE, revision=1, committed=False)
+    replayed = log.replayed(resume(0, 0), 1000, 5)
+    assert played(replayed) == []
+    assert said not in replayed.missed
+    heard(log, 1100, TranscriptKind.FINAL, 1)
+    effects = replayed.playback.event(log.dated[-1].event, 5_001_100.0)
+    assert [effect for effect in effects if effect in (Play(chunk), Tell(said))] == [Tell(said), Play(chunk)]
+
+
+def test_a_reply_made_ahead_counts_as_played_from_the_final_on() -> None:
+    """It lay in the log for two seconds; nothing of it was heard before."""
+    log = Log()
+    heard(log, 0, TranscriptKind.PARTIAL, 1)
+    for number in range(20):
+        fields = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(2 * CHUNK), "sample_index": number * CHUNK}
+        log.add(10, SpeechChunk, 1, **fields, revision=1, committed=False)
+    heard(log, 2000, TranscriptKind.FINAL, 1)
+    again = played(log.replayed(Resume("", None, None, frozenset()), 3000, 2500))
+    assert again[0] == (1, (500 - AGAIN_MS) * 16, CHUNK)

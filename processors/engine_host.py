@@ -23,11 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import structlog
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from processors import models
-from processors.engine import Capabilities, Engine, EngineError, Reply
+from processors.engine import Capabilities, Engine, EngineError, Reply, Request, Transcribe
 from processors.engine_client import HOSTED_ROLES
 from processors.engine_frames import (
     BadFrameError,
@@ -69,6 +70,9 @@ STUCK_S_MIN = 3.0
 STUCK_S_MAX = 20.0
 STUCK_FACTOR = 4.0
 _LATE_S = 0.5
+# A reading that waited so long, or that another one waits for, is left to the smallest model: two that come in time are
+# better than one that is a little better.
+HURRY_S = 0.1
 
 _BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 10)
 _waiting = Gauge("trunkline_engine_queue_depth", "Asks waiting for the engine.", ["role"])
@@ -258,7 +262,7 @@ class Host:
         waited_seconds.labels(self._role).observe(started_s - ask.arrived_s)
         ask.started_s = started_s
         ask.watch = loop.call_later(ask.frame.deadline_s - started_s + self._patience_s, self._stuck, ask)
-        last = await loop.run_in_executor(self._threads, self._answer, ask, loop)
+        last = await loop.run_in_executor(self._threads, self._answer, ask, self._hastened(ask), loop)
         ask.watch.cancel()
         ask_seconds.labels(self._role).observe(time.monotonic() - started_s)
         cancelled = ask.stopped.is_set()
@@ -267,11 +271,11 @@ class Host:
         if not cancelled:
             await ask.link.send(last)
 
-    def _answer(self, ask: Ask, loop: asyncio.AbstractEventLoop) -> Ended | Failed:
+    def _answer(self, ask: Ask, request: Request, loop: asyncio.AbstractEventLoop) -> Ended | Failed:
         """Runs the engine in this thread and passes its replies on; returns the ask's last frame."""
         number, deadline_s = ask.frame.id, ask.frame.deadline_s
         try:
-            with _closing(self._engine.answer(ask.frame.request)) as replies:
+            with _closing(self._engine.answer(request)) as replies:
                 ask.cancel = getattr(replies, "cancel", None)
                 if ask.stopped.is_set():  # before there was anything to cancel
                     return Ended(number)
@@ -296,6 +300,17 @@ class Host:
         except Exception as error:  # whatever the model's runtime raises: its text may hold a caller's words
             log.error("engine raised", role=self._role, error=type(error).__name__, at=_place_of(error))
             return Failed(number, "crashed", type(error).__name__)
+
+    def _hastened(self, ask: Ask) -> Request:
+        """The request, or less than that where there is no time for all of it."""
+        request = ask.frame.request
+        if not isinstance(request, Transcribe) or request.partial:
+            return request
+        others = (other.frame.request for _, _, other in self._heap if other.state == "waiting")
+        awaited = any(isinstance(other, Transcribe) and not other.partial for other in others)
+        if awaited or ask.started_s - ask.arrived_s > HURRY_S:
+            return msgspec.structs.replace(request, quick=True)
+        return request
 
     @property
     def _patience_s(self) -> float:

@@ -56,11 +56,12 @@ def build_core(
             from processors.stt import vad
             from processors.stt.core import SttCore
             from processors.stt.endpoint import rules_of
+            from processors.stt.pace import PartialPace
 
             def partials_apart() -> int:
                 return RARE_PARTIALS_FACTOR if level() >= Level.RARE_PARTIALS else 1
 
-            return SttCore(vad.create(settings), rules_of(agents), partials_apart)
+            return SttCore(vad.create(settings), rules_of(agents), partials_apart, PartialPace())
         case "intent":
             from processors.intent.core import create_core as intent_core
 

@@ -41,6 +41,7 @@ from processors.stage import (
     event_id,
 )
 from processors.stt.endpoint import SttRules, pause_needed_ms
+from processors.stt.pace import PartialPace
 from processors.stt.state import (
     ONSET_WINDOWS,
     PAUSE_BELOW,
@@ -108,15 +109,18 @@ class SttCore:
         detector: Detector,
         rules: Callable[[str], SttRules] = lambda agent_id: SttRules(),
         partials_apart: Callable[[], int] = lambda: 1,
+        pace: PartialPace | None = None,
     ) -> None:
         """`rules` gives what the agent of that id says about listening, and defaults for one that is unknown.
 
-        `partials_apart` says by how many times partials are further apart than usual: more under load. They are a
-        convenience, and those already in the log are adopted, so that a repeated step may find another value.
+        `partials_apart` says by how many times partials are further apart than usual: more under load; `pace` bounds
+        what all sessions' partials take together. They are a convenience, and those already in the log are adopted, so
+        that a repeated step may find another value.
         """
         self._detector = detector
         self._rules = rules
         self._partials_apart = partials_apart
+        self._pace = pace
 
     def start(self, session_id: str) -> Hearing:
         """See `Core`."""
@@ -124,7 +128,7 @@ class SttCore:
 
     def apply(self, state: Hearing, happening: Happening, now_us: int) -> Step[Hearing]:
         """See `Core`."""
-        work = _Work(state, self._detector, self._rules, now_us, self._partials_apart())
+        work = _Work(state, self._detector, self._rules, now_us, self._partials_apart(), self._pace)
         match happening:
             case Received(AudioFrame() as frame, position, recorded):
                 work.hear(frame, position, recorded)
@@ -159,10 +163,12 @@ class _Work:
         rules: Callable[[str], SttRules],
         now_us: int,
         partials_apart: int = 1,
+        pace: PartialPace | None = None,
     ) -> None:
         self.state = state
         self.outcomes: list[Outcome] = []
         self._partials_apart = partials_apart
+        self._pace = pace
         self._detector = detector
         self._rules = rules
         self._now_us = now_us
@@ -220,6 +226,8 @@ class _Work:
         if not isinstance(reply, Transcribed):
             self.failed(ask_id, "invalid")
             return
+        if self._pace is not None and not asked.best:
+            self._pace.took(reply.compute_ms)
         reading = _reading(reply, speech.windows[0].start, asked.covers)
         wait = self._partials_apart * max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
         speech = self._set(asked=None, failures=0, partial_due=speech.position + wait)
@@ -380,7 +388,7 @@ class _Work:
         if not speech.paused and not speech.sealed:
             if ms(speech.position - speech.windows[0].start) >= UTTERANCE_MS_MAX:
                 self._seal()
-            elif speech.asked is None and speech.position >= speech.partial_due:
+            elif speech.asked is None and speech.position >= speech.partial_due and self._may_ask_partial(speech):
                 self._ask(speech, best=False)
             return
         if speech.sealed or _lasted(speech, min(rules.hesitation_ms, completion_ms)):
@@ -412,6 +420,9 @@ class _Work:
         if speech.asked is not None:
             self.outcomes.append(Cancel(speech.asked.ask_id))
         return self._ask(speech, best=True)
+
+    def _may_ask_partial(self, speech: Utterance) -> bool:
+        return self._pace is None or self._pace.take(self._now_us, first=speech.asks == 0)
 
     def _seal(self) -> None:
         """Nothing more belongs to the utterance; it ends as soon as it has been read."""

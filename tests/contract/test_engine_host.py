@@ -5,13 +5,25 @@ import os
 import signal
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
-from processors.engine import EngineError, Generate, Generated, Message
+from processors import engine_host
+from processors.engine import (
+    Capabilities,
+    EngineError,
+    Generate,
+    Generated,
+    Message,
+    Reply,
+    Request,
+    Transcribe,
+    Transcribed,
+)
 from processors.engine_client import SocketEngine, responds, socket_path
 from processors.engine_frames import FRAME_BYTES_MAX
 from streams import ready
@@ -90,6 +102,60 @@ async def test_the_earliest_deadline_goes_first(client: SocketEngine, journal: P
     gate.touch()
     await asyncio.gather(first, late, soon)
     assert [line for line in noted(journal) if line.endswith("begun")] == ["a:begun", "soon:begun", "late:begun"]
+
+
+class GatedReader:
+    """An engine in this process that reads one ask at a time, each once the gate is open, and notes what was asked."""
+
+    capabilities = Capabilities("stt", "gated")
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.asked: list[tuple[bytes, bool]] = []
+
+    def warm(self) -> None:
+        """Nothing to load."""
+
+    def answer(self, request: Request) -> Iterator[Reply]:
+        assert isinstance(request, Transcribe)
+        self.asked.append((request.pcm[:2], request.quick))
+        assert self.gate.wait(30)
+        yield Transcribed("", (), 0.0, "en", "gated", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "asks", "hastened"),
+    [
+        (60.0, [(b"a", False), (b"b", False), (b"c", False)], [b"b"]),
+        (60.0, [(b"a", False), (b"b", False), (b"p", True)], []),
+        (0.0, [(b"a", False), (b"p", True)], [b"a"]),
+    ],
+    ids=["another waits", "a partial waits", "waited itself"],
+)
+async def test_readings_are_hastened_while_others_wait(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    waited_s: float,
+    asks: list[tuple[bytes, bool]],
+    hastened: list[bytes],
+) -> None:
+    monkeypatch.setattr(engine_host, "HURRY_S", waited_s)
+    settings, reader = settings_in(tmp_path), GatedReader()
+    host = engine_host.Host("stt", reader, 8)
+    await host.start(socket_path(settings, "stt", 0))
+    client = SocketEngine(settings, "stt")
+    tasks = []
+    for number, (name, partial) in enumerate(asks):
+        request = Transcribe(2 * name, partial=partial)
+        tasks.append(asyncio.create_task(replies(client, request, 30.0 + number)))
+        await until(lambda: bool(reader.asked))
+        await asyncio.sleep(0.05)
+    reader.gate.set()
+    await asyncio.gather(*tasks)
+    await client.close()
+    await host.stop()
+    assert [name[:1] for name, quick in reader.asked if quick] == hastened
+    assert len(reader.asked) == len(asks)
 
 
 async def test_the_deadline_holds_for_who_waits_and_for_who_is_served(

@@ -34,6 +34,7 @@ from processors.stage import (
 )
 from processors.stt.core import SttCore
 from processors.stt.endpoint import SttRules, pause_needed_ms, rules_of
+from processors.stt.pace import PartialPace
 from processors.stt.state import WINDOW_SAMPLES, Hearing
 from schemas.event import Event
 from schemas.events import AudioFrame, Control, ControlKind, Session, SessionKind, Transcript, TranscriptKind
@@ -722,6 +723,34 @@ def partials(apart: int) -> int:
 
 def test_under_load_partials_are_rarer_and_the_final_is_the_same() -> None:
     assert partials(apart=1) >= 3 * partials(apart=4) > 0
+
+
+def test_partials_of_all_sessions_share_what_they_may_take() -> None:
+    def asked(callers: int) -> int:
+        core = SttCore(ScriptedDetector(), pace=PartialPace(share=0.25))
+        ears = [Ear(core=core) for _ in range(callers)]
+        for one in cut(speech(9000) + silence(1000), [320]):
+            for ear in ears:
+                ear.hear([one])
+        assert all(len(ear.finals()) == 1 for ear in ears)
+        kinds = [event.kind for ear in ears for event in ear.log if not event.pause_ms]
+        return kinds.count(TranscriptKind.PARTIAL)
+
+    alone = asked(1)
+    assert alone >= 10
+    assert 2 * alone <= asked(8) <= 6 * alone
+
+
+def test_the_pace_is_kept_as_time_and_cost_go() -> None:
+    pace = PartialPace(share=0.25)
+    assert [pace.take(0, first=False) for _ in range(8)] == [True] * 6 + [False] * 2
+    assert pace.take(0, first=True), "a first partial runs into debt"
+    assert not pace.take(100_000, first=False)
+    assert pace.take(1_000_000, first=False)
+    for _ in range(50):
+        pace.took(1e9)
+    assert pace.take(60_000_000, first=False), "the dearest partial is rare, but not ruled out"
+    assert not pace.take(61_000_000, first=False)
 
 
 def test_partials_that_were_recorded_are_not_said_again_at_another_pace() -> None:

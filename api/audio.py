@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 SAMPLE_RATE_HZ: Final = 16_000
 BYTES_PER_MS: Final = SAMPLE_RATE_HZ // 1000 * 2
 MULAW_SILENCE: Final = b"\xff"
+QUIET_PEAK: Final = 200  # of a 16-bit sample: -44 dBFS, above a line's noise and below any speech
+QUIET_AFTER_MS: Final = 1500  # beyond the completion pause, so that an end of turn is never told later for it
 
 _TAPS = 51
 _KAISER_BETA = 5.65  # 60 dB of stop band
@@ -108,20 +110,38 @@ class Halver:
 
 
 class Frames:
-    """Regroups PCM pieces of any length into frames of one length, so that the log's records have one size."""
+    """Regroups PCM pieces of any length into frames, so that the log's records have one size, or two.
 
-    def __init__(self, frame_ms: int) -> None:
+    With `quiet_frame_ms` frames are as long as that once nobody has spoken for `QUIET_AFTER_MS`: a record costs every
+    stage the same, however little there is to hear. What may be speech, by its peak alone, is cut short again at once.
+    """
+
+    def __init__(self, frame_ms: int, quiet_frame_ms: int = 0) -> None:
         self._size = frame_ms * BYTES_PER_MS
+        self._quiet_size = max(frame_ms, quiet_frame_ms) * BYTES_PER_MS
+        self._quiet_bytes = 0
         self._rest = b""
 
     def add(self, pcm: bytes) -> list[bytes]:
         """The frames that the piece completes; what is left over waits for the next piece."""
         data = self._rest + pcm if self._rest else pcm
-        whole = len(data) - len(data) % self._size
+        size = self._quiet_size if self._quiet(pcm) else self._size
+        whole = len(data) - len(data) % size
         self._rest = data[whole:]
-        return [data[start : start + self._size] for start in range(0, whole, self._size)]
+        return [data[start : start + size] for start in range(0, whole, size)]
 
     def flush(self) -> bytes:
         """What is left over, shorter than a frame; for the end of the call."""
         rest, self._rest = self._rest, b""
         return rest
+
+    def _quiet(self, pcm: bytes) -> bool:
+        """Whether there has been nothing to hear for long enough that no pause is being measured."""
+        if self._quiet_size == self._size:
+            return False
+        samples = np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2")
+        if len(samples) and int(samples.max()) > QUIET_PEAK:
+            self._quiet_bytes = 0
+        else:
+            self._quiet_bytes += len(pcm)
+        return self._quiet_bytes > QUIET_AFTER_MS * BYTES_PER_MS

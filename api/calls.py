@@ -60,7 +60,7 @@ class Call:
         self._started_s = now_s - max(0, self._clock.now_us() - summary.started_at) / 1_000_000
         self._spoke_s = self._heard_s = self._active_s = now_s
         self._playback = playback or Playback(settings.barge_in_ms)
-        self._frames = Frames(settings.frame_ms)
+        self._frames = Frames(settings.frame_ms, settings.quiet_frame_ms)
         self._repeats = Repeats()
         # What a stage answers before the log's acknowledgement is here waits until the client is told of the start.
         self._early: list[Event] | None = []

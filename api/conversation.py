@@ -91,10 +91,12 @@ def waterfall(turn: TurnSummary) -> list[str]:
     total = turn.voice_to_voice_ms or 0.0
     lines = [f"          {'end of speech':<18}      0 ms"]
     before = turn.end_of_speech_ms
-    for (stage, name), at_ms in zip(_STAGES, marks, strict=True):
-        if at_ms is None:
+    for index, ((stage, name), mark_ms) in enumerate(zip(_STAGES, marks, strict=True)):
+        if mark_ms is None:
             lines.append(f"          {name:<18}      -")
             continue
+        # What was made ahead is there before the events that it came from: those took no time of the caller's.
+        at_ms = min(later_ms for later_ms in marks[index:] if later_ms is not None)
         share = (at_ms - before) / total if total > 0 else 0.0
         start = (before - turn.end_of_speech_ms) / total if total > 0 else 0.0
         bar = " " * round(_BAR * max(0.0, start)) + "#" * max(1, round(_BAR * max(0.0, share)))

@@ -84,6 +84,13 @@ def test_the_waterfall_gives_each_stage_its_share() -> None:
     ]
 
 
+def test_what_was_made_ahead_took_no_time() -> None:
+    """The intent is told of after the speech that was made for it."""
+    lines = waterfall(replace(TURN, intent_ms=1830, first_sentence_ms=1400))
+    assert [line.split()[-1] for line in lines[1:]] == ["50%", "0%", "0%", "50%"]
+    assert lines[4].split()[:4] == ["first", "audio", "800", "ms"]
+
+
 def test_the_waterfall_stands_what_did_not_happen() -> None:
     lines = waterfall(replace(TURN, intent_ms=None))
     assert lines[2].split() == ["intent", "-"]

@@ -30,6 +30,7 @@ _WORDS = "How long do I have to return an item?"
 _SILENCE = base64.b64encode(b"\xff" * 160).decode()
 _START_S = 20.0
 _LATE_EVERY_FRAMES = 25
+_PATIENCE_S = 3.0
 
 
 @dataclass(slots=True)
@@ -85,6 +86,7 @@ class OneOfMany:
             if number % _LATE_EVERY_FRAMES == 0 and now_s >= counted_from_s:
                 self._tally.late_ms.append((now_s - due_s) * 1000)
             if now_s > until_s:
+                self.hung_up(now_s)
                 return
             await self._frame(socket, number, (number + first) % frames, now_s >= counted_from_s)
 
@@ -104,6 +106,15 @@ class OneOfMany:
         if self._ended_s is not None and self._counts:
             self._tally.unanswered += 1
         self._ended_s = None
+
+    def hung_up(self, now_s: float) -> None:
+        """A turn that was waited for long enough is unanswered, one that has just ended is none."""
+        if self._ended_s is None or not self._counts:
+            return
+        if now_s - self._ended_s > _PATIENCE_S:
+            self._tally.unanswered += 1
+        else:
+            self._tally.turns -= 1
 
     async def _listen(self, socket: ClientConnection) -> None:
         with contextlib.suppress(ConnectionClosed):

@@ -16,11 +16,12 @@ SESSIONS = 10
 _CALL_S = 60.0  # a call lasts so long, then others take its place: what a call leaves behind adds up
 _SAMPLE_EVERY_S = 10.0
 _SETTLE_S = 2.0
+_START_S = 20.0  # what a start sets going, spares above all, has ended by then
 
 
 def measure_idle(directory: Path, seconds: float) -> Findings:
     """What the platform takes while nobody calls."""
-    time.sleep(3.0)  # what a start sets going ends
+    time.sleep(_START_S)
     before = sample(directory)
     time.sleep(seconds)
     after = sample(directory)

@@ -1,5 +1,7 @@
 """What bench says of capacity and memory, and the engines that cost nothing."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -88,5 +90,9 @@ async def test_a_turn_that_nobody_answers_is_counted_when_the_next_begins() -> N
     for number, place in enumerate((*range(frames + 2), *range(frames))):
         await one._frame(socket, number, place, True)  # type: ignore[arg-type]
     assert (tally.turns, tally.unanswered) == (2, 1)
+    one.hung_up(time.monotonic() + 1)
+    assert (tally.turns, tally.unanswered) == (1, 1)
+    one.hung_up(time.monotonic() + 60)
+    assert (tally.turns, tally.unanswered) == (1, 2)
     assert len(socket.sent) == 2 * frames + 2
     assert len(set(socket.sent[frames : frames + 2])) == 2

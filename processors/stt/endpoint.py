@@ -39,7 +39,7 @@ _OPEN = ("...", "…", "-", "–", "—", ",", ";", ":")
 
 # Chosen on read speech over the telephone, cut at every word: see `bench/stt.py`.
 _SURE = 0.8
-_UNSURE = 0.5
+_UNSURE = 0.7
 _NUMBER_KINDS = frozenset({"order_number", "digits"})
 
 
@@ -78,9 +78,10 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0) -> int:
         return rules.turn_ms
     if text[-1] not in _ENDS or sure < _UNSURE:
         return rules.completion_ms
-    if sure >= _SURE and (text[-1] in _ASKS or words[-1] not in _MAY_GO_ON):
+    may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
+    if sure >= _SURE and not may_go_on:
         return rules.turn_ms
-    return (rules.turn_ms + rules.completion_ms) // 2
+    return rules.completion_ms if sure < _SURE and may_go_on else (rules.turn_ms + rules.completion_ms) // 2
 
 
 def _is_number(word: str) -> bool:

@@ -53,6 +53,9 @@ _SILENT_FRAMES = 3
 
 # Asked at the hesitation pause, the reading is there 550 ms after the end of speech, the second opinion included.
 SECOND_BUDGET_S = 0.45
+# What is hardly more than a guess would be answered wrongly: better late.
+GUESSED_BELOW = -0.4  # average log probability of a token
+GUESSED_BUDGET_S = 2.0
 _SECOND_RATIO = 2.2  # the second model's time by the first's, until it is measured
 _SECOND_RATIO_MAX = 4.0  # one slow moment must not rule it out for ever
 _SECOND_RATIO_KEPT = 0.8
@@ -126,17 +129,17 @@ class WhisperReader:
     def __init__(self, model: ResolvedModel, device: str, threads: int) -> None:
         """Loads the files of the model's directory; on the CPU weights become int8, on CUDA float16."""
         self.name = model.name
-        self._model = ctranslate2.models.Whisper(
+        self.model = ctranslate2.models.Whisper(
             str(model.directory),
             device=device,
             compute_type="float16" if device == "cuda" else "int8",
             intra_threads=threads,
         )
         self._words = tokenizers.Tokenizer.from_file(str(model.directory / "tokenizer.json"))
-        self._multilingual: bool = self._model.is_multilingual
-        self._features = FeatureExtractor(feature_size=self._model.n_mels)
+        self._multilingual: bool = self.model.is_multilingual
+        self.extractor = FeatureExtractor(feature_size=self.model.n_mels)
         self._tokenizers: dict[str, Tokenizer] = {}
-        self._banned = _banned(self._tokenizer("en"))
+        self._banned = _banned(self.tokenizer("en"))
 
     def speaks(self, language: str) -> bool:
         """See `Reader`."""
@@ -144,7 +147,7 @@ class WhisperReader:
 
     def encode(self, pcm: bytes) -> Any:
         """See `Reader`."""
-        return self._model.encode(ctranslate2.StorageView.from_array(log_mel(self._features, pcm)))
+        return self.model.encode(ctranslate2.StorageView.from_array(log_mel(self.extractor, pcm)))
 
     def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
         """See `Reader`; the copies of a loop are dropped, or else repeated n-grams are banned."""
@@ -164,9 +167,9 @@ class WhisperReader:
     def _generate(
         self, encoded: Any, seconds: float, request: Transcribe, language: str, beam: int, ngram: int = 0
     ) -> Reading:
-        tokenizer = self._tokenizer(language)
+        tokenizer = self.tokenizer(language)
         prompt = [*self._vocabulary(tokenizer, request.vocabulary), *tokenizer.sot_sequence, tokenizer.no_timestamps]
-        result = self._model.generate(
+        result = self.model.generate(
             encoded,
             [prompt],
             beam_size=beam,
@@ -191,10 +194,10 @@ class WhisperReader:
 
     def align(self, encoded: Any, reading: Reading, seconds: float) -> tuple[HeardWord, ...]:
         """See `Reader`; by dynamic time warping over the cross-attention, as in openai/whisper's timing.py."""
-        tokenizer = self._tokenizer(reading.language)
+        tokenizer = self.tokenizer(reading.language)
         tokens = list(reading.tokens)
         frames = max(2, int(seconds * _FRAMES_A_SECOND))
-        result = self._model.align(encoded, list(tokenizer.sot_sequence), [tokens], frames)[0]
+        result = self.model.align(encoded, list(tokenizer.sot_sequence), [tokens], frames)[0]
         token_index, time_index = np.array(result.alignments, dtype=np.int64).T
         begins = np.r_[True, np.diff(token_index) > 0]
         times_s = time_index[begins] * _TOKEN_S
@@ -206,7 +209,8 @@ class WhisperReader:
         ]
         return _heard(spans)
 
-    def _tokenizer(self, language: str) -> Tokenizer:
+    def tokenizer(self, language: str) -> Tokenizer:
+        """Its words and marks for a language that it speaks."""
         tokenizer = self._tokenizers.get(language)
         if tokenizer is None:
             tokenizer = Tokenizer(self._words, self._multilingual, task="transcribe", language=language)
@@ -324,7 +328,9 @@ class WhisperEngine:
             return None
         spent_s = self._now_s() - began_s
         unsure = reading.suspect or reading.logprob < UNSURE_BELOW
-        in_time = spent_s * (1 + self._second_ratio) <= SECOND_BUDGET_S
+        guessed = reading.suspect or reading.logprob < GUESSED_BELOW
+        budget_s = GUESSED_BUDGET_S if guessed else SECOND_BUDGET_S
+        in_time = spent_s * (1 + self._second_ratio) <= budget_s
         if reading.silent or request.partial or request.quick or not (unsure and others and in_time):
             return first, encoded, reading
         second = others[0]

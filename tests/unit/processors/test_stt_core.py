@@ -262,8 +262,10 @@ def test_words_decide_how_long_a_pause_must_be(text: str, pause_ms: int) -> None
     ("text", "sure", "pause_ms"),
     [
         ("He was not.", 0.9, 300),
-        ("He was not.", 0.66, 550),
-        ("Had he married?", 0.66, 550),
+        ("He was not.", 0.75, 550),
+        ("Had he married?", 0.75, 550),
+        ("He was not.", 0.66, 800),
+        ("I want to return it.", 0.75, 800),
         ("He was not an illness.", 0.2, 800),
         ("Do you have boots in size 10?", 0.6, 800),
         ("No, that is all. Goodbye.", 0.6, 300),
@@ -293,7 +295,7 @@ def test_an_agents_numbers_are_known_to_its_ear() -> None:
     assert rules_of(agents)("shop").numbers == ("[0-9]{4}",)
 
 
-@pytest.mark.parametrize(("sure", "least_ms"), [(0.9, 272), (0.6, 528), (0.3, 784)])
+@pytest.mark.parametrize(("sure", "least_ms"), [(0.9, 272), (0.75, 528), (0.3, 784)])
 def test_the_last_words_confidence_decides_the_pause(sure: float, least_ms: int) -> None:
     def doubtful(request: Transcribe) -> Transcribed:
         reply = read(request)

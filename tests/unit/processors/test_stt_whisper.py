@@ -84,16 +84,28 @@ class Watch:
         return self.now_s
 
 
-@pytest.mark.parametrize(("first_s", "model"), [(0.08, "second"), (0.13, "second"), (0.15, "quick"), (1.0, "quick")])
-def test_a_second_opinion_that_would_come_too_late_is_not_asked_for(first_s: float, model: str) -> None:
+@pytest.mark.parametrize(
+    ("doubt", "first_s", "model"),
+    [
+        ({"logprob": -0.3}, 0.08, "second"),
+        ({"logprob": -0.3}, 0.13, "second"),
+        ({"logprob": -0.3}, 0.15, "quick"),
+        ({"logprob": -0.5}, 0.15, "second"),
+        ({"suspect": True}, 0.15, "second"),
+        ({"logprob": -0.5}, 1.0, "quick"),
+    ],
+)
+def test_a_second_opinion_that_would_come_too_late_is_not_asked_for(
+    doubt: dict[str, Any], first_s: float, model: str
+) -> None:
     watch = Watch()
-    quick = ScriptedReader("quick", logprob=-0.5, reading=watch.takes(first_s))
+    quick = ScriptedReader("quick", **doubt, reading=watch.takes(first_s))
     assert ask(WhisperEngine(quick, ScriptedReader("second"), now_s=watch)).model == model
 
 
 def test_a_slow_second_model_is_asked_less_but_never_ruled_out() -> None:
     watch = Watch()
-    quick = ScriptedReader("quick", logprob=-0.5, reading=watch.takes(0.1))
+    quick = ScriptedReader("quick", logprob=-0.3, reading=watch.takes(0.1))
     second = ScriptedReader("second", reading=watch.takes(2.0))
     engine = WhisperEngine(quick, second, now_s=watch)
     assert [ask(engine).model for _ in range(3)] == ["second", "quick", "quick"]

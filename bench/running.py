@@ -16,6 +16,7 @@ from bench.logged import Logged, read_sessions
 from streams import broker
 from streams.settings import REPOSITORY, KafkaSettings, Settings
 
+_UP_S = 240.0
 _LAUNCHER = REPOSITORY / "api" / "launch.py"
 
 
@@ -44,9 +45,7 @@ def running_platform() -> Iterator[str]:
 
 
 @contextmanager
-def platform_directory(
-    extra: Mapping[str, str] | None = None, cores: Sequence[int] = (), seconds_up: float = 240.0
-) -> Iterator[Path]:
+def platform_directory(extra: Mapping[str, str] | None = None, cores: Sequence[int] = ()) -> Iterator[Path]:
     """As `running_platform`; yields the data directory. `extra` is added to the environment.
 
     With `cores` every process of the platform runs on these alone.
@@ -57,20 +56,21 @@ def platform_directory(
         environment = {
             name: value for name, value in os.environ.items() if name != "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS"
         } | dict(extra or {})
-        began = subprocess.run(
-            [*command, "up", "--detach", "--port", "0", *place],
-            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
-            timeout=seconds_up,
-            cwd=REPOSITORY,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if began.returncode != 0:
-            raise OperatorError(f"the platform did not start: {(began.stderr or began.stdout).strip()}")
         try:
+            began = subprocess.run(
+                [*command, "up", "--detach", "--port", "0", *place],
+                preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+                timeout=_UP_S,
+                cwd=REPOSITORY,
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            if began.returncode != 0:
+                raise OperatorError(f"the platform did not start: {(began.stderr or began.stdout).strip()}")
             yield Path(directory)
         finally:
+            # Also where the start was broken off: what is detached goes on without us.
             subprocess.run([*command, "down", *place], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
 
 

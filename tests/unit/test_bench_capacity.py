@@ -1,6 +1,7 @@
 """What bench says of capacity and memory, and the engines that cost nothing."""
 
 import time
+from collections.abc import AsyncGenerator, Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,21 @@ from bench.capacity import ENVIRONMENT, Step, platform_cores
 from bench.crowd import OneOfMany, Tally
 from bench.processes import Sample, cores_used, growth_per_hour
 from bench.utterances import FRAME_MS, Utterance
-from processors.engine import Embed, Embedded, EngineError, Speak, Spoken, Transcribe, Transcribed
+from processors.engine import (
+    Embed,
+    Embedded,
+    Engine,
+    EngineError,
+    Generate,
+    Message,
+    Reply,
+    Request,
+    Speak,
+    Spoken,
+    Transcribe,
+    Transcribed,
+)
+from processors.replies import Checker
 from streams.settings import Settings
 
 SETTINGS = Settings()
@@ -96,3 +111,20 @@ async def test_a_turn_that_nobody_answers_is_counted_when_the_next_begins() -> N
     assert (tally.turns, tally.unanswered) == (1, 2)
     assert len(socket.sent) == 2 * frames + 2
     assert len(set(socket.sent[frames : frames + 2])) == 2
+
+
+@pytest.mark.parametrize("audio_ms", [100, 300, 3000])
+async def test_what_instant_engines_answer_is_believed(audio_ms: int) -> None:
+    async def replies(engine: Engine, request: Request) -> AsyncGenerator[Reply, None]:
+        for reply in engine.answer(request):
+            yield reply
+
+    requests: dict[Callable[[Settings], Engine], Request] = {
+        instant_engines.stt: Transcribe(bytes(32 * audio_ms)),
+        instant_engines.embeddings: Embed((instant_engines.TEXT, "b")),
+        instant_engines.llm: Generate((Message("user", "Hello."),)),
+        instant_engines.tts: Speak("Hello! What can I do for you?"),
+    }
+    for factory, request in requests.items():
+        checked = Checker().checked(request, replies(factory(SETTINGS), request))
+        assert [reply async for reply in checked]

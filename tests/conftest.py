@@ -2,9 +2,14 @@
 
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 from tests.support.kafka import TestBroker, running_broker
+
+# A slow machine fails no test.
+hypothesis.settings.register_profile("trunkline", deadline=None)
+hypothesis.settings.load_profile("trunkline")
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,10 @@ Headers = Sequence[tuple[str, bytes | None]]
 # Delivery reports are collected by a timer on the loop, and only while something is under way: a thread that waits for
 # them cost 150 us of CPU a record, most of it in waking threads. The wait grows while the broker does not answer.
 _BY_KEY = -1
-_WAIT_S_MIN = 0.001
-_WAIT_S_MAX = 0.02
+# How often acknowledgements are looked for while some are missing. A broker takes 2 ms at best; a busy producer would
+# look a thousand times a second for less, and a caller waits at a session's start for what is looked for later.
+_WAIT_S_MIN = 0.002
+_WAIT_S_MAX = 0.005
 QUEUE_KBYTES_MAX = 65_536
 _CLOSED = "the producer was closed before the broker acknowledged the record"
 

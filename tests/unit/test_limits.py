@@ -1,4 +1,4 @@
-"""The table of limits, and the page on overload, say what the code does: its metrics, settings and constants exist, with the sizes it names."""
+"""The table of limits, and the page on overload, say what the code does: names exist, with the sizes that they have."""
 
 import ast
 import re

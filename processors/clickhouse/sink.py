@@ -75,7 +75,8 @@ class Sink:
     async def run(self) -> None:
         """Reads from where the tables end, for ever."""
         offsets = await patiently(self._store.offsets)
-        async with LogReader(self._settings, GROUP, GROUP, self._settings.clickhouse.batch_rows_max) as reader:
+        rows_max = self._settings.clickhouse.batch_rows_max
+        async with LogReader(self._settings, GROUP, GROUP, rows_max, in_bulk=True) as reader:
             starts: dict[Partition, int] = {}
             for topic in TABLE_OF_TOPIC:
                 for partition in await reader.partitions(topic):

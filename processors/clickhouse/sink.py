@@ -59,6 +59,7 @@ class Sink:
         self._clock = clock
         self._letters = DeadLetters("clickhouse", producer.publish, clock, settings.dead_letters_per_minute_max)
         self._seen: OrderedDict[str, None] = OrderedDict()
+        self._unshown: dict[Partition, int] = {}
         self._batch = 0
 
     async def start(self) -> None:
@@ -87,9 +88,22 @@ class Sink:
                 await self._clock.sleep(self._settings.clickhouse.batch_wait_ms / 1000)
                 records = reader.take()
                 if records:
-                    await self._store_batch(records, reader)
+                    await self._store_batch(records)
+                await self._show(reader)
 
-    async def _store_batch(self, records: Sequence[Record], reader: LogReader) -> None:
+    async def _show(self, reader: LogReader) -> None:
+        """Commits how far the tables are, for people and their tools who look at the group's lag; the sink itself goes
+        by its tables. What the coordinator did not take is shown with the next."""
+        if not self._unshown:
+            return
+        try:
+            await reader.commit(self._unshown)
+        except LogError as error:
+            log.warning("offsets_not_shown", error=str(error))
+        else:
+            self._unshown = {}
+
+    async def _store_batch(self, records: Sequence[Record]) -> None:
         waiting.set(len(records))
         ranges: dict[Partition, tuple[int, int]] = {}
         for record in records:
@@ -99,11 +113,7 @@ class Sink:
         self._batch += 1
         await patiently(self._store.plan, self._batch, ranges)
         await self._write(self._batch, ranges, tables)
-        try:
-            # For people and their tools alone, who look at the group's lag: the sink itself goes by its tables.
-            await reader.commit({partition: last + 1 for partition, (_, last) in ranges.items()})
-        except LogError as error:
-            log.warning("offsets_not_shown", error=str(error))
+        self._unshown |= {partition: last + 1 for partition, (_, last) in ranges.items()}
         waiting.set(0)
 
     async def _tables(self, records: Sequence[Record]) -> Mapping[type[Event], list[tuple[Any, ...]]]:

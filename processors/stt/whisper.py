@@ -51,11 +51,14 @@ _SENTENCE_ENDS = ".!?。！？"
 _FEATURE_FRAMES_MIN = 4  # more than a spectrum's window, which reaches over frames
 _SILENT_FRAMES = 3
 
-# Asked at the hesitation pause, the reading is there 550 ms after the end of speech, the second opinion included.
-SECOND_BUDGET_S = 0.45
+# A reading that comes later than that after it was asked for is worse for the caller than one the model is unsure of.
+SECOND_BUDGET_S = 0.9
 # What is hardly more than a guess would be answered wrongly: better late.
 GUESSED_BELOW = -0.4  # average log probability of a token
 GUESSED_BUDGET_S = 2.0
+# A wrong digit is another customer's order, and the quick model is as sure of wrong ones; a number is waited for anyway.
+_DIGIT = r"(?:zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple)"
+_NUMBER = re.compile(rf"\d|\b{_DIGIT}\W+{_DIGIT}\b")
 _SECOND_RATIO = 2.2  # the second model's time by the first's, until it is measured
 _SECOND_RATIO_MAX = 4.0  # one slow moment must not rule it out for ever
 _SECOND_RATIO_KEPT = 0.8
@@ -327,8 +330,8 @@ class WhisperEngine:
         if stopped():
             return None
         spent_s = self._now_s() - began_s
-        unsure = reading.suspect or reading.logprob < UNSURE_BELOW
-        guessed = reading.suspect or reading.logprob < GUESSED_BELOW
+        guessed = reading.suspect or reading.logprob < GUESSED_BELOW or bool(_NUMBER.search(reading.text.lower()))
+        unsure = guessed or reading.logprob < UNSURE_BELOW
         budget_s = GUESSED_BUDGET_S if guessed else SECOND_BUDGET_S
         in_time = spent_s * (1 + self._second_ratio) <= budget_s
         if reading.silent or request.partial or request.quick or not (unsure and others and in_time):

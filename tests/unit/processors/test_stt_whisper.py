@@ -88,10 +88,13 @@ class Watch:
     ("doubt", "first_s", "model"),
     [
         ({"logprob": -0.3}, 0.08, "second"),
-        ({"logprob": -0.3}, 0.13, "second"),
-        ({"logprob": -0.3}, 0.15, "quick"),
-        ({"logprob": -0.5}, 0.15, "second"),
-        ({"suspect": True}, 0.15, "second"),
+        ({"logprob": -0.3}, 0.28, "second"),
+        ({"logprob": -0.3}, 0.29, "quick"),
+        ({"logprob": -0.5}, 0.29, "second"),
+        ({"suspect": True}, 0.29, "second"),
+        ({"text": "it is 10042"}, 0.29, "second"),
+        ({"text": "one oh four"}, 0.29, "second"),
+        ({"text": "this one is red"}, 0.08, "quick"),
         ({"logprob": -0.5}, 1.0, "quick"),
     ],
 )
@@ -105,8 +108,8 @@ def test_a_second_opinion_that_would_come_too_late_is_not_asked_for(
 
 def test_a_slow_second_model_is_asked_less_but_never_ruled_out() -> None:
     watch = Watch()
-    quick = ScriptedReader("quick", logprob=-0.3, reading=watch.takes(0.1))
-    second = ScriptedReader("second", reading=watch.takes(2.0))
+    quick = ScriptedReader("quick", logprob=-0.3, reading=watch.takes(0.2))
+    second = ScriptedReader("second", reading=watch.takes(4.0))
     engine = WhisperEngine(quick, second, now_s=watch)
     assert [ask(engine).model for _ in range(3)] == ["second", "quick", "quick"]
     quick.reading = watch.takes(0.08)

@@ -56,7 +56,7 @@ SECOND_BUDGET_S = 0.9
 # What is hardly more than a guess would be answered wrongly: better late.
 GUESSED_BELOW = -0.4  # average log probability of a token
 GUESSED_BUDGET_S = 2.0
-# A wrong digit is another customer's order, and the quick model is as sure of wrong ones; a number is waited for anyway.
+# A wrong digit is another customer, and the quick model is as sure of wrong ones; a number is waited for in any case.
 _DIGIT = r"(?:zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple)"
 _NUMBER = re.compile(rf"\d|\b{_DIGIT}\W+{_DIGIT}\b")
 _SECOND_RATIO = 2.2  # the second model's time by the first's, until it is measured

@@ -273,7 +273,7 @@ async def test_a_restart_sends_callers_away_and_they_go_on(peer: Peer, settings:
 
 
 async def test_a_successor_ends_what_nobody_comes_back_to(kafka: TestBroker, peer: Peer) -> None:
-    settings = kafka.settings(api={"port": 0, "resume_grace_s": 1.0})
+    settings = kafka.settings(api={"port": 0, "resume_grace_s": 6.0})
     async with running_gateway(settings) as first, calling(first.ws) as caller, calling(first.ws) as faithful:
         await caller.start()
         token = (await faithful.start())["resume_token"]

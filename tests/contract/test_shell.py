@@ -216,7 +216,9 @@ async def test_sentences_are_spoken_in_order_and_then_committed(worker: Worker, 
     await committed_everything(settings, Response.TOPIC)
     # How busy it is, it says while it has calls: the gateways reckon with it.
     said = await until(
-        settings, Health, lambda events: any(isinstance(one, Health) and one.calls and one.utilisation for one in events)
+        settings,
+        Health,
+        lambda events: any(isinstance(one, Health) and one.calls and one.utilisation for one in events),
     )
     busy = [one for one in said if isinstance(one, Health) and one.kind is HealthKind.LOAD_MEASURED]
     assert {one.component for one in busy} == {"tts"}

@@ -40,6 +40,8 @@ from processors.stage import (
     Release,
     Speculated,
     Step,
+    Wake,
+    Woken,
     caused,
     event_id,
 )
@@ -49,6 +51,9 @@ ALTERNATIVES_MAX = 3
 ASK_S = 2.0
 # Cosine similarity of MiniLM below which two sentences have nothing to do with each other, and from which they agree.
 SIMILARITY_NONE, SIMILARITY_SURE = 0.25, 0.75
+# A turn that nobody commits or withdraws for so long (its call may never have begun) holds its record no longer.
+ABANDONED_US = 60_000_000
+_ABANDONED = "abandoned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,9 @@ class IntentCore:
                 return self._transcript(state, transcript, position, recorded, now_us)
             case Received(Session(kind=SessionKind.ENDED)):
                 return Step(state, (End(),))
+            case Woken(name) if name == _ABANDONED:
+                state, outcomes = _leave(state)
+                return Step(state, tuple(outcomes))
             case Answered(ask_id, Embedded() as embedded, _) if ask_id in state.pending and self._fits(embedded):
                 heard = state.pending[ask_id]
                 scores = similarities(self._examples[heard.agent_id], embedded)
@@ -129,7 +137,7 @@ class IntentCore:
     ) -> Step[State]:
         match transcript.kind:
             case TranscriptKind.PARTIAL if transcript.pause_ms > 0 and transcript.text.strip():
-                return self._judge_ahead(state, transcript, position, recorded)
+                return self._judge_ahead(state, transcript, position, recorded, now_us)
             case TranscriptKind.SPEECH_RESUMED:
                 return self._withdraw(state, transcript, now_us)
             case TranscriptKind.FINAL:
@@ -138,7 +146,7 @@ class IntentCore:
                 return Step(state)
 
     def _judge_ahead(
-        self, state: State, partial: Transcript, position: Position, recorded: tuple[Any, ...]
+        self, state: State, partial: Transcript, position: Position, recorded: tuple[Any, ...], now_us: int
     ) -> Step[State]:
         """What the log already holds of it was begun, whatever there is time for now."""
         agent = self._agents.get(partial.agent_id)
@@ -148,7 +156,7 @@ class IntentCore:
             return Step(state, (Drop("no_time_to_speculate"),))
         state, outcomes = _leave(state)
         intent = next((event for event in recorded if isinstance(event, Intent)), None)
-        outcomes += [Hold(), Speculated("begun")]
+        outcomes += [Hold(), Speculated("begun"), Wake(_ABANDONED, now_us + ABANDONED_US)]
         state = replace(state, ahead=Ahead(partial, position, intent))
         if intent is None:
             state = replace(state, pending={**state.pending, partial.event_id: partial})

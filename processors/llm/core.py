@@ -59,6 +59,9 @@ REST_S_MAX = 5.0
 OTHER_DOCUMENT_MARGIN = 0.15
 HISTORY_FOR_MODEL = 6
 
+# A turn that nobody commits or withdraws for so long (its call may never have begun) holds its record no longer.
+ABANDONED_US = 60_000_000
+_ABANDONED = "abandoned"
 _REST = "-rest"
 _ALL = 2**62
 _ENDS = (".", "!", "?", "…", '"', "”", ")")
@@ -136,6 +139,8 @@ class Conversation:
                 return self._intent(state, event, happening, now_us)
             case Received(Control() as event):
                 return self._control(state, event, now_us)
+            case Woken(name) if name == _ABANDONED:
+                return Step(*self._leave(state, now_us))
             case Woken(name) | Answered(name) | Failed(name):
                 ahead = state.ahead
                 if ahead is not None and ahead.turn is not None and ahead.turn.ask_id == name:
@@ -191,7 +196,8 @@ class Conversation:
             ahead = Ahead(event, received.position, beside.memory)
             begun = self._begin(_beside(state, ahead), agent, event, received.recorded, now_us)
             step = self._go_ahead(state, ahead, begun, now_us)
-            return Step(step.state, (*outcomes, Hold(), Speculated("begun"), *step.outcomes))
+            abandoned = Wake(_ABANDONED, now_us + ABANDONED_US)
+            return Step(step.state, (*outcomes, Hold(), Speculated("begun"), abandoned, *step.outcomes))
         state, silenced = self._silence(state, now_us)
         step = self._begin(state, agent, event, received.recorded, now_us)
         return Step(step.state, (*outcomes, *silenced, *step.outcomes))

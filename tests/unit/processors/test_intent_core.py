@@ -24,6 +24,8 @@ from processors.stage import (
     Refuse,
     Release,
     Speculated,
+    Wake,
+    Woken,
     event_id,
 )
 from schemas.events import Intent, IntentKind, Session, SessionKind, Transcript, TranscriptKind
@@ -213,6 +215,14 @@ def test_words_at_a_pause_are_judged_and_the_final_takes_the_judgement_over() ->
     assert (final.intent, final.confidence, final.text) == (ahead.intent, ahead.confidence, "Goodbye.")
     assert len([outcome for outcome in outcomes if isinstance(outcome, Ask)]) == 1
     assert Hold() in outcomes
+    assert Release(Transcript.TOPIC, 8) in outcomes
+    assert state == core().start("s1")
+
+
+def test_words_that_nobody_commits_or_withdraws_are_let_go() -> None:
+    state, outcomes = stepped(core(), received(a_partial("Goodbye.")))
+    (timer,) = [outcome for outcome in outcomes if isinstance(outcome, Wake)]
+    state, outcomes = stepped(core(), received(a_partial("Goodbye.")), GOODBYE, Woken(timer.name))
     assert Release(Transcript.TOPIC, 8) in outcomes
     assert state == core().start("s1")
 

@@ -870,6 +870,16 @@ ORDER = intent(1, "order_status", "order 1042", order_number="1042")
 TICKET = intent(1, "open_ticket", "I want to make a complaint.")
 
 
+def test_a_turn_that_nobody_commits_or_withdraws_is_let_go(call: Call) -> None:
+    before = call.state.memory
+    call.receive(ahead(THANKS))
+    (timer,) = [outcome for outcome in call.other if isinstance(outcome, Wake)]
+    call.apply(Woken(timer.name))
+    assert (call.state.ahead, call.state.memory) == (None, before)
+    assert flags(call)[-1] == ("cancelled", False)
+    assert [outcome.topic for outcome in call.other if isinstance(outcome, Release)] == [Intent.TOPIC]
+
+
 def test_a_template_is_said_ahead_and_completed_when_it_is_committed(call: Call) -> None:
     before = call.state.memory
     call.receive(ahead(THANKS))

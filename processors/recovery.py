@@ -14,6 +14,7 @@ from time import monotonic
 
 import msgspec
 import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
 from processors.pipeline import Stage
 from processors.runner import Restored
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 CLOCK_SKEW_MS = 2000
 # Partitions are assigned within a moment of each other; connections cost more than this.
 TOGETHER_S = 0.01
+# Brokers fail over within seconds; a log that is away for longer is the supervisor's business.
+PATIENCE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -125,14 +128,27 @@ class Recovery:
         await asyncio.sleep(TOGETHER_S)
         committed, self._asked, self._batch = self._asked, {}, None
         async with self._one_at_a_time:
-            try:
-                await self.open()
-                assert self._reader is not None
-                return await recover(self._reader, self._stage, self._codec, committed)
-            except LogError:
-                # A reader that failed once is of no more use.
-                await self.close()
-                raise
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(LogError),
+                wait=wait_exponential_jitter(initial=0.05, max=1.0),
+                stop=stop_after_delay(PATIENCE_S),
+                reraise=True,
+            ):
+                with attempt:
+                    return await self._read_once(committed)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _read_once(self, committed: Mapping[Partition, int | None]) -> dict[int, Recovered]:
+        """One attempt; what a broker that is dying or a leader that moves makes of it is no reason to give up."""
+        try:
+            await self.open()
+            assert self._reader is not None
+            return await recover(self._reader, self._stage, self._codec, committed)
+        except LogError as error:
+            # A reader that failed once is of no more use.
+            log.warning("read_back_failed", stage=self._stage.name, error=str(error)[-200:])
+            await self.close()
+            raise
 
 
 async def recover(

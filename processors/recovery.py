@@ -130,7 +130,7 @@ class Recovery:
         async with self._one_at_a_time:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(LogError),
-                wait=wait_exponential_jitter(initial=0.05, max=1.0),
+                wait=wait_exponential_jitter(multiplier=0.05, max=1.0),
                 stop=stop_after_delay(PATIENCE_S),
                 reraise=True,
             ):

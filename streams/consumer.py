@@ -54,6 +54,7 @@ _LEADERLESS = {
     KafkaError.REPLICA_NOT_AVAILABLE,
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._DESTROY_BROKER,
     KafkaError._TIMED_OUT,
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.OFFSET_NOT_AVAILABLE,

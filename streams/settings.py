@@ -34,7 +34,9 @@ class KafkaSettings(BaseModel):
         default_factory=dict,
         description='days by topic, where the catalogue\'s defaults do not suit: {"voice.audio.in": 7}',
     )
-    session_timeout_ms: int = Field(1500, ge=500, description="silence after which a worker's partitions move on")
+    session_timeout_ms: int = Field(
+        10_000, ge=500, description="silence after which a worker's partitions move on; longer than a broker's failover"
+    )
     java_home: Path | None = Field(None, description="Java 17+ of the embedded broker; empty: found on the machine")
     heap_mb: int = Field(512, ge=128, description="heap of the embedded broker")
     distribution_dir: Path | None = Field(None, description="an unpacked Apache Kafka 4 to run instead of fetched jars")

@@ -47,7 +47,8 @@ def consumer_config(options: Options, group: str, connection: Mapping[str, Any])
         # `range` gives equal partition numbers of all subscribed topics to the same worker.
         "partition.assignment.strategy": "range",
         "session.timeout.ms": options.session_timeout_ms,
-        "heartbeat.interval.ms": max(100, options.session_timeout_ms // 5),
+        # However long a silent member is waited for, the others hear of one that comes or goes within half a second.
+        "heartbeat.interval.ms": min(500, max(100, options.session_timeout_ms // 5)),
         "max.poll.interval.ms": max(options.max_poll_interval_ms, options.session_timeout_ms),
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,

@@ -320,6 +320,7 @@ class Call:
             turn=cut.turn,
             sentence=cut.sentence,
             heard_ms=cut.heard_ms,
+            heard_text=cut.words,
             causation_id=cut.cause.event_id,
         )
 
@@ -331,6 +332,7 @@ class Call:
             turn=heard.turn,
             sentence=heard.sentence,
             heard_ms=heard.heard_ms,
+            heard_text=heard.words,
             reason="end_of_turn" if heard.end_of_turn else "",
         )
 

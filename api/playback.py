@@ -28,6 +28,8 @@ NO_REVISION = -1
 TALKING_MS = 1000
 REPORT_GRACE_MS = 2000
 ACTION_GRACE_MS = 10_000
+# About how fast voices speak: how long a sentence will be whose end has not been made yet.
+SPOKEN_CHARS_PER_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +48,27 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The caller spoke over the turn: empty the other side's buffer and say in the log what had been heard."""
+    """The caller spoke over the turn: empty the other side's buffer and say in the log what had been heard.
+
+    `words` are those of the sentence, up to where it was cut.
+    """
 
     turn: int
     sentence: int
     heard_ms: int
     cause: Event
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The caller heard the sentence to its end, and with `end_of_turn` all that the turn had to say."""
+    """The caller heard the sentence to its end, its `words`, and with `end_of_turn` all that the turn had to say."""
 
     turn: int
     sentence: int
     heard_ms: int
     end_of_turn: bool
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,21 @@ Effect = Play | Tell | Cut | Heard | Act
 
 
 @dataclass(slots=True)
+class _Sentence:
+    """The words of a sentence and where in the turn's speech they are; `end_ms` once its last chunk was sent."""
+
+    text: str
+    begin_ms: float
+    end_ms: float | None = None
+
+    def heard_until(self, heard_ms: float, sent_ms: float) -> str:
+        """The words that were heard when so much of the turn had been, of so much that was sent."""
+        expected_ms = self.begin_ms + 1000 * len(self.text) / SPOKEN_CHARS_PER_S
+        end_ms = max(sent_ms, expected_ms) if self.end_ms is None else self.end_ms
+        return words_within(self.text, (heard_ms - self.begin_ms) / max(1.0, end_ms - self.begin_ms))
+
+
+@dataclass(slots=True)
 class _Turn:
     number: int
     sent_ms: float = 0.0
@@ -84,6 +106,7 @@ class _Turn:
     report: tuple[float, float] | None = None
     sentence: int = 0
     sentence_ends: deque[tuple[int, float]] = field(default_factory=deque)
+    sentences: dict[int, _Sentence] = field(default_factory=dict)
     ended: bool = False
     action: tuple[str, str] | None = None
     action_at: float = 0.0
@@ -101,6 +124,15 @@ class _Turn:
             return at + position_ms - heard_ms
         return self.ends_at - (self.sent_ms - position_ms)
 
+    def words_of(self, sentence: int) -> str:
+        """The words of the sentence, empty where none are known."""
+        return self.sentences[sentence].text if sentence in self.sentences else ""
+
+    def words_until(self, sentence: int, heard_ms: float) -> str:
+        """The words of the sentence that were heard when so much of the turn had been."""
+        known = self.sentences.get(sentence)
+        return "" if known is None else known.heard_until(heard_ms, self.sent_ms)
+
 
 @dataclass(slots=True)
 class _Speaking:
@@ -108,6 +140,14 @@ class _Speaking:
     last_at: float
     cause: Event
     words: bool = False
+
+
+def words_within(text: str, share: float) -> str:
+    """The whole words within that share (0 to 1) of a sentence's sound: letters are taken to last equally long."""
+    if share >= 1.0:
+        return text
+    heard = round(max(0.0, share) * len(text))
+    return text[:heard] if text[heard : heard + 1].isspace() else text[:heard].rpartition(" ")[0]
 
 
 def committed_revision(reading: Transcript | None, final: Transcript) -> int:
@@ -312,7 +352,7 @@ class Playback:
             return [Cut(turn, 0, 0, cause)]
         heard_ms = state.heard_ms(now)
         sentence = next((number for number, end_ms in state.sentence_ends if end_ms > heard_ms), state.sentence)
-        return [Cut(turn, sentence, round(heard_ms), cause)]
+        return [Cut(turn, sentence, round(heard_ms), cause, state.words_until(sentence, heard_ms))]
 
     def _gate(self, event: Response | SpeechChunk, now: float) -> list[Effect]:
         """Nothing speculative reaches the caller, and no reply begins while the caller is talking."""
@@ -392,10 +432,14 @@ class Playback:
             state.report = (state.sent_ms, now)  # it ran dry: nothing was heard meanwhile
         self._free_at = state.ends_at = max(now, self._free_at) + duration_ms
         state.action_at = state.ends_at + ACTION_GRACE_MS
+        if chunk.text:
+            state.sentences[chunk.sentence] = _Sentence(chunk.text, state.sent_ms)
         state.sent_ms += duration_ms
         state.sentence = chunk.sentence
         if chunk.last_of_sentence:
             state.sentence_ends.append((chunk.sentence, state.sent_ms))
+            if chunk.sentence in state.sentences:
+                state.sentences[chunk.sentence].end_ms = state.sent_ms
         return [Play(chunk)]
 
     def _response(self, event: Response, now: float) -> list[Effect]:
@@ -422,12 +466,13 @@ class Playback:
                 break
             last = state.sentence_ends.popleft()
             if state.sentence_ends or not state.ended:
-                yield Heard(state.number, sentence, round(end_ms), end_of_turn=False)
+                yield Heard(state.number, sentence, round(end_ms), False, state.words_of(sentence))
         all_heard = reported_ms >= state.sent_ms or now >= self._believed_at(state, state.sent_ms)
         ended = state.ended and (last is not None or all_heard)
         overdue = state.action is not None and now >= state.action_at
         if not state.sentence_ends and (ended or overdue):
-            yield from self._finish(state, Heard(state.number, state.sentence, round(state.sent_ms), True))
+            words = state.words_of(state.sentence)
+            yield from self._finish(state, Heard(state.number, state.sentence, round(state.sent_ms), True, words))
 
     def _finish(self, state: _Turn, heard: Heard) -> Iterator[Effect]:
         self._turns.pop(state.number, None)

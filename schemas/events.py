@@ -52,7 +52,7 @@ class Control(Event):
     NAME: ClassVar[str] = "control"
     TOPIC: ClassVar[str] = "voice.control"
     CE_TYPE: ClassVar[str] = "trunkline.control"
-    PII: ClassVar[frozenset[str]] = frozenset({"digit"})
+    PII: ClassVar[frozenset[str]] = frozenset({"digit", "heard_text"})
     ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": ControlKind}
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
     LISTS: ClassVar[tuple[str, ...]] = ()
@@ -61,6 +61,7 @@ class Control(Event):
     digit: str = field(default="", repr=False)
     heard_ms: int = 0
     sentence: int = 0
+    heard_text: str = field(default="", repr=False)
     target: str = ""
     reason: str = ""
 

@@ -288,7 +288,7 @@ class Conversation:
         if state.speaking is not None and state.speaking.number <= event.turn:
             state, silenced = self._silence(state, now_us)
             outcomes += silenced
-        heard = remembering.heard_until(state.memory, event.turn, event.sentence, event.heard_ms)
+        heard = remembering.heard_until(state.memory, event)
         return Step(replace(state, memory=heard), tuple(outcomes))
 
     def _end(self, state: State, now_us: int) -> Step[State]:

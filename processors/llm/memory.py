@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+from schemas.events import Control
+
 HISTORY_BYTES_MAX = 5000
 EXCHANGE_CHARS_MAX = 400
 VALUE_CHARS_MAX = 400
@@ -12,9 +14,6 @@ REMEMBERED_BYTES_MAX = 120
 PENDING_BYTES_MAX = 1200
 CALLER_CHARS_MAX = 60
 CONTEXT_BYTES_MAX = 1000
-
-# About how fast the agent speaks: how much of a sentence was heard is estimated from it.
-SPOKEN_CHARS_PER_S = 15.0
 
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True):
@@ -105,25 +104,22 @@ def forget_values(memory: Memory, names: tuple[str, ...]) -> Memory:
     return msgspec.structs.replace(memory, values=tuple(value for value in memory.values if value.name not in names))
 
 
-def heard_until(memory: Memory, turn: int, sentence: int, heard_ms: int) -> Memory:
+def heard_until(memory: Memory, barge_in: Control) -> Memory:
     """Cuts a turn's reply off in the history where the caller stopped hearing it, at a word's end."""
     history = tuple(
-        Exchange(known.turn, known.caller, _heard(known.agent, sentence, heard_ms)) if known.turn == turn else known
+        Exchange(known.turn, known.caller, _heard(known.agent, barge_in)) if known.turn == barge_in.turn else known
         for known in memory.history
     )
     return msgspec.structs.replace(memory, history=history)
 
 
-def _heard(sentences: tuple[str, ...], sentence: int, heard_ms: int) -> tuple[str, ...]:
-    whole = sentences[:sentence]
-    if sentence >= len(sentences):
+def _heard(sentences: tuple[str, ...], barge_in: Control) -> tuple[str, ...]:
+    if barge_in.sentence >= len(sentences):
         return sentences
-    chars = int(heard_ms / 1000 * SPOKEN_CHARS_PER_S) - sum(len(text) + 1 for text in whole)
-    cut = sentences[sentence]
-    if chars >= len(cut):
-        return (*whole, cut)
-    part = cut[: max(0, chars)].rpartition(" ")[0]
-    return (*whole, f"{part} …") if part else whole
+    whole, cut, heard = sentences[: barge_in.sentence], sentences[barge_in.sentence], barge_in.heard_text
+    if not heard:
+        return whole
+    return (*whole, cut if heard == cut else f"{heard} …")
 
 
 def _clip(text: str) -> str:

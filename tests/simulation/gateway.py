@@ -116,12 +116,12 @@ class Call:
                 self._send(effect.event)
             elif isinstance(effect, Cut):
                 self._send(Cleared(effect.turn))
-                fields = {"sentence": effect.sentence, "heard_ms": effect.heard_ms}
+                fields = {"sentence": effect.sentence, "heard_ms": effect.heard_ms, "heard_text": effect.words}
                 self._control(f"barge-in-{effect.turn}", ControlKind.BARGE_IN, turn=effect.turn, **fields)
             elif isinstance(effect, Heard):
                 name = f"playout-{effect.turn}-{effect.sentence}-{effect.end_of_turn}"
-                fields = {"turn": effect.turn, "sentence": effect.sentence, "heard_ms": effect.heard_ms}
-                self._control(name, ControlKind.PLAYOUT, **fields)
+                fields = {"sentence": effect.sentence, "heard_ms": effect.heard_ms, "heard_text": effect.words}
+                self._control(name, ControlKind.PLAYOUT, turn=effect.turn, **fields)
             elif not self.over:
                 self._control("hang-up", ControlKind.HANG_UP, turn=effect.turn)
                 self.end("completed")

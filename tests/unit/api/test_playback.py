@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.playback import HELD_MAX, Act, Cut, Effect, Heard, Play, Playback, Tell
+from api.playback import HELD_MAX, Act, Cut, Effect, Heard, Play, Playback, Tell, words_within
 from schemas.event import Event
 from schemas.events import (
     Intent,
@@ -131,6 +131,31 @@ def test_the_sentence_being_heard_is_named() -> None:
     assert run(playback, 600) == [(500, Heard(0, 0, 500, False))]
     words = heard(PARTIAL, 0, "stop")
     assert without_tell(playback.event(words, 700)) == [Cut(0, 1, 700, words)]
+
+
+def test_what_was_heard_is_told_word_by_word() -> None:
+    playback = Playback()
+    playback.event(audio(0, 500, last_of_sentence=True, text="Good morning."), 0)
+    playback.event(audio(0, 900, sentence=1, text="Your order is on its way"), 0)
+    playback.event(audio(0, 300, sentence=1, last_of_sentence=True), 0)
+    assert run(playback, 600) == [(500, Heard(0, 0, 500, False, "Good morning."))]
+    words = heard(PARTIAL, 0, "stop")
+    assert without_tell(playback.event(words, 1250)) == [Cut(0, 1, 1250, words, "Your order is")]
+
+
+def test_a_sentence_heard_to_its_end_is_not_forgotten_when_the_next_is_still_to_come() -> None:
+    playback = Playback()
+    playback.event(audio(0, 500, last_of_sentence=True, text="Good morning."), 0)
+    assert run(playback, 800) == [(500, Heard(0, 0, 500, False, "Good morning."))]
+    words = heard(PARTIAL, 0, "stop")
+    assert without_tell(playback.event(words, 900)) == [Cut(0, 0, 500, words, "Good morning.")]
+
+
+@given(st.text(alphabet="ab .", max_size=40), st.floats(min_value=-1, max_value=2))
+def test_words_heard_are_whole_ones_from_the_beginning(text: str, share: float) -> None:
+    found = words_within(text, share)
+    assert text.startswith(found)
+    assert found == text or text[len(found)].isspace() or not found
 
 
 def test_speech_that_lasts_cuts_without_words_and_a_cough_does_not() -> None:

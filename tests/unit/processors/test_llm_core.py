@@ -16,6 +16,7 @@ from processors.agents import Agent, load_agents
 from processors.engine import CallTool, Embed, Embedded, Generate, Generated, ToolReturned
 from processors.llm.core import Conversation, State, tool_call_id
 from processors.llm.knowledge import KnowledgeIndex, Vectors
+from processors.llm.memory import Exchange, Memory, heard_until, remember_turn
 from processors.llm.stage import create_core
 from processors.stage import (
     Answered,
@@ -524,10 +525,25 @@ def test_barge_in_stops_the_turn_and_history_keeps_what_was_heard(call: Call) ->
     call.receive(intent(1, "none", "tell me about mountains", 0.1))
     call.embedded()
     call.answer("llm", Generated("They are rather high and often cold. Also"), last=False)
-    call.receive(control(ControlKind.BARGE_IN, 1, sentence=0, heard_ms=1000))
+    call.receive(control(ControlKind.BARGE_IN, 1, sentence=0, heard_ms=1000, heard_text="They are"))
     assert call.kinds(1) == ["sentence", "cancelled"]
     assert not call.asks
     assert call.state.memory.history[-1].agent == ("They are …",)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "heard_text", "kept"),
+    [
+        (0, "", ()),
+        (0, "It is on", ("It is on …",)),
+        (1, "", ("It is on its way.",)),
+        (0, "It is on its way.", ("It is on its way.",)),
+    ],
+)
+def test_history_keeps_word_by_word_what_was_heard(sentence: int, heard_text: str, kept: tuple[str, ...]) -> None:
+    memory = remember_turn(Memory(), Exchange(1, "where is it", ("It is on its way.", "It comes on Monday.")), 8)
+    barge_in = control(ControlKind.BARGE_IN, 1, sentence=sentence, heard_text=heard_text)
+    assert heard_until(memory, barge_in).history[-1].agent == kept
 
 
 def test_barge_in_after_the_end_only_trims_history(call: Call) -> None:

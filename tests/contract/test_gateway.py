@@ -467,7 +467,7 @@ async def _converse(telephone: Telephone, parameters: dict[str, str], peer: Peer
     assert {m["streamSid"] for m in telephone.messages} == {"MZ1"}
     await telephone.mark(mark["mark"]["name"])
     heard = await control(peer, sid, ControlKind.PLAYOUT)
-    assert (heard.turn, heard.heard_ms) == (0, 90)
+    assert (heard.turn, heard.heard_ms, heard.heard_text) == (0, 90, "Hello.")
 
     await peer.publish(peer.audio(sid, 0, 4000, sentence=1, last_of_sentence=True))
     mark = await telephone.until("mark")

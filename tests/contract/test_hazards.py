@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from processors.pipeline import STAGES
@@ -353,6 +354,8 @@ class Witness:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.topic = "voice.control"
+        self.group = f"test.{uuid.uuid4()}"
+        self.assignments = 0
         self.acknowledged: list[int] = []
         self.by_stage: list[int] = []
         self.by_reader: list[int] = []
@@ -361,11 +364,10 @@ class Witness:
 
     async def run(self) -> None:
         """Works until `stop`."""
-        group = f"test.{uuid.uuid4()}"
         async with (
             LogProducer(self.settings, "test.hazards") as producer,
             LogReader(self.settings, "test.hazards") as reader,
-            stage(self.settings, group, self.topic, lambda event: self._note(event, self.by_stage)) as app,
+            stage(self.settings, self.group, self.topic, lambda event: self._note(event, self.by_stage)) as app,
         ):
             where = Partition(self.topic, 0)
             await reader.add({where: BEGINNING})
@@ -388,6 +390,7 @@ class Witness:
             assert self.by_reader == list(range(number))
             # Each number for the first time, in order; what was not committed before a failure may come again.
             assert list(dict.fromkeys(self.by_stage)) == list(range(number))
+            self.assignments = app.consumer_generation_id
 
     def stop(self) -> None:
         """Ends the writing."""
@@ -441,6 +444,34 @@ async def test_a_leader_killed_loses_nothing_and_keeps_the_order(tmp_path: Path)
         await eventually(lambda: len(witness.by_stage) > before[0] and len(witness.by_reader) > before[1])
         witness.stop()
         await asyncio.wait_for(running, LIMIT_S)
+    finally:
+        await asyncio.to_thread(with_cluster.__exit__, None, None, None)
+
+
+async def test_a_group_outlasts_the_death_of_its_coordinator(tmp_path: Path) -> None:
+    """Workers that were given up meanwhile would all read back at once, with their callers waiting."""
+    with_cluster = running_cluster(tmp_path)
+    cluster = await asyncio.to_thread(with_cluster.__enter__)
+    try:
+        witness = Witness(cluster.settings())
+        running = asyncio.create_task(witness.run())
+        await asyncio.wait_for(witness.ready.wait(), LIMIT_S)
+        admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+
+        def coordinator() -> int:
+            return int(admin.describe_consumer_groups([witness.group])[witness.group].result().coordinator.id)
+
+        dead = await asyncio.to_thread(coordinator)
+        await asyncio.to_thread(cluster.kill_broker, dead)
+        await eventually(lambda: cluster.leader(witness.topic, 0) not in (dead, -1))
+        async with asyncio.timeout(LIMIT_S):
+            while await asyncio.to_thread(coordinator) == dead:
+                await asyncio.sleep(0.1)
+        before = len(witness.by_stage)
+        await eventually(lambda: len(witness.by_stage) > before)
+        witness.stop()
+        await asyncio.wait_for(running, LIMIT_S)
+        assert witness.assignments == 1
     finally:
         await asyncio.to_thread(with_cluster.__exit__, None, None, None)
 

@@ -145,8 +145,8 @@ class SessionRouter:
         self.door.open(self._producer.publish, self.codec)
 
     async def stop(self) -> None:
-        """Ends the calls with code 1012 and closes the log."""
-        await self.end_all("shutdown", 1012)
+        """Lets go of calls that are left, which go on elsewhere (`end_all` ends calls), and closes the log."""
+        await self.leave_all()
         await self.door.close()
         if self._task is not None:
             self._task.cancel()

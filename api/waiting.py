@@ -138,6 +138,8 @@ async def _adopt(router: SessionRouter) -> None:
     began_us = router.clock.now_us()
     since_us = began_us - int((settings.session_max_s + settings.resume_grace_s) * 1_000_000)
     found = await router.histories.open_sessions(router.partitions, max(0, since_us))
+    if router.closing:
+        return  # what is open is its successor's, the calls that it has just left above all
     own: list[Waiting] = []
     foreign: list[Waiting] = []
     for started, latest in found:
@@ -167,14 +169,14 @@ async def _end_silent(router: SessionRouter, waiting: list[Waiting], since_ms: i
     left = {one.summary.session_id: one for one in waiting if not one.over}
     if not left:
         return
-    open_still = await router.histories.open_sessions(router.partitions, min(_since_us(left)))
-    left = {started.session_id: left[started.session_id] for started, _ in open_still if started.session_id in left}
-    alive = await router.histories.active_since(left, since_ms, _SIGNS)
+    found = await router.histories.open_sessions(router.partitions, min(_since_us(left)))
+    open_still = {started.session_id for started, _ in found} & left.keys()
+    alive = await router.histories.active_since(open_still, since_ms, _SIGNS)
     for session_id, one in left.items():
-        if session_id in alive:
-            await one.release()
-        else:
+        if session_id in open_still - alive:
             one.end("connection_lost")
+        else:
+            await one.release()
 
 
 def _since_us(waiting: dict[str, Waiting]) -> list[int]:

@@ -272,9 +272,6 @@ async def test_a_restart_sends_callers_away_and_they_go_on(peer: Peer, settings:
             assert not [e for e in peer.of(caller.session_id, Session) if e.kind is SessionKind.ENDED]
 
 
-@pytest.mark.xfail(
-    reason="after another gateway in the same process the first one ends calls with `shutdown`", strict=False
-)
 async def test_a_successor_ends_what_nobody_comes_back_to(kafka: TestBroker, peer: Peer) -> None:
     settings = kafka.settings(api={"port": 0, "resume_grace_s": 6.0})
     async with running_gateway(settings) as first, calling(first.ws) as caller, calling(first.ws) as faithful:

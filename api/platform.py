@@ -14,7 +14,8 @@ import psutil
 
 from api.errors import OperatorError
 from api.supervisor import Process, Step
-from processors.engine_client import engine_name, hosted_roles, replicas
+from processors.engine_client import engine_name, replicas
+from processors.hosted import hosted_roles
 from processors.pipeline import PIPELINE, STAGES, Stage
 from streams import ready
 from streams.settings import Settings

@@ -32,14 +32,13 @@ from processors.engine_frames import (
     read_frame,
     socket_path,
 )
+from processors.hosted import hosted_roles
 from streams.settings import Settings
 
 __all__ = [
-    "HOSTED_ROLES",
     "SocketEngine",
     "engine_client",
     "engine_name",
-    "hosted_roles",
     "replicas",
     "responds",
     "socket_path",
@@ -47,7 +46,6 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-HOSTED_ROLES = ("stt", "embeddings", "llm", "tts")
 # An engine's process answers pings while its model computes; one that does not is stopped or stuck. To be wrong about
 # that costs little: another replica is asked, and this one again as soon as it takes connections.
 SILENCE_S = 1.5
@@ -55,11 +53,6 @@ _BACKOFF_FIRST_S = 0.02
 _BACKOFF_MAX_S = 0.5
 _UNSENT_BYTES_MAX = 16 << 20
 _UNREAD_REPLIES_MAX = 4096
-
-
-def hosted_roles(settings: Settings) -> tuple[str, ...]:
-    """The roles whose engine runs in a process of ours; a remote one needs none."""
-    return tuple(role for role in HOSTED_ROLES if not (role == "llm" and settings.engines.llm == "openai"))
 
 
 def replicas(settings: Settings, role: str) -> int:

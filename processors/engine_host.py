@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import contextlib
 import heapq
-import importlib
 import itertools
 import os
 import signal
@@ -29,7 +28,6 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from processors import models
 from processors.engine import Capabilities, Engine, EngineError, Reply, Request, Transcribe
-from processors.engine_client import HOSTED_ROLES
 from processors.engine_frames import (
     BadFrameError,
     Ended,
@@ -48,6 +46,7 @@ from processors.engine_frames import (
     read_frame,
     socket_path,
 )
+from processors.hosted import HOSTED_ROLES, create
 from streams import ready, standby
 from streams.logs import configure
 from streams.settings import Settings
@@ -55,13 +54,6 @@ from streams.yamlfile import ConfigError
 
 log = structlog.get_logger(__name__)
 
-# Where each role's engines are made: a module with `create(settings) -> Engine`, imported in that process only.
-FACTORIES = {
-    "stt": "processors.stt.engine",
-    "embeddings": "processors.intent.engine",
-    "llm": "processors.llm.engine",
-    "tts": "processors.tts.engine",
-}
 REPLICAS_MAX = 9
 GRACE_S = 2.0  # for asks at work when the process is told to stop
 # An ask at work that nobody waits for any more means a hung engine, once it has gone on for much longer than work that
@@ -379,26 +371,10 @@ def _served(path: Path) -> bool:
 def load(settings: Settings, role: str) -> Engine:
     """The role's engine as the settings choose it, loaded and warm."""
     started_s = time.monotonic()
-    engine = _create(settings, role)
+    engine = create(settings, role)
     engine.warm()
     load_seconds.labels(role).set(time.monotonic() - started_s)
     return engine
-
-
-def _create(settings: Settings, role: str) -> Engine:
-    """From the role's own module, or from the `module:factory` that the settings name; raises as `load`."""
-    chosen: str = getattr(settings.engines, role)
-    module, colon, factory = chosen.partition(":")
-    if not colon:
-        module, factory = FACTORIES[role], "create"
-    try:
-        make: Callable[[Settings], Engine] = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        if not colon:
-            raise
-        expected = f"expected an engine's name or package.module:factory, found {chosen!r} ({error})"
-        raise EngineError("invalid", f"TRUNKLINE_ENGINES__{role.upper()}: {expected}") from error
-    return make(settings)
 
 
 def _metrics(settings: Settings) -> int:

@@ -11,7 +11,8 @@ import structlog
 
 from processors import metrics
 from processors.engine import EngineClient, Reply, Request, Transcribe
-from processors.engine_client import hosted_roles, replicas
+from processors.engine_client import replicas
+from processors.hosted import hosted_roles
 from processors.load import LIMITS, REPEAT_S, STEPS, Board, Ladder, Level, LoadLimits, Meter, Sample
 from schemas.events import Health as HealthEvent
 from schemas.events import HealthKind

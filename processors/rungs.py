@@ -8,8 +8,9 @@ from msgspec.structs import replace
 from processors import models
 from processors.breaker import Breaker, OnChange
 from processors.engine import Embed, EngineClient, Generate, Message, Request, Speak, Transcribe
-from processors.engine_client import SocketEngine, hosted_roles, replicas
+from processors.engine_client import SocketEngine, replicas
 from processors.health import Health
+from processors.hosted import hosted_roles
 from processors.ladder import BYTES_A_SECOND, Ladder, Lane, Manner, Rung
 from schemas.events import HealthKind
 from streams.clock import Clock

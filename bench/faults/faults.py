@@ -12,11 +12,12 @@ from random import Random
 
 from api.errors import OperatorError
 from bench.faults.checks import Finding, Kind, Place
-from bench.faults.faulty_engine import Order, orders_dir
+from bench.faults.faulty_engine import Order, give_order, take_order_back
 from bench.faults.platform import SUPERVISOR, Platform
 from bench.faults.poison import garbage
 from bench.faults.proxy import Wire
 from bench.overload import measure_overload
+from processors.hosted import HOSTED_ROLES
 from schemas.events import AudioFrame
 from streams.client import Position
 from streams.keys import partition_of
@@ -83,10 +84,12 @@ def scene(
 Strike = Callable[[Scene], Awaitable[None]]
 
 
-ROLES = ("stt", "embeddings", "llm", "tts")
 # A machine that is busy with coming back must not refuse the call that is to be broken next.
 CALM = (("TRUNKLINE_LOAD__REFUSE", "false"),)
-OBEDIENT = (*CALM, *((f"TRUNKLINE_ENGINES__{role.upper()}", f"bench.faults.faulty_engine:{role}") for role in ROLES))
+OBEDIENT = (
+    *CALM,
+    *((f"TRUNKLINE_ENGINES__{role.upper()}", f"bench.faults.faulty_engine:{role}") for role in HOSTED_ROLES),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +165,11 @@ def _order(role: str, order: Order, everywhere: bool) -> Strike:
     """The replica that works, or all of them, obey the order for a while."""
 
     async def strike(scene: Scene) -> None:
-        folder = orders_dir(scene.platform.data_dir)
-        folder.mkdir(exist_ok=True)
         victim = scene.platform.victim(f"engine-{role}")
-        file = folder / (role if everywhere else str(victim.process.pid))
-        file.write_text(order)
+        whose = role if everywhere else victim.process.pid
+        give_order(scene.platform.data_dir, whose, order)
         await asyncio.sleep(ILL_S)
-        file.unlink()
+        take_order_back(scene.platform.data_dir, whose)
         scene.notes.append(f"{'all of ' + role if everywhere else victim.name}: {order} for {ILL_S:g} s")
 
     return strike
@@ -246,7 +247,7 @@ def _faults() -> dict[str, Fault]:
             environment=OBEDIENT,
         )
         for order in Order
-        for role in ROLES
+        for role in HOSTED_ROLES
     ]
     faults += [
         Fault(
@@ -257,7 +258,7 @@ def _faults() -> dict[str, Fault]:
             tolerated=DEGRADED,
         )
         for order in (Order.HANG, Order.GARBAGE)
-        for role in ROLES
+        for role in HOSTED_ROLES
     ]
     faults += [
         Fault("kafka.leader", "kill -9 of the broker that leads the call's audio", _leader, LEADER, needs_cluster=True),

@@ -1,20 +1,24 @@
-"""The platform's own engines, which do as they are told for a while: hang, crash, dawdle, answer garbage or nothing.
+"""The platform's own engines, which do wrong as they are told: hang, crash, dawdle, raise, answer garbage or nothing.
 
-An engine process looks for orders at each ask: a file named after its own process or after its role, in `faults` below
-the data directory, that holds one word (see `Order`). `TRUNKLINE_ENGINES__STT=bench.faults.faulty_engine:stt`.
+Select them through the settings, `TRUNKLINE_ENGINES__STT=bench.faults.faulty_engine:stt`, and likewise `EMBEDDINGS`,
+`LLM` and `TTS`. An engine's process looks for an `Order` at each ask and before each reply: in a file named after its
+process number or, for all of a role, after the role, in `faults` below the data directory.
 """
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
+
+from processors import hosted
 from processors.engine import (
     Capabilities,
     Embed,
     Embedded,
-    Engine,
     Generate,
     Generated,
     Reply,
@@ -24,47 +28,53 @@ from processors.engine import (
     Transcribe,
     Transcribed,
 )
-from processors.intent import engine as intent_engine
-from processors.llm import engine as llm_engine
-from processors.stt import engine as stt_engine
-from processors.tts import engine as tts_engine
 from streams.settings import EngineSettings, Settings
 
 SLOWER = 5.0
 _POLL_S = 0.05
-_MAKE: Mapping[str, Callable[[Settings], Engine]] = {
-    "stt": stt_engine.create,
-    "embeddings": intent_engine.create,
-    "llm": llm_engine.create,
-    "tts": tts_engine.create,
-}
 
 
 class Order(StrEnum):
-    """hang: no answer until the order is taken back. crash: the process ends. slow: five times slower. garbage: an
-    answer that is none. nothing: an answer without any reply.
+    """hang: no reply until the order is taken back; it cannot be interrupted. crash: the process ends. slow: five times
+    slower; `slow 12` twelve times. raise: an exception. Of whole answers: garbage, one that is none; nothing, one
+    without any reply.
     """
 
     HANG = "hang"
     CRASH = "crash"
     SLOW = "slow"
+    RAISE = "raise"
     GARBAGE = "garbage"
     NOTHING = "nothing"
 
 
-def orders_dir(data_dir: Path) -> Path:
-    """Where orders lie."""
-    return data_dir / "faults"
+def give_order(data_dir: Path, whose: int | str, order: str) -> None:
+    """From its next reply on the process of that number, or every engine of the role, obeys."""
+    file = _file(data_dir, whose)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    written = file.with_suffix(".new")
+    written.write_text(order)
+    written.replace(file)
+
+
+def take_order_back(data_dir: Path, whose: int | str) -> None:
+    """The engine is well again; a process that has crashed still has to be replaced."""
+    _file(data_dir, whose).unlink(missing_ok=True)
+
+
+def _file(data_dir: Path, whose: int | str) -> Path:
+    return data_dir / "faults" / str(whose)
 
 
 class FaultyEngine:
     """The role's own engine, behind its orders; see `processors.engine.Engine`."""
 
     def __init__(self, settings: Settings, role: str) -> None:
-        usual = getattr(EngineSettings(), role)
+        usual = EngineSettings.model_fields[role].default
         own = settings.model_copy(update={"engines": settings.engines.model_copy(update={role: usual})})
-        self._engine = _MAKE[role](own)
-        self._files = [orders_dir(settings.data_dir) / name for name in (str(os.getpid()), role)]
+        self._engine = hosted.create(own, role)
+        self._files = [_file(settings.data_dir, whose) for whose in (os.getpid(), role)]
+        self._garbage = itertools.cycle((absurd, plausible))
 
     @property
     def capabilities(self) -> Capabilities:
@@ -77,41 +87,66 @@ class FaultyEngine:
 
     def answer(self, request: Request) -> Iterator[Reply]:
         """See `Engine`."""
-        match self.order():
-            case Order.HANG:
-                while self.order() is Order.HANG:
-                    time.sleep(_POLL_S)
-                yield from self._engine.answer(request)
-            case Order.CRASH:
-                os._exit(1)
-            case Order.SLOW:
-                yield from self._dawdle(request)
-            case Order.GARBAGE:
-                yield from garbage(request)
-            case Order.NOTHING:
-                return
-            case None:
-                yield from self._engine.answer(request)
+        order, _ = self._order()
+        if order is Order.GARBAGE:
+            return next(self._garbage)(request)
+        if order is Order.NOTHING:
+            return iter(())
+        return _Replies(self._engine.answer(request), self._obey)
 
-    def order(self) -> Order | None:
-        """What this process is to do now."""
+    def _obey(self) -> float:
+        """Returns how many times longer than usual the next reply has to take, if it may come at all."""
+        order, times = self._order()
+        while order is Order.HANG:
+            time.sleep(_POLL_S)
+            order, times = self._order()
+        if order is Order.CRASH:
+            os._exit(1)
+        if order is Order.RAISE:
+            raise RuntimeError("told to")
+        return times if order is Order.SLOW else 1.0
+
+    def _order(self) -> tuple[Order | None, float]:
+        """What this process is to do now, and how slowly."""
         for file in self._files:
             try:
-                return Order(file.read_text())
+                order, _, times = file.read_text().strip().partition(" ")
+                return Order(order), float(times or SLOWER)
             except (OSError, ValueError):
                 continue
-        return None
+        return None, 1.0
 
-    def _dawdle(self, request: Request) -> Iterator[Reply]:
+
+class _Replies(Iterator[Reply]):
+    """The engine's replies, each by the order of its moment; ended and cancelled as they are."""
+
+    def __init__(self, replies: Iterator[Reply], obey: Callable[[], float]) -> None:
+        self._replies = replies
+        self._obey = obey
+
+    def __next__(self) -> Reply:
+        times = self._obey()
         began_s = time.monotonic()
-        for reply in self._engine.answer(request):
-            time.sleep((SLOWER - 1) * (time.monotonic() - began_s))
-            yield reply
-            began_s = time.monotonic()
+        reply = next(self._replies)
+        time.sleep((times - 1) * (time.monotonic() - began_s))
+        return reply
+
+    def cancel(self) -> None:
+        """May be called from another thread."""
+        self._end("cancel")
+
+    def close(self) -> None:
+        """Ends the answer."""
+        self._end("close")
+
+    def _end(self, how: str) -> None:
+        end: Callable[[], None] | None = getattr(self._replies, how, None)
+        if end is not None:
+            end()
 
 
-def garbage(request: Request) -> Iterator[Reply]:
-    """Replies that no engine gives: half a sample, words outside the audio, vectors that are no numbers."""
+def absurd(request: Request) -> Iterator[Reply]:
+    """Replies that nobody could take for an answer: half a sample, broken characters, vectors that are no numbers."""
     match request:
         case Transcribe():
             yield Transcribed("\0\ufffd" * 500, (), float("nan"), "", "garbage", -1.0)
@@ -121,8 +156,20 @@ def garbage(request: Request) -> Iterator[Reply]:
             yield Generated("\0\ufffd\x1b" * 200)
         case Speak():
             yield Spoken(b"\xff" * 3)
-        case _:
-            return
+
+
+def plausible(request: Request) -> Iterator[Reply]:
+    """What is an answer by its form alone, as of a model that has lost its way."""
+    match request:
+        case Transcribe():
+            yield Transcribed("you " * 200, (), 0.9, "en", "garbage", 1.0)
+        case Embed(texts):
+            yield Embedded(np.full((len(texts), 7), np.nan, "<f4").tobytes(), 7, "garbage", 1.0)
+        case Generate():
+            for _ in range(100):
+                yield Generated("the the the ")
+        case Speak():
+            yield Spoken(b"\x00\x80" * 1600, "garbage", 1.0)
 
 
 def stt(settings: Settings) -> FaultyEngine:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.faults.faulty_engine import Order, give_order, take_order_back
 from processors.breaker import Breaker, State
 from processors.engine import (
     Embed,
@@ -33,7 +34,6 @@ from processors.ladder import Ladder
 from processors.rungs import ladder
 from streams.clock import SystemClock
 from streams.settings import Settings
-from tests.support import faulty_engine
 from tests.support.engines import HostProcess, replies, settings_in, start_host
 
 SPEECH = Path(__file__).parent.parent / "data" / "speech" / "librivox_0880.wav"
@@ -59,13 +59,21 @@ class Replicas:
     def signal(self, number: int, what: signal.Signals) -> None:
         self.hosts[number].process.send_signal(what)
 
-    def do(self, fault: str, number: int | None = None) -> None:
-        faulty_engine.break_engine(self.settings, self.role, fault, number)
+    def do(self, order: str, number: int | None = None) -> None:
+        """One of the processes, or both and their successors, obey."""
+        give_order(self.settings.data_dir, self._whose(number), order)
+
+    def let_be(self, number: int | None = None) -> None:
+        """The order is taken back."""
+        take_order_back(self.settings.data_dir, self._whose(number))
+
+    def _whose(self, number: int | None) -> int | str:
+        return self.role if number is None else self.hosts[number].process.pid
 
     async def heal(self) -> None:
         """Every process there, running and well."""
         for number in (None, 0, 1):
-            faulty_engine.mend_engine(self.settings, self.role, number)
+            self.let_be(number)
         for number, host in enumerate(self.hosts):
             self.signal(number, signal.SIGCONT) if host.process.poll() is None else await self.replaced(number)
 
@@ -75,7 +83,7 @@ class Replicas:
 
 
 def _replicas(role: str, folder: Path) -> Iterator[Replicas]:
-    pair = Replicas(settings_in(folder, **{role: f"tests.support.faulty_engine:{role}"}), role)
+    pair = Replicas(settings_in(folder, **{role: f"bench.faults.faulty_engine:{role}"}), role)
     try:
         yield pair
     finally:
@@ -169,19 +177,20 @@ async def test_a_voice_that_is_stopped_in_mid_sentence_is_gone_on_with(tts: Repl
         await until(lambda: all(lane.reachable and lane.breaker.closed for lane in one.lanes))
 
 
-@pytest.mark.parametrize("fault", ["hang", "crash", "slow 40", "garbage", "nothing", "raise"])
-async def test_a_voice_that_goes_wrong_is_passed_over_and_taken_back(tts: Replicas, fault: str) -> None:
+@pytest.mark.parametrize("order", ["hang", "crash", "slow 40", "garbage", "nothing", "raise"])
+async def test_a_voice_that_goes_wrong_is_passed_over_and_taken_back(tts: Replicas, order: str) -> None:
     changes: list[tuple[str, State]] = []
     async with climbing(tts, changes) as one:
         rungs(one, 0)
         whole = await said(one)
-        tts.do(fault, 0)
+        tts.do(order, 0)
         for _ in range(4):
             assert await said(one) == whole
         assert ("tts.0", State.OPEN) in changes
-        faulty_engine.mend_engine(tts.settings, "tts", 0)
-        if fault in ("hang", "crash"):
-            await tts.replaced(0)  # it leaves by itself
+        if order in (Order.HANG, Order.CRASH):
+            await tts.replaced(0)  # it leaves by itself, and the order was its own
+        else:
+            tts.let_be(0)
         await until(lambda: one.lanes[0].reachable and one.lanes[0].breaker.closed)
         asked = one.lanes[0].answered_s
         assert await said(one) == whole
@@ -214,10 +223,10 @@ async def test_speech_is_read_alike_whatever_happens_to_one_engine(stt: Replicas
     async with climbing(stt) as one:
         undisturbed = await heard(one)
         assert "ill" in undisturbed
-        for fault in ("garbage", "nothing", "slow 30"):
-            stt.do(fault, 0)
+        for order in (Order.GARBAGE, Order.NOTHING, "slow 30"):
+            stt.do(order, 0)
             assert await heard(one) == undisturbed
-        faulty_engine.mend_engine(stt.settings, "stt", 0)
+        stt.let_be(0)
         reading = asyncio.create_task(heard(one))
         await asyncio.sleep(0.05)
         stt.signal(0, signal.SIGKILL)
@@ -230,11 +239,11 @@ async def test_vectors_of_the_wrong_kind_are_never_passed_on(tmp_path: Path) -> 
             request = Embed(("Where is my order?",))
             (first,) = await replies(one, request)
             assert isinstance(first, Embedded)
-            pair.do("garbage", 0)
+            pair.do(Order.GARBAGE, 0)
             (second,) = await replies(one, request)
             assert isinstance(second, Embedded)
             assert np.allclose(np.frombuffer(second.vectors, "<f4"), np.frombuffer(first.vectors, "<f4"), atol=1e-5)
-            pair.do("garbage")
+            pair.do(Order.GARBAGE)
             with pytest.raises(EngineError, match="invalid"):
                 await replies(one, request)
 

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 
 from processors import models
 from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Transcribe
-from processors.engine_client import SocketEngine, engine_client, hosted_roles
+from processors.engine_client import SocketEngine, engine_client
+from processors.hosted import hosted_roles
 from processors.llm.openai_compatible import OpenAICompatible
 from streams.settings import Settings
 from tests.support.engines import HostProcess, replies, running_host, settings_in

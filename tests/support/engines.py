@@ -19,8 +19,8 @@ from streams.settings import REPOSITORY, EngineSettings, Settings
 
 _SCRIPTED = """
 import sys
-from processors import engine_host
-engine_host.FACTORIES[sys.argv[1]] = "tests.support.engines"
+from processors import engine_host, hosted
+hosted.FACTORIES[sys.argv[1]] = "tests.support.engines"
 engine_host.STUCK_S_MIN = float(sys.argv[2])
 sys.exit(engine_host.main([sys.argv[1], "--replica", sys.argv[3]]))
 """

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from bench.faults.calls import Trigger
 from bench.faults.campaign import Outcome
 from bench.faults.checks import Evidence, Finding, Kind, check, check_dead_letters, check_offsets, repeats
 from bench.faults.faults import FAULTS, Promise, chosen
-from bench.faults.faulty_engine import FaultyEngine, Order, orders_dir
+from bench.faults.faulty_engine import FaultyEngine, Order, give_order, take_order_back
 from bench.faults.plan import Moment, Phase, Run, plan, plan_run
 from bench.faults.poison import OVERSIZE_BYTES, garbage
 from bench.faults.proxy import open_wire
@@ -28,9 +29,10 @@ from bench.faults.reference import Reference, UnfitSpeechError, refer, words
 from bench.faults.report import row
 from bench.faults.silence import Silence
 from bench.faults.speech import load_speech
+from processors import hosted
 from processors.clickhouse.rows import TABLE_OF_TOPIC
 from processors.engine import Capabilities, Reply, Request, Transcribe, Transcribed
-from processors.engine_client import HOSTED_ROLES
+from processors.hosted import HOSTED_ROLES
 from schemas.event import Event
 from schemas.events import (
     EVENTS,
@@ -487,6 +489,8 @@ def test_poison_comes_on_every_topic_under_live_keys_too_and_again_from_its_seed
 
 
 class Usual:
+    """Gives two replies to each ask."""
+
     capabilities = Capabilities("stt", "usual")
 
     def warm(self) -> None:
@@ -494,16 +498,22 @@ class Usual:
 
     def answer(self, request: Request) -> Iterator[Reply]:
         yield Transcribed("usual", (), 1.0, "en", "usual", 1.0)
+        yield Transcribed("again", (), 1.0, "en", "usual", 1.0)
+
+
+def create(settings: Settings) -> Usual:
+    """The factory, under the name by which roles' modules have it."""
+    return Usual()
 
 
 @pytest.fixture
 def obedient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyEngine:
-    monkeypatch.setattr(faulty_engine, "_MAKE", {"stt": lambda settings: Usual()})
-    orders_dir(tmp_path).mkdir()
+    monkeypatch.setitem(hosted.FACTORIES, "stt", __name__)
     return faulty_engine.stt(Settings(data_dir=tmp_path))
 
 
 ASK = Transcribe(bytes(320))
+USUAL = ["usual", "again"]
 
 
 def texts(engine: FaultyEngine) -> list[str]:
@@ -513,39 +523,63 @@ def texts(engine: FaultyEngine) -> list[str]:
 def test_an_engine_obeys_orders_for_its_process_or_its_role_until_they_are_taken_back(
     obedient: FaultyEngine, tmp_path: Path
 ) -> None:
-    assert texts(obedient) == ["usual"]
-    for name in (str(os.getpid()), "stt"):
-        file = orders_dir(tmp_path) / name
-        file.write_text(Order.NOTHING)
+    assert texts(obedient) == USUAL
+    for whose in (os.getpid(), "stt"):
+        give_order(tmp_path, whose, Order.NOTHING)
         assert texts(obedient) == []
-        file.write_text(Order.GARBAGE)
-        assert "usual" not in texts(obedient)
-        file.unlink()
-        assert texts(obedient) == ["usual"]
-    (orders_dir(tmp_path) / "tts").write_text(Order.NOTHING)
-    assert texts(obedient) == ["usual"]
+        give_order(tmp_path, whose, Order.GARBAGE)
+        first, second = texts(obedient), texts(obedient)
+        assert first != second
+        assert not {"", *USUAL} & {*first, *second}
+        give_order(tmp_path, whose, Order.RAISE)
+        with pytest.raises(RuntimeError):
+            texts(obedient)
+        take_order_back(tmp_path, whose)
+        assert texts(obedient) == USUAL
+    for whose in (os.getpid() + 1, "tts"):
+        give_order(tmp_path, whose, Order.NOTHING)
+    assert texts(obedient) == USUAL
+
+
+def test_orders_are_obeyed_in_the_middle_of_an_answer(obedient: FaultyEngine, tmp_path: Path) -> None:
+    replies = obedient.answer(ASK)
+    next(replies)
+    give_order(tmp_path, "stt", Order.RAISE)
+    with pytest.raises(RuntimeError):
+        next(replies)
+
+
+def test_a_slow_engine_takes_as_many_times_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    moments = iter(range(100))
+    monkeypatch.setitem(hosted.FACTORIES, "stt", __name__)
+    monkeypatch.setattr(faulty_engine, "time", SimpleNamespace(monotonic=lambda: next(moments), sleep=slept.append))
+    engine = faulty_engine.stt(Settings(data_dir=tmp_path))
+    for order in (Order.SLOW, "slow 12", ""):
+        give_order(tmp_path, "stt", order)
+        assert texts(engine) == USUAL
+    assert slept == [4.0, 4.0, 11.0, 11.0, 0.0, 0.0]
 
 
 async def test_a_hung_engine_answers_when_its_order_is_taken_back(obedient: FaultyEngine, tmp_path: Path) -> None:
-    file = orders_dir(tmp_path) / "stt"
-    file.write_text(Order.HANG)
+    give_order(tmp_path, "stt", Order.HANG)
     asked = asyncio.create_task(asyncio.to_thread(texts, obedient))
     done, _ = await asyncio.wait({asked}, timeout=0.2)
     assert not done
-    file.unlink()
-    assert await asked == ["usual"]
+    take_order_back(tmp_path, "stt")
+    assert await asked == USUAL
 
 
 def test_a_crashing_engine_takes_its_process_with_it(tmp_path: Path) -> None:
-    orders_dir(tmp_path).mkdir()
-    (orders_dir(tmp_path) / "stt").write_text(Order.CRASH)
+    give_order(tmp_path, "stt", Order.CRASH)
     script = (
         "from bench.faults import faulty_engine as f; from pathlib import Path; from streams.settings import Settings\n"
-        "from processors.engine import Transcribe\n"
-        "f._MAKE = {'stt': lambda settings: None}\n"
+        "from processors import hosted; from processors.engine import Transcribe\n"
+        f"hosted.FACTORIES['stt'] = {__name__!r}\n"
         f"list(f.stt(Settings(data_dir=Path({str(tmp_path)!r}))).answer(Transcribe(b'')))"
     )
-    assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY).returncode == 1
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(Path(__file__).parent)))}
+    assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, env=environment).returncode == 1
 
 
 def test_every_hosted_role_can_be_ill() -> None:

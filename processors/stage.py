@@ -12,6 +12,10 @@ from typing import Any, Generic, Protocol, TypeVar
 from schemas.event import Event
 from streams.keys import Position as Position
 
+# What is held and that nobody goes on from for so long is held no longer: the call that it is of may never have begun.
+ABANDONED_US = 60_000_000
+ABANDONED = "abandoned"
+
 _IDS = uuid.UUID("6f1d6c1e-8f0b-5c39-9a5b-7472756e6b6c")
 
 
@@ -178,6 +182,11 @@ class Core(Protocol[StateT]):
     def load(self, session_id: str, data: bytes) -> StateT:
         """The inverse of `save`; records held at that time are delivered again afterwards."""
         ...
+
+
+def abandonment(now_us: int) -> Wake:
+    """The timer of what is held from now on; it wakes as `ABANDONED`."""
+    return Wake(ABANDONED, now_us + ABANDONED_US)
 
 
 def event_id(cause_id: str, name: str) -> str:

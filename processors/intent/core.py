@@ -24,6 +24,7 @@ from processors.intent import keywords
 from processors.intent.entities import extract
 from processors.intent.sentiment import sentiment
 from processors.stage import (
+    ABANDONED,
     Answered,
     Ask,
     Cancel,
@@ -40,8 +41,8 @@ from processors.stage import (
     Release,
     Speculated,
     Step,
-    Wake,
     Woken,
+    abandonment,
     caused,
     event_id,
 )
@@ -51,9 +52,6 @@ ALTERNATIVES_MAX = 3
 ASK_S = 2.0
 # Cosine similarity of MiniLM below which two sentences have nothing to do with each other, and from which they agree.
 SIMILARITY_NONE, SIMILARITY_SURE = 0.25, 0.75
-# A turn that nobody commits or withdraws for so long (its call may never have begun) holds its record no longer.
-ABANDONED_US = 60_000_000
-_ABANDONED = "abandoned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ class IntentCore:
                 return self._transcript(state, transcript, position, recorded, now_us)
             case Received(Session(kind=SessionKind.ENDED)):
                 return Step(state, (End(),))
-            case Woken(name) if name == _ABANDONED:
+            case Woken(name) if name == ABANDONED:
                 state, outcomes = _leave(state)
                 return Step(state, tuple(outcomes))
             case Answered(ask_id, Embedded() as embedded, _) if ask_id in state.pending and self._fits(embedded):
@@ -156,7 +154,7 @@ class IntentCore:
             return Step(state, (Drop("no_time_to_speculate"),))
         state, outcomes = _leave(state)
         intent = next((event for event in recorded if isinstance(event, Intent)), None)
-        outcomes += [Hold(), Speculated("begun"), Wake(_ABANDONED, now_us + ABANDONED_US)]
+        outcomes += [Hold(), Speculated("begun"), abandonment(now_us)]
         state = replace(state, ahead=Ahead(partial, position, intent))
         if intent is None:
             state = replace(state, pending={**state.pending, partial.event_id: partial})

@@ -30,6 +30,7 @@ from processors.llm.requests import render_call, tool_outcome
 from processors.llm.sentences import split_sentences, take_sentences
 from processors.llm.turn import Made, ToolCall, Turn, cancelled, complete, opened, respond, speak
 from processors.stage import (
+    ABANDONED,
     Answered,
     Ask,
     Cancel,
@@ -47,6 +48,7 @@ from processors.stage import (
     Step,
     Wake,
     Woken,
+    abandonment,
 )
 from processors.templates import RenderError
 from schemas.events import Control, ControlKind, Intent, IntentKind, Response, ResponseKind, Session, SessionKind
@@ -59,9 +61,6 @@ REST_S_MAX = 5.0
 OTHER_DOCUMENT_MARGIN = 0.15
 HISTORY_FOR_MODEL = 6
 
-# A turn that nobody commits or withdraws for so long (its call may never have begun) holds its record no longer.
-ABANDONED_US = 60_000_000
-_ABANDONED = "abandoned"
 _REST = "-rest"
 _ALL = 2**62
 _ENDS = (".", "!", "?", "…", '"', "”", ")")
@@ -139,7 +138,7 @@ class Conversation:
                 return self._intent(state, event, happening, now_us)
             case Received(Control() as event):
                 return self._control(state, event, now_us)
-            case Woken(name) if name == _ABANDONED:
+            case Woken(name) if name == ABANDONED:
                 return Step(*self._leave(state, now_us))
             case Woken(name) | Answered(name) | Failed(name):
                 ahead = state.ahead
@@ -196,8 +195,7 @@ class Conversation:
             ahead = Ahead(event, received.position, beside.memory)
             begun = self._begin(_beside(state, ahead), agent, event, received.recorded, now_us)
             step = self._go_ahead(state, ahead, begun, now_us)
-            abandoned = Wake(_ABANDONED, now_us + ABANDONED_US)
-            return Step(step.state, (*outcomes, Hold(), Speculated("begun"), abandoned, *step.outcomes))
+            return Step(step.state, (*outcomes, Hold(), Speculated("begun"), abandonment(now_us), *step.outcomes))
         state, silenced = self._silence(state, now_us)
         step = self._begin(state, agent, event, received.recorded, now_us)
         return Step(step.state, (*outcomes, *silenced, *step.outcomes))

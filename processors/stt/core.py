@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 from processors.engine import Transcribe, Transcribed
 from processors.stage import (
+    ABANDONED,
+    ABANDONED_US,
     Answered,
     Ask,
     Cancel,
@@ -37,6 +39,7 @@ from processors.stage import (
     Step,
     Wake,
     Woken,
+    abandonment,
     caused,
     event_id,
 )
@@ -80,13 +83,11 @@ UNHEARD_MS_MIN = 400  # what was shorter was hardly a word: nobody is asked to r
 STALLED_S = 8.0
 LAST_WORDS_S = 1.0  # after the end of the call
 LAST_FRAMES_S = 0.2  # after the caller's side said that it sends no more: the topics have no common order
-ABANDONED_S = 900.0
 
 # From these lengths on, an ever shorter pause ends the utterance, so that it is cut where it hurts least.
 _IMPATIENCE = ((24_000, 1), (20_000, 64), (15_000, 300))
 _HALF_WINDOW = WINDOW_SAMPLES // 2
 _STALLED = "stalled"
-_ABANDONED = "abandoned"
 _LOADED = "loaded"
 
 
@@ -186,7 +187,8 @@ class _Work:
             return
         self.outcomes.append(Hold())
         heard = Heard(replace(frame, pcm=b""), position, recorded)
-        self._watch_over()
+        if not self.state.frame_at_us:
+            self.outcomes.append(abandonment(self._now_us))
         if gap > samples(GAP_MS_MAX):
             self._jump(frame.sample_index)
             audio = frame.pcm
@@ -215,7 +217,6 @@ class _Work:
             self._end_soon()
         else:
             self.state = replace(self.state, language=session.language)
-            self._watch_over()
 
     def answered(self, ask_id: str, reply: Any) -> None:
         """A reading came: of all speech so far, or of a part that speech has overtaken."""
@@ -253,21 +254,15 @@ class _Work:
         self._judge()
 
     def woken(self, name: str) -> None:
-        """Frames stopped coming, the call was forgotten by everyone, or its state was just loaded."""
+        """Frames stopped coming, for a moment or for good, or the session's state was just loaded."""
         if name == _STALLED and self.state.speech is not None:
             self._seal()
         elif name == _STALLED and self.state.ending:
             self.outcomes.append(End())
-        elif name == _ABANDONED:
-            quiet_s = (self._now_us - self.state.frame_at_us) / 1e6
-            if quiet_s >= ABANDONED_S:
-                self.outcomes.append(End())
-            else:
-                self._wake(_ABANDONED, ABANDONED_S - quiet_s)
-        elif name == _LOADED:
-            self._watch_over()
-            if self.state.ending:
-                self._stall()
+        elif name == ABANDONED:
+            self._let_go()
+        elif name == _LOADED and self.state.ending:
+            self._stall()
         self._release()
 
     # ---- from frames to windows
@@ -280,6 +275,17 @@ class _Work:
         self.state = replace(self.state, next_sample=sample_index, pending=b"", detector=b"")
         if self.state.speech is None:
             self.state = replace(self.state, ring=(), ring_run=0, run=0)
+
+    def _let_go(self) -> None:
+        """What was heard last might have been the beginning of a word, but none has followed for so long.
+
+        Frames that are held hold back all sessions of their partition. The caller may still come back: the stream goes
+        on at its next sample.
+        """
+        if self.state.speech is not None or self._now_us - self.state.frame_at_us < ABANDONED_US:
+            self.outcomes.append(abandonment(self._now_us))
+            return
+        self.state = replace(self.state, pending=b"", ring=(), ring_run=0, run=0, frame_at_us=0)
 
     def _cut(self, audio: bytes, heard: Heard) -> None:
         state = self.state
@@ -531,11 +537,6 @@ class _Work:
             **fields,
         }
         self.outcomes.append(Emit(caused(speech.cause.event, Transcript, name, self._now_us, **values)))
-
-    def _watch_over(self) -> None:
-        """Before the first frame: a call whose gateway died must not be kept for ever."""
-        if self.state.frame_at_us == 0:
-            self._wake(_ABANDONED, ABANDONED_S)
 
     def _end_soon(self) -> None:
         self.state = replace(self.state, ending=True)

@@ -135,6 +135,7 @@ class Hearing:
     `ring` are the latest windows while nobody speaks, the first of them preceded by `ring_run` windows of speech in a
     row, the last followed by `run`. `pending` is audio that does not fill a window yet. `revision` is the last
     reading's of an utterance that held no words: the next one is of the same turn, where revisions only grow.
+    `frame_at_us` is when the latest of the frames that are held arrived, 0 while none are.
     """
 
     session_id: str

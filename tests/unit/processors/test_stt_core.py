@@ -456,14 +456,58 @@ def test_other_controls_change_nothing() -> None:
     assert ear.state == before
 
 
-def test_an_abandoned_call_is_forgotten() -> None:
-    ear = heard(silence(400))
-    ear.now_us = ear.wakes["abandoned"]
+def wait_out(ear: Ear) -> None:
+    """Nothing more comes, until no timer is left that waits for what is held."""
+    while (at_us := ear.wakes.pop("abandoned", None)) is not None:
+        ear.now_us = at_us
+        ear.step(Woken("abandoned"))
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["a call", "nobody began it"])
+def test_frames_that_nobody_continues_are_held_for_two_minutes_at_most(begun: bool) -> None:
+    ear = Ear()
+    if begun:
+        ear.receive(session(SessionKind.STARTED))
+    ear.hear(cut(silence(400) + speech(100), [320]))
+    last_us = ear.now_us
+    ear.now_us = ear.wakes.pop("abandoned")
     ear.step(Woken("abandoned"))
-    assert not ear.ended, "its last frame is less than the limit ago"
-    ear.now_us = ear.wakes["abandoned"]
-    ear.step(Woken("abandoned"))
-    assert ear.ended
+    assert ear.held, "the last frame came less than a minute ago"
+    wait_out(ear)
+    assert not ear.held
+    assert not ear.ended
+    assert ear.now_us - last_us <= 120_000_000
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_caller_who_comes_back_after_that_is_heard(crashed: bool) -> None:
+    audio = silence(700) + speech(700) + silence(1000)
+    frames = cut(audio, [330])
+    (undisturbed,) = heard(audio).finals()
+    ear = Ear()
+    ear.hear(frames[:20])
+    wait_out(ear)
+    assert not ear.held
+    if crashed:
+        ear.state = ear.core.load(SESSION, ear.core.save(ear.state))
+    ear.hear(frames[20:], first_offset=20)
+    assert "abandoned" in ear.wakes
+    (final,) = ear.finals()
+    assert (final.text, final.turn) == (undisturbed.text, undisturbed.turn)
+    assert abs(final.audio_end_ms - undisturbed.audio_end_ms) <= 32
+
+
+def test_speech_that_is_being_read_is_not_let_go() -> None:
+    ear = Ear()
+    ear.hear(cut(silence(400) + speech(700), [320]), answer_every=10_000)
+    for _ in range(3):
+        ear.now_us = ear.wakes.pop("abandoned")
+        ear.step(Woken("abandoned"))
+    assert ear.held
+    ear.stall()
+    assert len(ear.finals()) == 1
+    wait_out(ear)
+    assert not ear.held
 
 
 @pytest.mark.parametrize("talk_ms", [40_000, 65_000])

@@ -3,6 +3,9 @@
 The network hears windows of 512 samples (32 ms at 16,000 Hz) with the 64 samples before each, and carries two LSTM
 vectors of 128 from window to window. The core keeps these as bytes in its state, so that a new owner of a call hears
 exactly what the old one heard.
+
+Where there has been nothing to hear for a second, it is not asked until there is: that is most of a call, and a network
+that has not listened to seconds of nothing tells the onset of speech as soon, or sooner.
 """
 
 from pathlib import Path
@@ -16,10 +19,13 @@ from streams.settings import Settings
 WINDOW_SAMPLES = 512
 MODEL = "silero-vad"
 
+QUIET_PEAK = 100  # of a 16-bit sample: -50 dBFS, half of what the gateway takes for a line's noise
+QUIET_WINDOWS = 31  # a second: longer than any pause that is being measured
+
 _CONTEXT_SAMPLES = 64
 _UNITS = 128
-_STATE_BYTES = 4 * (2 * _UNITS + _CONTEXT_SAMPLES)
-_FRESH = bytes(_STATE_BYTES)
+_CONTEXT = slice(2 * _UNITS, 2 * _UNITS + _CONTEXT_SAMPLES)
+_STATE_BYTES = 4 * (2 * _UNITS + _CONTEXT_SAMPLES + 1)  # the last one counts quiet windows in a row
 
 
 class SileroDetector:
@@ -38,10 +44,14 @@ class SileroDetector:
 
     def __call__(self, state: bytes, window: bytes) -> tuple[float, bytes]:
         """See `core.Detector`."""
-        memory = np.frombuffer(state or _FRESH, dtype=np.float32)
+        memory = np.frombuffer(state.ljust(_STATE_BYTES, b"\0"), dtype=np.float32)
+        pcm = np.frombuffer(window, dtype="<i2")
+        quiet = memory[-1] + 1 if pcm.max() <= QUIET_PEAK else np.float32(0)
+        if quiet > QUIET_WINDOWS:
+            return 0.0, state
         samples = np.empty((1, _CONTEXT_SAMPLES + WINDOW_SAMPLES), dtype=np.float32)
-        samples[0, :_CONTEXT_SAMPLES] = memory[2 * _UNITS :]
-        samples[0, _CONTEXT_SAMPLES:] = np.frombuffer(window, dtype="<i2")
+        samples[0, :_CONTEXT_SAMPLES] = memory[_CONTEXT]
+        samples[0, _CONTEXT_SAMPLES:] = pcm
         samples[0, _CONTEXT_SAMPLES:] /= 32768
         probability, hidden, cell = self._session.run(
             None,
@@ -51,7 +61,8 @@ class SileroDetector:
                 "c": memory[_UNITS : 2 * _UNITS].reshape(1, 1, _UNITS),
             },
         )
-        after: bytes = hidden.tobytes() + cell.tobytes() + samples[0, -_CONTEXT_SAMPLES:].tobytes()
+        context = samples[0, -_CONTEXT_SAMPLES:]
+        after: bytes = hidden.tobytes() + cell.tobytes() + context.tobytes() + quiet.tobytes()
         return float(probability.item()), after
 
 

@@ -220,6 +220,27 @@ def test_the_detectors_memory_is_its_state_alone(detector: vad.SileroDetector) -
     assert detector(state, windows[20]) == expected
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.25])
+@pytest.mark.parametrize("name", WORDS)
+def test_a_long_silence_delays_no_onset(detector: vad.SileroDetector, name: str, gain: float) -> None:
+    """As soon as after a short one, during which the network is asked for every window."""
+
+    def onset(silence_windows: int) -> int:
+        found = probabilities(detector, bytes(WINDOW_BYTES * silence_windows) + pcm(recorded(name) * np.float32(gain)))
+        return next(at for at, probability in enumerate(found) if probability >= 0.5) - silence_windows
+
+    assert onset(8 * vad.QUIET_WINDOWS) <= onset(vad.QUIET_WINDOWS)
+
+
+def test_a_long_silence_leaves_the_detectors_memory_alone(detector: vad.SileroDetector) -> None:
+    hiss = np.random.default_rng(3).normal(0, 0.0005, WINDOW_BYTES // 2).astype(np.float32)
+    state = b""
+    for _ in range(vad.QUIET_WINDOWS):
+        _, state = detector(state, pcm(hiss))
+    assert detector(state, pcm(hiss)) == (0.0, state)
+    assert detector(state, pcm(50 * hiss))[1] != state
+
+
 # ---- the whole ear
 
 

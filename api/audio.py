@@ -62,11 +62,17 @@ def _half_band() -> NDArray[np.float32]:
 
 
 _HALF_BAND = _half_band()
+# Every other tap of a half-band filter is zero but for the one in the middle, which passes a sample as it is.
+_SIDES = (2 * _HALF_BAND[::2]).astype(np.float32)
+_SIDES_DELAY = len(_SIDES) // 2
 
 
-def _to_pcm(signal: NDArray[np.float32]) -> bytes:
-    pcm: bytes = np.clip(np.rint(signal), -32768, 32767).astype("<i2").tobytes()
-    return pcm
+def _rounded(signal: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Whole numbers within 16 bits, in place: pieces are short, and an array costs more than what is in it."""
+    np.rint(signal, out=signal)
+    np.maximum(signal, -32768, out=signal)
+    np.minimum(signal, 32767, out=signal)
+    return signal
 
 
 class Doubler:
@@ -76,18 +82,19 @@ class Doubler:
     """
 
     def __init__(self) -> None:
-        self._history = np.zeros(_TAPS - 1, np.float32)
+        self._history = np.zeros(len(_SIDES) - 1, np.float32)
 
     def process(self, pcm: bytes) -> bytes:
-        """The next piece, twice as many samples as it was given."""
+        """The next piece, twice as many samples as it was given: those that were there, and one between each two."""
         narrow = np.frombuffer(pcm, "<i2")
         if not len(narrow):
             return b""
-        wide = np.zeros(len(self._history) + 2 * len(narrow), np.float32)
-        wide[: _TAPS - 1] = self._history
-        wide[_TAPS - 1 :: 2] = narrow
-        self._history = wide[-(_TAPS - 1) :].copy()
-        return _to_pcm(2 * np.convolve(wide, _HALF_BAND, "valid"))
+        signal = np.concatenate((self._history, narrow))
+        self._history = signal[1 - len(_SIDES) :]
+        wide = np.empty(2 * len(narrow), "<i2")
+        wide[::2] = _rounded(np.convolve(signal, _SIDES, "valid"))
+        wide[1::2] = signal[_SIDES_DELAY : _SIDES_DELAY + len(narrow)]
+        return wide.tobytes()
 
 
 class Halver:
@@ -106,7 +113,8 @@ class Halver:
         self._history = wide[-(_TAPS - 1) :].copy()
         filtered = np.convolve(wide, _HALF_BAND, "valid")[int(self._odd) :: 2]
         self._odd ^= bool(len(piece) % 2)
-        return _to_pcm(filtered)
+        halved: bytes = _rounded(filtered).astype("<i2").tobytes()
+        return halved
 
 
 class Frames:

@@ -70,6 +70,7 @@ from schemas.events import AudioFrame, Control, ControlKind, Session, SessionKin
 GAP_MS_MAX = 1000  # lost audio up to this is heard as silence; past it the stream starts anew
 FRAME_MS_MAX = 2000
 UTTERANCE_MS_MAX = 28_000  # with pre-roll within the 30 s that an engine reads at once
+READ_MS = 64  # of silence: two windows; most gaps within words are shorter
 PARTIAL_FIRST_MS = 600
 PARTIAL_EVERY_MS = 600
 MISSED_MS_MAX = 100  # shorter than a word
@@ -233,11 +234,7 @@ class _Work:
         wait = self._partials_apart * max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
         speech = self._set(asked=None, failures=0, partial_due=speech.position + wait)
         if asked.best and asked.covers == speech.end:
-            # Where it comes so late that the turn is over, there is nothing to be done ahead.
-            over = self._is_over(speech, reading)
             self._set(reading=reading)
-            if reading.text and not over:
-                self._publish(reading, ms(speech.pause))
         elif reading.text and not speech.sealed and (speech.partial is None or speech.partial.text != reading.text):
             self._publish(reading, 0)
         self._judge()
@@ -397,11 +394,18 @@ class _Work:
             elif speech.asked is None and speech.position >= speech.partial_due and self._may_ask_partial(speech):
                 self._ask(speech, best=False)
             return
-        if speech.sealed or _lasted(speech, min(rules.hesitation_ms, completion_ms)):
+        hesitation_ms = min(rules.hesitation_ms, completion_ms)
+        # While there is time to spare, the reading is begun before it is certain that it will be wanted.
+        read_ms = hesitation_ms if self._partials_apart > 1 else min(READ_MS, hesitation_ms)
+        if speech.sealed or _lasted(speech, read_ms):
             speech = self._have_best(speech)
-        if speech.reading is not None and self._is_over(speech, speech.reading):
-            self._finish(speech, speech.reading)
+        reading = speech.reading
+        if reading is not None and self._is_over(speech, reading):
+            # Where it comes so late, there is nothing to be done ahead.
+            self._finish(speech, reading)
             return
+        if reading is not None and reading.text and not speech.published and _lasted(speech, hesitation_ms):
+            self._publish(reading, ms(speech.pause))
         if speech.sealed and speech.asked is None:
             self._give_up(speech)
         elif not speech.sealed and _lasted(speech, completion_ms):

@@ -8,6 +8,9 @@ The words at a hesitation pause are judged ahead: the intent goes out with `comm
 it holds what it makes back. A final of the same revision and words takes that judgement over, so that nobody judges
 the same words in two ways; where the caller goes on instead, it is `withdrawn`. The partial is held until one or the
 other, so that after a crash the same is known of it.
+
+A caller who goes on right after a final has heard no reply to it: the turn was not over, and what is said next is judged
+together with it.
 """
 
 import re
@@ -52,6 +55,8 @@ ALTERNATIVES_MAX = 3
 ASK_S = 2.0
 # Cosine similarity of MiniLM below which two sentences have nothing to do with each other, and from which they agree.
 SIMILARITY_NONE, SIMILARITY_SURE = 0.25, 0.75
+# Speech that begins so soon after a final is no answer to a reply: until then there is next to nothing to hear of one.
+JOIN_MS = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +81,28 @@ class Ahead:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """The words of a final, with those it was judged together with; `until_ms` of the caller's audio it took."""
+
+    text: str
+    turn: int
+    until_ms: int
+
+    def goes_on_in(self, transcript: Transcript) -> bool:
+        """Whether the caller had not finished after all."""
+        return transcript.turn == self.turn + 1 and 0 <= transcript.audio_start_ms - self.until_ms <= JOIN_MS
+
+
+@dataclass(frozen=True, slots=True)
 class State:
-    """Transcripts whose embedding has been asked for, by ask id, and what was judged before the turn was over."""
+    """Transcripts whose embedding has been asked for, by ask id, what was judged before the turn was over, what was said.
+
+    A transcript in `pending` has the words of the turn before it, too, where it goes on with that.
+    """
 
     pending: Mapping[str, Transcript]
     ahead: Ahead | None = None
+    said: Said | None = None
 
 
 class IntentCore:
@@ -128,7 +150,8 @@ class IntentCore:
         ahead = state.ahead
         if ahead is not None and ahead.partial.event_id == heard.event_id:
             ahead = replace(ahead, intent=intent)
-        return Step(State(_without(state.pending, ask_id), ahead), (Emit(intent),))
+        state = replace(state, pending=_without(state.pending, ask_id), ahead=ahead)
+        return Step(self._settled(state, intent), (Emit(intent),))
 
     def _transcript(
         self, state: State, transcript: Transcript, position: Position, recorded: tuple[Any, ...], now_us: int
@@ -157,8 +180,8 @@ class IntentCore:
         outcomes += [Hold(), Speculated("begun"), abandonment(now_us)]
         state = replace(state, ahead=Ahead(partial, position, intent))
         if intent is None:
-            state = replace(state, pending={**state.pending, partial.event_id: partial})
-            outcomes.append(Ask(partial.event_id, "embeddings", Embed(tuple(readings(partial.text))), ASK_S))
+            state, ask = _asked(state, partial)
+            outcomes.append(ask)
         return Step(state, tuple(outcomes))
 
     def _withdraw(self, state: State, resumed: Transcript, now_us: int) -> Step[State]:
@@ -178,7 +201,7 @@ class IntentCore:
         if ahead is None or not used:
             state, outcomes = _leave(state)
             step = Step(state) if recorded else self._judge(state, final, now_us)
-            return Step(step.state, (*outcomes, *step.outcomes))
+            return Step(_after(step.state, final), (*outcomes, *step.outcomes))
         engine_ms = ahead.intent.compute_ms if ahead.intent is not None else 0.0
         done: list[Outcome] = [Speculated("used", engine_ms), _release(ahead)]
         pending = dict(state.pending)
@@ -189,8 +212,16 @@ class IntentCore:
             done.append(Cancel(ahead.partial.event_id))
         else:
             # The answer that is on its way is the final's.
-            pending[ahead.partial.event_id] = final
-        return Step(State(pending), tuple(done))
+            pending[ahead.partial.event_id] = _whole(state, final)
+        state = _after(replace(state, pending=pending, ahead=None), final)
+        return Step(state if ahead.intent is None else self._settled(state, ahead.intent), tuple(done))
+
+    def _settled(self, state: State, intent: Intent) -> State:
+        """What may have had its effect by the time the caller goes on is not judged again."""
+        said, agent = state.said, self._agents[intent.agent_id]
+        spec = agent.intent(intent.intent)
+        acts = spec is not None and spec.tool is not None and agent.tool(spec.tool).effect == "write"
+        return replace(state, said=None) if acts and said is not None and said.turn == intent.turn else state
 
     def _fits(self, embedded: Embedded) -> bool:
         """Whether the vectors are of the model that the examples were embedded with."""
@@ -204,9 +235,8 @@ class IntentCore:
             return Step(state, (Emit(self._judged(final, {}, now_us)),))
         if not final.text.strip():
             return Step(state, (Drop("no_words"),))
-        pending = {**state.pending, final.event_id: final}
-        request = Embed(tuple(readings(final.text)))
-        return Step(replace(state, pending=pending), (Ask(final.event_id, "embeddings", request, ASK_S),))
+        state, ask = _asked(state, final)
+        return Step(state, (ask,))
 
     def _judged(self, final: Transcript, scores: Mapping[str, float], now_us: int, **model: Any) -> Intent:
         agent = self._agents[final.agent_id]
@@ -237,7 +267,7 @@ class IntentCore:
         return event
 
     def save(self, state: State) -> bytes:
-        """Nothing outlives a transcript: what is pending is redone from the transcript itself."""
+        """What is pending is redone from its transcript; `said` counts for a moment only, and is not worth a record."""
         return b""
 
     def load(self, session_id: str, data: bytes) -> State:
@@ -270,7 +300,26 @@ def _leave(state: State) -> tuple[State, list[Outcome]]:
     if ahead.partial.event_id in state.pending:
         outcomes.append(Cancel(ahead.partial.event_id))
     outcomes.append(Speculated("void", ahead.intent.compute_ms if ahead.intent is not None else 0.0))
-    return State(_without(state.pending, ahead.partial.event_id)), outcomes
+    return replace(state, pending=_without(state.pending, ahead.partial.event_id), ahead=None), outcomes
+
+
+def _whole(state: State, transcript: Transcript) -> Transcript:
+    """The transcript with all that the caller said in one go."""
+    if state.said is None or not state.said.goes_on_in(transcript):
+        return transcript
+    return replace(transcript, text=f"{state.said.text} {transcript.text}")
+
+
+def _asked(state: State, transcript: Transcript) -> tuple[State, Ask]:
+    whole = _whole(state, transcript)
+    request = Embed(tuple(readings(whole.text)))
+    pending = {**state.pending, whole.event_id: whole}
+    return replace(state, pending=pending), Ask(whole.event_id, "embeddings", request, ASK_S)
+
+
+def _after(state: State, final: Transcript) -> State:
+    said = Said(_whole(state, final).text, final.turn, final.audio_end_ms + final.pause_ms)
+    return replace(state, said=said if final.text.strip() else None)
 
 
 def _release(ahead: Ahead) -> Release:

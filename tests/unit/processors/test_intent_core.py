@@ -216,7 +216,7 @@ def test_words_at_a_pause_are_judged_and_the_final_takes_the_judgement_over() ->
     assert len([outcome for outcome in outcomes if isinstance(outcome, Ask)]) == 1
     assert Hold() in outcomes
     assert Release(Transcript.TOPIC, 8) in outcomes
-    assert state == core().start("s1")
+    assert (dict(state.pending), state.ahead) == ({}, None)
 
 
 def test_words_that_nobody_commits_or_withdraws_are_let_go() -> None:
@@ -233,7 +233,7 @@ def test_a_final_that_comes_before_the_judgement_is_what_is_judged() -> None:
     )
     (only,) = intents(outcomes)
     assert (only.committed, only.causation_id, only.intent) == (True, "f1", "goodbye")
-    assert state == core().start("s1")
+    assert (dict(state.pending), state.ahead) == ({}, None)
 
 
 @pytest.mark.parametrize(("text", "revision"), [("Goodbye now.", 1), ("Goodbye.", 2)])
@@ -281,3 +281,57 @@ def test_nothing_is_begun_where_there_is_no_time_or_the_agent_does_not_want_it()
     shop = AGENTS["shop"]
     patient = shop.model_copy(update={"pauses": shop.pauses.model_copy(update={"speculate": False})})
     assert stepped(IntentCore({"shop": patient}, {"shop": vectors}), received(a_partial("Goodbye.")))[1] == []
+
+
+ORDER = embedded((0.9, 0.1, 0.4))
+
+
+def in_two_parts(first: str, gap_ms: int, second: str, *between: Any, **fields: Any) -> list[Any]:
+    """A final that ended at 2300 ms, and one that follows it after so long; each is answered."""
+    one = a_final(first, audio_end_ms=2000, pause_ms=300)
+    two = a_final(second, event_id="f2", turn=2, utterance=1, audio_start_ms=2300 + gap_ms, **fields)
+    return [received(one), Answered("f1", ORDER, last=True), *between, received(two), Answered("f2", ORDER, last=True)]
+
+
+@pytest.mark.parametrize(
+    ("gap_ms", "text", "number"), [(0, "Order one zero. Four two.", "1042"), (250, "Order one zero. Four two.", "1042")]
+)
+def test_a_caller_who_goes_on_before_there_was_a_reply_is_understood_as_a_whole(
+    gap_ms: int, text: str, number: str
+) -> None:
+    last = intents(stepped(core(), *in_two_parts("Order one zero.", gap_ms, "Four two."))[1])[-1]
+    assert (last.text, last.turn) == (text, 2)
+    assert [entity.value for entity in last.entities if entity.name == "order_number"] == [number]
+
+
+@pytest.mark.parametrize("gap_ms", [-100, 251, 5000])
+def test_what_is_said_after_a_reply_stands_alone(gap_ms: int) -> None:
+    last = intents(stepped(core(), *in_two_parts("Order one zero.", gap_ms, "Four two."))[1])[-1]
+    assert last.text == "Four two."
+
+
+def test_a_third_part_goes_on_with_both() -> None:
+    three = a_final("And where is it?", event_id="f3", turn=3, utterance=2, audio_start_ms=4000)
+    parts = in_two_parts("Order one zero.", 100, "Four two.", audio_end_ms=3500, pause_ms=300)
+    last = intents(stepped(core(), *parts, received(three), Answered("f3", ORDER, last=True))[1])[-1]
+    assert last.text == "Order one zero. Four two. And where is it?"
+
+
+def test_what_goes_on_is_judged_ahead_as_a_whole_too() -> None:
+    one = a_final("Order one zero.", audio_end_ms=2000, pause_ms=300)
+    more = {"turn": 2, "utterance": 1, "revision": 1, "audio_start_ms": 2400}
+    ahead = a_partial("Four two.", **more)
+    final = a_final("Four two.", event_id="f2", **more)
+    heard = (received(one), Answered("f1", ORDER, last=True), received(ahead), Answered("p1", ORDER, last=True))
+    _, *rest = intents(stepped(core(), *heard, received(final))[1])
+    assert [(intent.committed, intent.text) for intent in rest] == [
+        (False, "Order one zero. Four two."),
+        (True, "Order one zero. Four two."),
+    ]
+
+
+def test_what_may_have_had_its_effect_is_not_judged_again() -> None:
+    vectors = Examples(("start_return",), np.eye(1, 3, dtype=np.float32))
+    stage = IntentCore(AGENTS, {"shop": vectors})
+    last = intents(stepped(stage, *in_two_parts("I want to return my tent.", 100, "Please."))[1])[-1]
+    assert last.text == "Please."

@@ -139,7 +139,7 @@ class _Speaking:
     utterance: int
     last_at: float
     cause: Event
-    words: bool = False
+    talking: bool = True
 
 
 def words_within(text: str, share: float) -> str:
@@ -211,7 +211,7 @@ class Playback:
         if self._barge_in_at is not None and now >= self._barge_in_at and self._speaking is not None:
             effects += self._barge_in(self._speaking.utterance, self._speaking.cause, now)
         if self._speaking is not None and now >= self._speaking.last_at + TALKING_MS:
-            self._speaking.words = False
+            self._speaking.talking = False
         for state in list(self._turns.values()):
             effects += self._heard(state, now, confirmed=False)
         return effects + self._release(now)
@@ -267,7 +267,7 @@ class Playback:
     def due(self) -> float | None:
         """When `tick` is to be called next; None while nothing depends on time."""
         times = [] if self._barge_in_at is None else [self._barge_in_at]
-        if self._held and self._speaking is not None and self._speaking.words:
+        if self._held and self._speaking is not None and self._speaking.talking:
             times.append(self._speaking.last_at + TALKING_MS)
         for state in self._turns.values():
             if state.sentence_ends:
@@ -292,15 +292,17 @@ class Playback:
             speaking = self._speaking = _Speaking(event.utterance, now, event)
             self._barge_in_at = None
         speaking.last_at = now
+        speaking.talking = event.kind is not TranscriptKind.PARTIAL or bool(event.text)
         if event.kind is TranscriptKind.SPEECH_STARTED:
             if any(self._spoken_over(state, event.utterance, now) for state in self._turns.values()):
                 self._barge_in_at = now + self._barge_in_ms
         elif event.kind is TranscriptKind.PARTIAL:
             self._barge_in_at = None
             self._readings[event.turn] = event
-            if event.text:
-                speaking.words, speaking.cause = True, event
-                return self._barge_in(event.utterance, event, now)
+            if not event.text:  # it was a noise
+                return self._release(now)
+            speaking.cause = event
+            return self._barge_in(event.utterance, event, now)
         return []
 
     def _final(self, event: Transcript, now: float) -> list[Effect]:
@@ -355,7 +357,7 @@ class Playback:
         return [Cut(turn, sentence, round(heard_ms), cause, state.words_until(sentence, heard_ms))]
 
     def _gate(self, event: Response | SpeechChunk, now: float) -> list[Effect]:
-        """Nothing speculative reaches the caller, and no reply begins while the caller is talking."""
+        """Nothing speculative reaches the caller, and no reply begins while the caller is talking or seems to begin."""
         if self._is_void(event):
             return []
         if self._held and any(held.turn == event.turn and type(held) is type(event) for held in self._held):
@@ -379,7 +381,7 @@ class Playback:
         if isinstance(event, Response) or event.turn in self._turns:
             return True
         speaking = self._speaking
-        if speaking is None or not speaking.words or now >= speaking.last_at + TALKING_MS:
+        if speaking is None or not speaking.talking or now >= speaking.last_at + TALKING_MS:
             return True
         return self._utterance_of(event.turn) >= speaking.utterance
 

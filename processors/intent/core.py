@@ -9,8 +9,8 @@ it holds what it makes back. A final of the same revision and words takes that j
 the same words in two ways; where the caller goes on instead, it is `withdrawn`. The partial is held until one or the
 other, so that after a crash the same is known of it.
 
-A caller who goes on right after a final has heard no reply to it: the turn was not over, and what is said next is judged
-together with it.
+A caller who goes on right after a final has heard no reply to it: the turn was not over, and what is said next is
+judged together with it.
 """
 
 import re
@@ -95,7 +95,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Transcripts whose embedding has been asked for, by ask id, what was judged before the turn was over, what was said.
+    """Transcripts whose embedding has been asked for, by ask id; what was judged ahead; what was said last.
 
     A transcript in `pending` has the words of the turn before it, too, where it goes on with that.
     """

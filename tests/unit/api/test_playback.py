@@ -191,6 +191,19 @@ def test_a_reply_waits_while_the_caller_goes_on_and_is_said_if_nothing_comes_of_
     assert run(playback, 5000) == [(1200, Play(reply))]
 
 
+def test_a_reply_waits_for_what_begins_before_it_and_is_said_when_that_was_a_noise() -> None:
+    for noise in (False, True):
+        playback = Playback()
+        playback.event(heard(FINAL, 0, "my order"), 0)
+        playback.event(heard(STARTED, 1), 200)
+        reply = audio(1, 300)
+        assert playback.event(reply, 300) == []
+        if noise:
+            assert without_tell(playback.event(heard(PARTIAL, 1, ""), 700)) == [Play(reply)]
+        else:
+            assert run(playback, 5000) == [(1200, Play(reply))]
+
+
 def test_a_reply_that_was_overtaken_is_never_said() -> None:
     playback = Playback()
     playback.event(heard(FINAL, 0, "my order"), 0)

@@ -104,7 +104,7 @@ class Judge:
     def judged(self, one: Silence) -> Judged:
         """Reads what was said before the pause, and decides by it."""
         assert isinstance(self.engine, WhisperEngine)
-        reply = read(self.engine, Transcribe(one.pcm))
+        reply = read(self.engine, Transcribe(one.pcm, vocabulary=self._rules.vocabulary))
         sure = reply.words[-1].confidence if reply.words else 1.0
         return Judged(reply.text, pause_needed_ms(reply.text, self._rules, sure), one.lasted_ms, reply.compute_ms)
 

@@ -56,7 +56,8 @@ SECOND_BUDGET_S = 0.9
 # What is hardly more than a guess would be answered wrongly: better late.
 GUESSED_BELOW = -0.4  # average log probability of a token
 GUESSED_BUDGET_S = 2.0
-# A wrong digit is another customer, and the quick model is as sure of wrong ones; a number is waited for in any case.
+# A wrong digit is another customer, and the quick model is as sure of wrong ones.
+NUMBER_BUDGET_S = 3.0
 _DIGIT = r"(?:zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple)"
 _NUMBER = re.compile(rf"\d|\b{_DIGIT}\W+{_DIGIT}\b")
 _SECOND_RATIO = 2.2  # the second model's time by the first's, until it is measured
@@ -330,11 +331,8 @@ class WhisperEngine:
         if stopped():
             return None
         spent_s = self._now_s() - began_s
-        guessed = reading.suspect or reading.logprob < GUESSED_BELOW or bool(_NUMBER.search(reading.text.lower()))
-        unsure = guessed or reading.logprob < UNSURE_BELOW
-        budget_s = GUESSED_BUDGET_S if guessed else SECOND_BUDGET_S
-        in_time = spent_s * (1 + self._second_ratio) <= budget_s
-        if reading.silent or request.partial or request.quick or not (unsure and others and in_time):
+        in_time = spent_s * (1 + self._second_ratio) <= _budget_s(reading)
+        if reading.silent or request.partial or request.quick or not (others and in_time):
             return first, encoded, reading
         second = others[0]
         encoded_second = second.encode(request.pcm)
@@ -352,6 +350,15 @@ class WhisperEngine:
         """The second model took that many times as long as the first, for the same audio in the same moment."""
         kept = _SECOND_RATIO_KEPT * self._second_ratio + (1 - _SECOND_RATIO_KEPT) * ratio
         self._second_ratio = min(kept, _SECOND_RATIO_MAX)
+
+
+def _budget_s(reading: Reading) -> float:
+    """How long both models together may take, so that the second one reads too; 0 where the first is sure."""
+    if _NUMBER.search(reading.text.lower()):
+        return NUMBER_BUDGET_S
+    if reading.suspect or reading.logprob < GUESSED_BELOW:
+        return GUESSED_BUDGET_S
+    return SECOND_BUDGET_S if reading.logprob < UNSURE_BELOW else 0.0
 
 
 class Transcription(Iterator[Reply]):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from api.audio import BYTES_PER_MS, Frames
+from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, Frames
 from api.dialects.dialect import Dialect, Playout, Resumed, Start, Started
 from api.journal import UNACKNOWLEDGED_MAX, Journal, opening
 from api.line import Line
@@ -14,6 +14,7 @@ from api.playback import Act, Cut, Effect, Heard, Play, Playback, Tell
 from api.replay import Replayed
 from api.session_router import Repeats, SessionRouter, Summary
 from api.waiting import Waiting
+from processors.agents import Pauses
 from schemas.event import Event
 from schemas.events import Control, ControlKind, Session, SessionKind, SpeechChunk, Transcript, TranscriptKind
 from streams.client import LogError
@@ -60,7 +61,9 @@ class Call:
         self._started_s = now_s - max(0, self._clock.now_us() - summary.started_at) / 1_000_000
         self._spoke_s = self._heard_s = self._active_s = now_s
         self._playback = playback or Playback(settings.barge_in_ms)
-        self._frames = Frames(settings.frame_ms, settings.quiet_frame_ms)
+        agent = router.agents.get(summary.agent)
+        completion_ms = (agent.pauses if agent else Pauses()).completion_ms
+        self._frames = Frames(settings.frame_ms, settings.quiet_frame_ms, completion_ms + QUIET_MARGIN_MS)
         self._repeats = Repeats()
         # What a stage answers before the log's acknowledgement is here waits until the client is told of the start.
         self._early: list[Event] | None = []

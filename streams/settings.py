@@ -55,7 +55,9 @@ class ClickHouseSettings(BaseModel):
     database: str = "trunkline"
     http_port: int = Field(0, description="loopback port on which the embedded ClickHouse answers queries; 0: any")
     batch_rows_max: int = Field(5000, ge=1)
-    batch_wait_ms: int = Field(250, ge=1, description="how long rows may wait for company")
+    batch_wait_ms: int = Field(
+        1000, ge=1, description="how long rows may wait for company: a batch costs as much as thousands of rows"
+    )
 
 
 class ApiSettings(BaseModel):
@@ -67,7 +69,7 @@ class ApiSettings(BaseModel):
     sessions_max: int = Field(100, ge=1, description="concurrent calls of one gateway; more are refused")
     partitions: tuple[int, ...] = Field((), description="whose calls this gateway takes, as a JSON list; empty: all")
     frame_ms: int = Field(40, ge=20, le=100, description="length of the audio frames that the gateway writes")
-    quiet_frame_ms: int = Field(100, ge=20, le=100, description="the same while a caller has been silent for a while")
+    quiet_frame_ms: int = Field(500, ge=20, le=1000, description="the same while a caller has been silent for a while")
     barge_in_ms: int = Field(250, ge=0, le=5000, description="speech over the agent that stops it, words or not")
     session_idle_s: float = Field(120.0, gt=0, description="silence from both sides after which a call is ended")
     session_max_s: float = Field(604_800.0, gt=0, description="longest call; within audio's and sessions' retention")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.audio import BYTES_PER_MS, QUIET_AFTER_MS, Doubler, Frames, Halver, mulaw_to_pcm, pcm_to_mulaw
+from api.audio import BYTES_PER_MS, Doubler, Frames, Halver, mulaw_to_pcm, pcm_to_mulaw
 
 
 def tone(frequency_hz: float, rate_hz: int, seconds: float = 1.0) -> bytes:
@@ -77,18 +77,18 @@ def test_frames_lose_nothing(pieces: list[bytes], frame_ms: int) -> None:
 
 
 def test_frames_are_long_only_where_nobody_has_spoken_for_a_while() -> None:
-    frames = Frames(40, 100)
+    frames = Frames(40, 100, 1500)
     silence, speech = bytes(640), tone(440, 16_000, 0.02)[:640]
 
     def lengths_ms(piece: bytes, count: int) -> list[int]:
         return [len(frame) // BYTES_PER_MS for _ in range(count) for frame in frames.add(piece)]
 
     assert set(lengths_ms(speech, 50)) == {40}
-    pause = lengths_ms(silence, QUIET_AFTER_MS // 20)
+    pause = lengths_ms(silence, 1500 // 20)
     assert set(pause) == {40}
     assert set(lengths_ms(silence, 102)) == {100}
-    # A sound ends the wait at once: with the silence before it, not a long frame later.
-    assert lengths_ms(speech, 1) == [40, 40]
+    # A sound ends the wait at once: in one piece with the silence before it, not a long frame later.
+    assert lengths_ms(speech, 1) == [80]
     assert set(lengths_ms(speech, 10)) == {40}
 
 
@@ -96,5 +96,5 @@ def test_frames_are_long_only_where_nobody_has_spoken_for_a_while() -> None:
 def test_frames_of_two_lengths_lose_nothing(pieces: list[bytes]) -> None:
     frames = Frames(20, 100)
     out = [frame for piece in pieces for frame in frames.add(piece)]
-    assert {len(frame) for frame in out} <= {20 * BYTES_PER_MS, 100 * BYTES_PER_MS}
+    assert {len(frame) for frame in out} <= {length_ms * BYTES_PER_MS for length_ms in (20, 40, 60, 80, 100)}
     assert b"".join(out) + frames.flush() == b"".join(pieces)

@@ -11,6 +11,7 @@ import msgspec
 from api.calls import new_call
 from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
+from processors.agents import Pauses
 from processors.stage import caused
 from schemas.event import Event
 from schemas.events import AudioFrame, Control, ControlKind, Response, ResponseKind, SpeechChunk, SpeechChunkKind
@@ -38,7 +39,7 @@ class Gateway:
         self.router: Any = MagicMock(
             clock=SystemClock(),
             settings=Settings(),
-            agents={"shop": SimpleNamespace(languages=("en",))},
+            agents={"shop": SimpleNamespace(languages=("en",), pauses=Pauses())},
             producer=SimpleNamespace(publish=self.publish),
         )
         self.router.mint.return_value = "c1a5a8e2-b45f-4d0f-a99c-537e67854882"
@@ -136,9 +137,9 @@ async def test_the_client_is_told_what_the_log_has() -> None:
     gateway.acknowledged.set_result(None)
     call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
     await call.begin()
-    call.audio(bytes(2 * 17_000))
+    call.audio(b"\x00\x40" * 17_000)
     await asyncio.sleep(0)
-    call.audio(bytes(2 * 1000))
+    call.audio(b"\x00\x40" * 1000)
     told = [message for message in gateway.sent if message["type"] == "acknowledged"]
     assert told == [{"type": "acknowledged", "sample_index": 17_000 // 640 * 640}]
     call.end("hung_up")

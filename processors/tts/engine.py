@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from processors import models
+from processors.agents import load_agents
 from processors.engine import Engine, EngineError
+from processors.tts.kept import KeptSpeech
 from streams.settings import Settings
 
 
@@ -24,9 +26,9 @@ ENGINES: Mapping[str, Callable[[Settings], Engine]] = {"hibari": _hibari}
 
 
 def create(settings: Settings) -> Engine:
-    """The engine that `settings.engines.tts` names, loaded; raises EngineError or ModelError."""
+    """The engine that `settings.engines.tts` names, loaded; raises EngineError, ModelError or ConfigError."""
     make = ENGINES.get(settings.engines.tts)
     if make is None:
         known = ", ".join(ENGINES)
         raise EngineError("invalid", f"TRUNKLINE_ENGINES__TTS: expected {known}, found {settings.engines.tts!r}")
-    return make(settings)
+    return KeptSpeech(make(settings), load_agents(settings.agents_dir).values())

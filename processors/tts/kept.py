@@ -1,0 +1,73 @@
+"""What agents always say in the same words is synthesised once and kept: greetings, questions, apologies.
+
+Only sentences of the agents' files that hold no variable: nothing that concerns one caller stays here, and their
+number is bounded.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from processors.agents import Agent
+from processors.engine import Capabilities, Engine, Reply, Request, Speak, Spoken
+from processors.llm.sentences import split_sentences
+from processors.templates import Template
+
+_Wanted = tuple[str, str, float, str]
+
+
+class KeptSpeech:
+    """An `Engine` for the role tts that knows these agents' sentences, and leaves all else to the one it wraps."""
+
+    def __init__(self, engine: Engine, agents: Iterable[Agent]) -> None:
+        self._engine = engine
+        self._agents = tuple(agents)
+        self._fixed = frozenset(text for agent in self._agents for text in fixed_sentences(_templates(agent)))
+        self._kept: dict[_Wanted, Sequence[Spoken]] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Engine`."""
+        return self._engine.capabilities
+
+    def warm(self) -> None:
+        """See `Engine`; greetings are made now, since many callers may come at once."""
+        self._engine.warm()
+        for agent in self._agents:
+            for text in fixed_sentences(agent.greeting):
+                for _ in self.answer(Speak(text, agent.voice.name, agent.voice.speed)):
+                    pass
+
+    def answer(self, request: Request) -> Iterator[Reply]:
+        """See `Engine`; what is kept costs nothing."""
+        if not isinstance(request, Speak) or request.text not in self._fixed:
+            return self._engine.answer(request)
+        wanted = request.text, request.voice, request.speed, request.language
+        kept = self._kept.get(wanted)
+        return iter(kept) if kept is not None else self._made(wanted, request)
+
+    def _made(self, wanted: _Wanted, request: Speak) -> Iterator[Reply]:
+        """Kept where it was made to its end."""
+        pieces = []
+        for piece in self._engine.answer(request):
+            if isinstance(piece, Spoken):
+                pieces.append(msgspec.structs.replace(piece, compute_ms=0.0))
+            yield piece
+        self._kept[wanted] = tuple(pieces)
+
+
+def fixed_sentences(templates: Iterable[Template]) -> Iterator[str]:
+    """The sentences of those that say the same to everyone."""
+    for template in templates:
+        if not template.variables:
+            yield from split_sentences(template.render({}))
+
+
+def _templates(agent: Agent) -> Iterator[Template]:
+    yield from agent.greeting
+    for name in type(agent.texts).model_fields:
+        yield from getattr(agent.texts, name)
+    for intent in agent.intents:
+        yield from (slot.question for slot in intent.required)
+        for variants in intent.templates.values():
+            yield from variants

@@ -4,6 +4,7 @@ A core is `state + what happened + now -> new state + outcomes`. It does no I/O 
 tables. The runner (`runner.py`) performs the outcomes; Faust appears only in `shell.py`.
 """
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ ABANDONED_US = 60_000_000
 ABANDONED = "abandoned"
 
 _IDS = uuid.UUID("6f1d6c1e-8f0b-5c39-9a5b-7472756e6b6c")
+_HASHED_IDS = hashlib.sha1(_IDS.bytes, usedforsecurity=False)
 
 
 # What can happen to a session, as its core sees it.
@@ -190,8 +192,15 @@ def abandonment(now_us: int) -> Wake:
 
 
 def event_id(cause_id: str, name: str) -> str:
-    """The id of the event called `name` (unique among the cause's effects) that `cause_id` brought about."""
-    return str(uuid.uuid5(_IDS, f"{cause_id}/{name}"))
+    """The id of the event called `name` (unique among the cause's effects) that `cause_id` brought about.
+
+    It is `str(uuid.uuid5(_IDS, f"{cause_id}/{name}"))`, at a third of the cost: each frame of audio has one.
+    """
+    digest = _HASHED_IDS.copy()
+    digest.update(f"{cause_id}/{name}".encode())
+    text = digest.hexdigest()
+    variant = "89ab"[int(text[16], 16) & 3]
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"
 
 
 def caused(cause: Event, event_class: type[Event], name: str, now_us: int, /, **fields: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Container
+from functools import lru_cache
 from typing import NamedTuple
 
 _SEED = 0x9747B28C
@@ -40,6 +41,7 @@ def murmur2(data: bytes) -> int:
     return value ^ (value >> 15)
 
 
+@lru_cache(maxsize=4096)
 def partition_of(session_id: str, partitions: int) -> int:
     """The partition number of the session in every topic of that many partitions."""
     return (murmur2(session_id.encode()) & 0x7FFFFFFF) % partitions

@@ -42,7 +42,9 @@ class LogProducer(Closing):
         codec: Codec | None = None,
         timeout_s: float = 120.0,
         queue_records_max: int = 20_000,
+        linger_ms: int = 0,
     ) -> None:
+        """`linger_ms` is how long a record waits for others of its partition, so that they are one request."""
         self._codec = codec or codec_for(settings)
         self._producer = Producer(
             client_config(settings, name)
@@ -50,7 +52,7 @@ class LogProducer(Closing):
                 "enable.idempotence": True,
                 "acks": "all",
                 "partitioner": "murmur2_random",
-                "linger.ms": 0,
+                "linger.ms": linger_ms,
                 "delivery.timeout.ms": int(timeout_s * 1000),
                 # Topics are made beforehand: one that is unknown for this long is not there.
                 "topic.metadata.propagation.max.ms": 5000,
@@ -64,7 +66,8 @@ class LogProducer(Closing):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending: set[asyncio.Future[Position]] = set()
         self._name = name
-        self._unacknowledged = metrics.unacknowledged.labels(name)
+        # Asked for when somebody looks: to be told at each record costs as much as to encode it.
+        metrics.unacknowledged.labels(name).set_function(self._pending.__len__)
         self._timer: asyncio.TimerHandle | None = None
         self._wait_s = _WAIT_S_MIN
         self._closed = False
@@ -91,8 +94,7 @@ class LogProducer(Closing):
             self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Position] = self._loop.create_future()
         self._pending.add(future)
-        future.add_done_callback(self._settled)
-        self._unacknowledged.set(len(self._pending))
+        future.add_done_callback(self._pending.discard)
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             if future.done():
@@ -115,10 +117,6 @@ class LogProducer(Closing):
         if self._timer is None:
             self._timer = self._loop.call_later(self._wait_s, self._collect)
         return future
-
-    def _settled(self, future: asyncio.Future[Position]) -> None:
-        self._pending.discard(future)
-        self._unacknowledged.set(len(self._pending))
 
     def _collect(self) -> None:
         """Resolves the futures of what was delivered, and comes again while something is under way."""

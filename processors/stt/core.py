@@ -14,8 +14,10 @@ onset was certain, so the second hearing emits the same events; a recorded final
 """
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Protocol
 
 from processors.engine import Transcribe, Transcribed
@@ -291,40 +293,48 @@ class _Work:
         start = state.next_sample - len(state.pending) // 2
         buffer = state.pending + audio
         whole = len(buffer) // WINDOW_BYTES * WINDOW_BYTES
-        self.state = replace(
-            state,
-            next_sample=state.next_sample + len(audio) // 2,
-            pending=buffer[whole:],
-            pending_offset=offset if whole else first_offset,
-            topic=heard.position.topic,
-            offset_next=offset + 1,
-            frame_at_us=self._now_us,
-        )
+        windows = []
         detector = state.detector
         for at in range(0, whole, WINDOW_BYTES):
             pcm = buffer[at : at + WINDOW_BYTES]
             before = detector
             probability, detector = self._detector(before, pcm)
-            self._feed(Window(start + at // 2, pcm, probability, before, first_offset if at == 0 else offset, heard))
-        self.state = replace(self.state, detector=detector)
+            began = first_offset if at == 0 else offset
+            windows.append(Window(start + at // 2, pcm, probability, before, began, heard))
+        self.state = replace(
+            state,
+            next_sample=state.next_sample + len(audio) // 2,
+            pending=buffer[whole:],
+            pending_offset=offset if whole else first_offset,
+            detector=detector,
+            topic=heard.position.topic,
+            offset_next=offset + 1,
+            frame_at_us=self._now_us,
+        )
+        self._feed(windows)
 
-    def _feed(self, window: Window) -> None:
-        if self.state.speech is None:
-            self._idle(window)
-        else:
-            self._speaking(self.state.speech, window)
+    def _feed(self, windows: Iterable[Window]) -> None:
+        left = iter(windows)
+        for window in left:
+            if self.state.speech is None:
+                self._idle(window, left)
+            else:
+                self._speaking(self.state.speech, window)
 
-    def _idle(self, window: Window) -> None:
+    def _idle(self, first: Window, left: Iterator[Window]) -> None:
+        """Takes windows until speech is certain; what is left then belongs to it."""
         state = self.state
-        ring, ring_run, run = state.ring, state.ring_run, state.run
-        if ring and ring[-1].end != window.start:
-            ring, ring_run, run = (), 0, 0
-        run = advanced(run, window.probability)
-        ring = (*ring, window)
-        if len(ring) > PRE_ROLL_WINDOWS + ONSET_WINDOWS:
-            ring_run = advanced(ring_run, ring[0].probability)
-            ring = ring[1:]
-        self.state = replace(state, ring=ring, ring_run=ring_run, run=run)
+        ring, ring_run, run = deque(state.ring), state.ring_run, state.run
+        for window in chain((first,), left):
+            if ring and ring[-1].end != window.start:
+                ring, ring_run, run = deque(), 0, 0
+            run = advanced(run, window.probability)
+            ring.append(window)
+            if len(ring) > PRE_ROLL_WINDOWS + ONSET_WINDOWS:
+                ring_run = advanced(ring_run, ring.popleft().probability)
+            if run >= ONSET_WINDOWS:
+                break
+        self.state = replace(state, ring=tuple(ring), ring_run=ring_run, run=run)
         if run >= ONSET_WINDOWS:
             self._begin(window, run)
 
@@ -483,8 +493,7 @@ class _Work:
             self._stall()
         else:
             self.outcomes.append(Wake(_STALLED, None))
-        for window in rest:
-            self._feed(window)
+        self._feed(rest)
         if self.state.speech is not None:
             self._stall()
         self._release()

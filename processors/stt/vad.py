@@ -46,7 +46,7 @@ class SileroDetector:
         """See `core.Detector`."""
         memory = np.frombuffer(state.ljust(_STATE_BYTES, b"\0"), dtype=np.float32)
         pcm = np.frombuffer(window, dtype="<i2")
-        quiet = memory[-1] + 1 if pcm.max() <= QUIET_PEAK else np.float32(0)
+        quiet = memory[-1] + 1 if np.maximum.reduce(pcm) <= QUIET_PEAK else np.float32(0)
         if quiet > QUIET_WINDOWS:
             return 0.0, state
         samples = np.empty((1, _CONTEXT_SAMPLES + WINDOW_SAMPLES), dtype=np.float32)

@@ -8,6 +8,7 @@ from typing import Any
 
 import clickhouse_connect
 import structlog
+from clickhouse_connect.datatypes.base import ClickHouseType
 from clickhouse_connect.driver.client import Client
 
 from streams.client import Partition
@@ -29,6 +30,7 @@ class Store:
     def __init__(self, settings: Settings, group: str) -> None:
         self._group = group
         self._client = connect(settings)
+        self._types: dict[str, Sequence[ClickHouseType]] = {}
 
     def migrate(self, directory: Path = MIGRATIONS) -> list[str]:
         """Applies the numbered SQL files that were not yet, in order; returns their names."""
@@ -75,26 +77,32 @@ class Store:
         for partition, both in ranges.items():
             nested.setdefault(partition.topic, {})[partition.partition] = both
         row = [self._group, batch, json.dumps(nested)]
-        self._client.insert("sink_batches", [row], column_names=["consumer_group", "batch", "ranges"])
+        self._insert("sink_batches", ("consumer_group", "batch", "ranges"), [row])
 
-    def write(self, batch: int, table: str, columns: Sequence[str], rows: Rows) -> None:
+    def write(self, batch: int, table: str, columns: tuple[str, ...], rows: Rows) -> None:
         """Inserts a batch's rows of one table; a second time has no effect, on the views fed by the table neither."""
-        self._client.insert(
-            table,
-            rows,
-            column_names=columns,
-            settings={
-                "insert_deduplication_token": f"{self._group}/{batch}/{table}",
-                "deduplicate_blocks_in_dependent_materialized_views": 1,
-                "async_insert": 0,
-            },
-        )
+        once = {
+            "insert_deduplication_token": f"{self._group}/{batch}/{table}",
+            "deduplicate_blocks_in_dependent_materialized_views": 1,
+            "async_insert": 0,
+        }
+        self._insert(table, columns, rows, once)
 
     def written(self, ranges: Ranges) -> None:
         """Moves the offsets behind a batch whose rows are all there."""
         rows = [[self._group, *partition, last + 1] for partition, (_, last) in ranges.items()]
-        names = ["consumer_group", "kafka_topic", "kafka_partition", "next_offset"]
-        self._client.insert("sink_offsets", rows, column_names=names)
+        self._insert("sink_offsets", ("consumer_group", "kafka_topic", "kafka_partition", "next_offset"), rows)
+
+    def _insert(
+        self, table: str, columns: tuple[str, ...], rows: Rows, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Asks for the columns' types once: the client would before each insert, at a fifth of its cost."""
+        if (types := self._types.get(table)) is None:
+            described = self._client.create_insert_context(table, columns)
+            types = self._types[table] = described.column_types
+        self._client.insert(
+            table, rows, column_names=columns, column_types=types, settings=dict(settings) if settings else None
+        )
 
     def close(self) -> None:
         """Lets go of the engine or the server."""

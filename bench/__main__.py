@@ -14,6 +14,7 @@ from api.errors import OperatorError
 from bench import arrivals, capacity, hops, overload, recovery, report, restart, soak, voice
 from bench.machine import this_machine
 from bench.peers import pipecat_peer
+from bench.processes import wait_for_calm
 from bench.report import Fact, Findings
 from bench.running import Trunkline, platform_directory, running_broker, running_platform
 from streams.broker import BrokerError
@@ -67,6 +68,7 @@ def _capacity(options: Options, found: Findings) -> None:
 
 def _arrivals(options: Options, found: Findings) -> None:
     with platform_directory(voice.ENVIRONMENT) as directory:
+        wait_for_calm(directory)
         found.add(arrivals.measure_arrivals(Trunkline(directory), 10 if options.quick else 50))
 
 

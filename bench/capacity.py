@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import instant_engines
-from bench.processes import Sample, cores_used, sample
+from bench.processes import Sample, cores_used, sample, wait_for_calm
 from bench.report import Distribution, Fact, Findings, Row
 from bench.running import running_state
 from processors.agents import Pauses
@@ -63,6 +63,7 @@ def measure_capacity(directory: Path, quick: bool) -> Findings:
     """Adds sessions to the platform on that directory until it falls behind."""
     found = Findings()
     most = 0
+    wait_for_calm(directory)
     idle = sample(directory)
     for sessions in QUICK_SESSIONS if quick else SESSIONS:
         step = run_step(directory, sessions, 15.0 if quick else 40.0)

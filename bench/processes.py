@@ -11,6 +11,9 @@ import psutil
 from bench.running import running_state
 
 _MIB = 2**20
+_CALM_CORES = 0.3
+_CALM_S = 3.0
+_CALM_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,18 @@ def cores_used(before: Sample, after: Sample) -> dict[str, float]:
     elapsed_s = after.at_s - before.at_s
     shares = {name: (value - before.cpu_s.get(name, 0.0)) / elapsed_s for name, value in after.cpu_s.items()}
     return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+
+
+def wait_for_calm(directory: Path) -> None:
+    """Returns when what a start sets going, spares above all, has ended; after a minute in any case."""
+    until_s = time.monotonic() + _CALM_WITHIN_S
+    before = sample(directory)
+    while time.monotonic() < until_s:
+        time.sleep(_CALM_S)
+        after = sample(directory)
+        if sum(cores_used(before, after).values()) < _CALM_CORES:
+            return
+        before = after
 
 
 def growth_per_hour(samples: Sequence[Sample]) -> dict[str, float]:

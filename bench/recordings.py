@@ -1,7 +1,6 @@
 """Recordings with known words for what is measured without a platform, and what the telephone leaves of them."""
 
 import itertools
-import wave
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from api.audio import Doubler, Halver, mulaw_to_pcm, pcm_to_mulaw
 from api.demo import SCRIPT, Script
+from bench import utterances
 from bench.voice import human_speech
 from processors.engine import Transcribe, Transcribed
 from processors.stage import event_id
@@ -44,11 +44,9 @@ def clips() -> list[Clip]:
 
 
 def load(path: Path, words: str = "", voice: str = "human") -> Clip:
-    """A WAV: PCM16 mono at 16,000 Hz; raises ValueError for another."""
-    with wave.open(str(path)) as file:
-        if (file.getnchannels(), file.getsampwidth(), file.getframerate()) != (1, 2, SAMPLE_RATE_HZ):
-            raise ValueError(f"{path}: expected 16-bit mono at {SAMPLE_RATE_HZ} Hz")
-        return Clip(_of_pcm(file.readframes(file.getnframes())), words, voice)
+    """A WAV: PCM16 mono at any rate; raises ValueError for another."""
+    one = utterances.load(path, words, voice, SAMPLE_RATE_HZ)
+    return Clip(_of_pcm(one.pcm.tobytes()), words, voice)
 
 
 def telephone(samples: Samples) -> Samples:

@@ -48,7 +48,7 @@ class Pauses(_Part):
 
     hesitation_ms: int = Field(100, ge=20, le=5000, description="work on a reply may begin")
     turn_ms: int = Field(300, ge=20, le=5000, description="the turn ends when the caller sounds done")
-    completion_ms: int = Field(800, ge=20, le=10000, description="the turn ends in any case")
+    completion_ms: int = Field(900, ge=20, le=10000, description="the turn ends in any case")
     speculate: bool = Field(True, description="work on a reply begins before the turn is sure to be over")
 
     @model_validator(mode="after")

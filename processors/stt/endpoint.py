@@ -1,7 +1,8 @@
 """Endpointing by words: how long a pause must be before the caller's turn counts as over.
 
 Recognition closes nearly every text with a full stop, also one that breaks off in mid-sentence; but then it is not sure
-of it, nor often of the last word. So what counts beside the words is how sure it was of their end.
+of it. So what counts beside the words is how sure it was of their end. How sure it was of the last word tells nothing:
+a rare word ends a sentence as well as a common one.
 """
 
 import re
@@ -37,9 +38,9 @@ _ENDS = ".!?。！？"
 _ASKS = "?？"
 _OPEN = ("...", "…", "-", "–", "—", ",", ";", ":")
 
-# Chosen on read speech over the telephone, cut at every word: see `bench/stt.py`.
+# Chosen on speech over the telephone, cut behind its words: see `bench/turns.py` and docs/performance.md.
 _SURE = 0.8
-_UNSURE = 0.7
+_UNSURE = 0.6
 _NUMBER_KINDS = frozenset({"order_number", "digits"})
 
 
@@ -52,7 +53,7 @@ class SttRules:
 
     hesitation_ms: int = 100
     turn_ms: int = 300
-    completion_ms: int = 800
+    completion_ms: int = 900
     vocabulary: tuple[str, ...] = ()
     language: str = "en"
     numbers: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ class SttRules:
 def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0) -> int:
     """The silence after which these words are the whole of what the caller wants to say.
 
-    `sure` is the confidence (0 to 1) in the last word and in the mark that ends the sentence with it. `turn_ms` when
+    `sure` is the confidence (0 to 1) in the mark that ends the sentence. `turn_ms` when
     they sound complete (or when nothing was said), `completion_ms` when they break off, end without a mark or with a
     number that may still be going on, and half way between where the words do not tell.
     """

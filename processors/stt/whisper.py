@@ -211,7 +211,7 @@ class WhisperReader:
             (word, times_s[start], times_s[end], float(np.mean(result.text_token_probs[start:end])))
             for word, start, end in zip(words, bounds[:-1], bounds[1:], strict=False)
         ]
-        return _heard(spans)
+        return _joined(spans)
 
     def tokenizer(self, language: str) -> Tokenizer:
         """Its words and marks for a language that it speaks."""
@@ -228,6 +228,9 @@ class WhisperReader:
             return []
         words: list[int] = tokenizer.encode(" " + ", ".join(vocabulary) + ".")
         return [tokenizer.sot_prev, *words[-_PROMPT_TOKENS_MAX:]]
+
+
+_Heard = tuple[Reader, Any, Reading]  # by whom, the audio as that one encoded it, and what it made of it
 
 
 class WhisperEngine:
@@ -289,18 +292,14 @@ class WhisperEngine:
             yield Transcribed("", (), 0.0, language, readers[0].name, 0.0)
             return
         started_s = self._now_s()
-        best = self._best(readers, request, duration_ms / 1000, language, stopped)
-        if best is None:
+        seconds = duration_ms / 1000
+        heard = self._heard(readers, request, seconds, language, stopped)
+        if not heard:
             return
-        reader, encoded, reading = best
+        _, _, reading = heard[-1]
         words: tuple[HeardWord, ...] = ()
         if not reading.silent:
-            if reading.words:
-                words = reading.words
-            elif request.partial:
-                words = estimated(reading, duration_ms)
-            else:
-                words = reader.align(encoded, reading, duration_ms / 1000)
+            words = estimated(reading, duration_ms) if request.partial and not reading.words else _timed(heard, seconds)
         yield Transcribed(
             text="" if reading.silent else reading.text,
             words=words,
@@ -310,41 +309,41 @@ class WhisperEngine:
             compute_ms=(self._now_s() - started_s) * 1000,
         )
 
-    def _best(
+    def _heard(
         self,
         readers: Sequence[Reader],
         request: Transcribe,
         seconds: float,
         language: str,
         stopped: Callable[[], bool],
-    ) -> tuple[Reader, Any, Reading] | None:
-        """The first reader's reading, or the second's where the first is unsure and the caller can wait for it.
+    ) -> "list[_Heard]":
+        """The first reader's reading, and the second's where the first is unsure and the caller can wait for it.
 
-        None where it was stopped before there was one.
+        The last one counts; none where it was stopped before there was one.
         """
         first, *others = readers
         began_s = self._now_s()
         encoded = first.encode(request.pcm)
         if stopped():
-            return None
+            return []
         reading = first.read(encoded, seconds, request, language)
         if stopped():
-            return None
+            return []
         spent_s = self._now_s() - began_s
         in_time = spent_s * (1 + self._second_ratio) <= _budget_s(reading)
         if reading.silent or request.partial or request.quick or not (others and in_time):
-            return first, encoded, reading
+            return [(first, encoded, reading)]
         second = others[0]
         encoded_second = second.encode(request.pcm)
         if stopped():
-            return None
+            return []
         opinion = second.read(encoded_second, seconds, request, language)
         self._measured((self._now_s() - began_s - spent_s) / max(spent_s, 1e-3))
         if stopped():
-            return None
+            return []
         if opinion.silent or (opinion.suspect and not reading.suspect):
-            return first, encoded, reading
-        return second, encoded_second, opinion
+            return [(first, encoded, reading)]
+        return [(first, encoded, reading), (second, encoded_second, opinion)]
 
     def _measured(self, ratio: float) -> None:
         """The second model took that many times as long as the first, for the same audio in the same moment."""
@@ -462,10 +461,24 @@ def estimated(reading: Reading, duration_ms: int) -> tuple[HeardWord, ...]:
     return tuple(words)
 
 
-def _heard(spans: Sequence[tuple[str, float, float, float]]) -> tuple[HeardWord, ...]:
+def _timed(heard: Sequence[_Heard], seconds: float) -> tuple[HeardWord, ...]:
+    """The last reading's words.
+
+    Whether the sentence ends with them is for the first reader to say: the larger model completes what was broken off.
+    """
+    timed = [reading.words or reader.align(encoded, reading, seconds) for reader, encoded, reading in heard]
+    *before, last = timed[-1]
+    if len(heard) > 1:
+        quick = heard[0][2].text
+        sure = timed[0][-1].confidence if timed[0] and quick[-1] in _SENTENCE_ENDS else 0.0
+        last = HeardWord(last.word, last.start_ms, last.end_ms, sure)
+    return (*before, last)
+
+
+def _joined(spans: Sequence[tuple[str, float, float, float]]) -> tuple[HeardWord, ...]:
     """Words with their punctuation, from the tokenizer's words, where a leading space begins a new one.
 
-    A word at the end of a sentence is no surer than that end.
+    A word at the end of a sentence is as sure as that end.
     """
     words: list[HeardWord] = []
     for word, start_s, end_s, probability in spans:
@@ -475,7 +488,7 @@ def _heard(spans: Sequence[tuple[str, float, float, float]]) -> tuple[HeardWord,
         attached = words and not (word.startswith(" ") and re.search(r"\w", bare))
         if attached:
             last = words[-1]
-            sure = min(last.confidence, probability) if bare[-1] in _SENTENCE_ENDS else last.confidence
+            sure = probability if bare[-1] in _SENTENCE_ENDS else last.confidence
             words[-1] = HeardWord(last.word + bare, last.start_ms, last.end_ms, sure)
         else:
             words.append(HeardWord(bare, round(start_s * 1000), round(end_s * 1000), probability))

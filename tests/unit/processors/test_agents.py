@@ -48,7 +48,7 @@ def test_the_demo_agent_is_complete() -> None:
         f"shop/{name}" for name in ("care", "opening_hours", "returns", "shipping", "warranty")
     }
     assert all(len(intent.examples) >= 8 for intent in agent.intents)
-    assert (agent.pauses.hesitation_ms, agent.pauses.turn_ms, agent.pauses.completion_ms) == (100, 300, 800)
+    assert (agent.pauses.hesitation_ms, agent.pauses.turn_ms, agent.pauses.completion_ms) == (100, 300, 900)
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_defaults(tmp_path: Path) -> None:
         ("values: [small, large]", "pattern: '['", "expected a regular expression"),
         (", values: [small, large]", "", "small.yaml:6: entities[1]: expected values for kind choice"),
         ("persona:", "knowledge: [none/*.md]\npersona:", "small.yaml:3: knowledge[0]: expected a Markdown file"),
-        ("persona:", "pauses: {turn_ms: 900}\npersona:", "small.yaml:3: pauses: expected hesitation_ms <= turn_ms"),
+        ("persona:", "pauses: {turn_ms: 901}\npersona:", "small.yaml:3: pauses: expected hesitation_ms <= turn_ms"),
         ("agent }}.", "order }}.", "small.yaml:2: greeting: uses the unknown variable 'order'"),
         ("name: bye", "name: none", "small.yaml:20: intents[1].name: expected another name"),
     ],

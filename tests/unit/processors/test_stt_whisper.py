@@ -10,7 +10,7 @@ import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
 
 from processors.engine import HeardWord, Transcribe, Transcribed
-from processors.stt.whisper import Reading, WhisperEngine, _heard, estimated, log_mel, repeats, said
+from processors.stt.whisper import Reading, WhisperEngine, _joined, estimated, log_mel, repeats, said
 
 SECOND = bytes(2 * 16000)
 
@@ -27,6 +27,7 @@ class ScriptedReader:
     languages: tuple[str, ...] = ("en",)
     reads: int = field(default=0)
     reading: Callable[[], None] = lambda: None
+    sure: float = 0.9
 
     def speaks(self, language: str) -> bool:
         return language in self.languages
@@ -42,7 +43,7 @@ class ScriptedReader:
 
     def align(self, encoded: Any, reading: Reading, seconds: float) -> tuple[HeardWord, ...]:
         assert encoded == self.name == reading.model
-        return (HeardWord(reading.text, 0, 900, 0.9),)
+        return (HeardWord(reading.text, 0, 900, self.sure),)
 
 
 def ask(engine: WhisperEngine, **request: Any) -> Transcribed:
@@ -137,9 +138,18 @@ def test_features_are_those_of_the_whole_window(samples: int) -> None:
     np.testing.assert_allclose(found[0], extractor(whole / 32768, padding=0)[:, :frames], atol=1e-5)
 
 
-def test_a_word_is_no_surer_than_the_end_it_makes() -> None:
-    heard = _heard([(" So", 0, 0.2, 0.9), (",", 0.2, 0.2, 0.1), (" he", 0.2, 0.4, 0.9), (".", 0.4, 0.4, 0.3)])
-    assert [(word.word, word.confidence) for word in heard] == [("So,", 0.9), ("he.", 0.3)]
+def test_a_word_is_as_sure_as_the_end_it_makes() -> None:
+    heard = _joined([(" So", 0, 0.2, 0.9), (",", 0.2, 0.2, 0.1), (" he", 0.2, 0.4, 0.5), (".", 0.4, 0.4, 0.8)])
+    assert [(word.word, word.confidence) for word in heard] == [("So,", 0.9), ("he.", 0.8)]
+
+
+@pytest.mark.parametrize(("quick_text", "sure"), [("he was not an.", 0.4), ("he was not an", 0.0)])
+def test_the_quick_model_says_whether_the_sentence_is_over(quick_text: str, sure: float) -> None:
+    """The larger one completes what was broken off, and is sure of it."""
+    quick = ScriptedReader("quick", text=quick_text, logprob=-0.5, sure=0.4)
+    reply = ask(WhisperEngine(quick, ScriptedReader("second", text="he was not an ill man.", sure=0.95)))
+    assert (reply.model, reply.text) == ("second", "he was not an ill man.")
+    assert reply.words[-1].confidence == sure
 
 
 def test_silence_needs_no_second_opinion() -> None:

@@ -729,7 +729,7 @@ def test_a_crash_under_a_slow_engine_keeps_what_was_said(
 
 
 @relaxed
-@given(st.lists(st.tuples(st.integers(250, 1500), st.integers(900, 1500)), min_size=1, max_size=5), st.integers(1, 40))
+@given(st.lists(st.tuples(st.integers(250, 1500), st.integers(1000, 1600)), min_size=1, max_size=5), st.integers(1, 40))
 def test_every_stretch_of_speech_gets_exactly_one_final(talk: list[tuple[int, int]], delay: int) -> None:
     ear = Ear()
     pcm = silence(400) + b"".join(speech(loud_ms) + silence(quiet_ms) for loud_ms, quiet_ms in talk)

@@ -467,12 +467,12 @@ def _timed(heard: Sequence[_Heard], seconds: float) -> tuple[HeardWord, ...]:
     Whether the sentence ends with them is for the first reader to say: the larger model completes what was broken off.
     """
     timed = [reading.words or reader.align(encoded, reading, seconds) for reader, encoded, reading in heard]
-    *before, last = timed[-1]
-    if len(heard) > 1:
-        quick = heard[0][2].text
-        sure = timed[0][-1].confidence if timed[0] and quick[-1] in _SENTENCE_ENDS else 0.0
-        last = HeardWord(last.word, last.start_ms, last.end_ms, sure)
-    return (*before, last)
+    words = timed[-1]
+    if len(heard) == 1 or not words:
+        return words
+    ended = timed[0] and heard[0][2].text.endswith(tuple(_SENTENCE_ENDS))
+    last = words[-1]
+    return (*words[:-1], HeardWord(last.word, last.start_ms, last.end_ms, timed[0][-1].confidence if ended else 0.0))
 
 
 def _joined(spans: Sequence[tuple[str, float, float, float]]) -> tuple[HeardWord, ...]:

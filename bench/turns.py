@@ -134,9 +134,11 @@ def measure_turns(judge: Judge, every: Sequence[Clip], cuts_max: int) -> Finding
     found = Findings()
     needed, put_in, own = defaultdict[str, list[float]](list), defaultdict[str, list[Judged]](list), list[Judged]()
     for clip in every:
-        *before, last = judge.whole(clip)
-        needed[clip.voice].append(last.needed_ms)
-        own += before
+        whole = list(judge.whole(clip))
+        if not whole:
+            continue  # nothing in it is speech to the detector
+        needed[clip.voice].append(whole[-1].needed_ms)
+        own += whole[:-1]
         put_in[clip.voice] += judge.broken(clip, cuts_max)
     for voice, values in needed.items():
         found.rows.append(Row("whole turns", f"pause that ends them, {voice}", Distribution.of(values)))

@@ -103,7 +103,8 @@ class Speak(msgspec.Struct, frozen=True, tag=True):
 class Spoken(msgspec.Struct, frozen=True, tag=True):
     """A piece of the speech as it is made: PCM16 little-endian mono at 16,000 Hz.
 
-    `resumed`, on a stream's first piece: the stream begins after what was heard, not with the sentence.
+    `compute_ms` is what this piece took: the pieces' sum is what the speech cost. `resumed`, on a stream's first piece:
+    the stream begins after what was heard, not with the sentence.
     """
 
     pcm: bytes

@@ -460,6 +460,8 @@ class Conversation:
         index = self._knowledge[agent.id]
         hits: list[Hit] = []
         if isinstance(happening, Answered) and isinstance(happening.reply, Embedded):
+            made = replace(turn.made, compute_ms=turn.made.compute_ms + happening.reply.compute_ms)
+            turn = replace(turn, made=made)
             vector = np.frombuffer(happening.reply.vectors, dtype="<f4")
             hits = _chosen(index.search(vector, documents), index.search(vector) if documents else [], agent)
         elif (first := index.first(documents)) is not None:

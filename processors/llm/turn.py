@@ -151,10 +151,7 @@ def complete(turn: Turn, outcome: str, now_us: int, action: str = "", target: st
         "action": action,
         "action_target": target,
         "documents": turn.documents,
-        "model": turn.made.model,
-        "tokens_in": turn.made.tokens_in,
-        "tokens_out": turn.made.tokens_out,
-        "compute_ms": turn.made.compute_ms,
+        **_cost(turn),
     }
     return [respond(turn, END, ResponseKind.COMPLETED, now_us, **fields)]
 
@@ -167,4 +164,16 @@ def cancelled(turn: Turn, now_us: int) -> list[Outcome]:
     if turn.terminal is not None:
         return []
     text = " ".join(turn.sentences)
-    return [respond(turn, END, ResponseKind.CANCELLED, now_us, sentence=len(turn.sentences), text=text)]
+    fields = {"sentence": len(turn.sentences), "text": text, **_cost(turn)}
+    return [respond(turn, END, ResponseKind.CANCELLED, now_us, **fields)]
+
+
+def _cost(turn: Turn) -> dict[str, Any]:
+    """What models took for the turn, where they said so before it ended."""
+    made = turn.made
+    return {
+        "model": made.model,
+        "tokens_in": made.tokens_in,
+        "tokens_out": made.tokens_out,
+        "compute_ms": made.compute_ms,
+    }

@@ -61,7 +61,8 @@ VoiceOf = Callable[[str], Voice]
 class Speaking:
     """The sentence at the engine: how much of it is in the log, and how much of the present stream to leave out.
 
-    `rest` is speech that does not fill a chunk yet; `model` made what was said last.
+    `rest` is speech that does not fill a chunk yet; `model` made what was said last. `compute_ms` is model time that no
+    chunk names yet.
     """
 
     sentence: Response
@@ -72,6 +73,7 @@ class Speaking:
     bytes_to_skip: int = 0
     rest: bytes = b""
     model: str = ""
+    compute_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +209,11 @@ class TtsCore:
                 speaking,
                 bytes_to_skip=speaking.bytes_to_skip - len(skipped),
                 rest=speaking.rest + reply.pcm[len(skipped) :],
+                compute_ms=speaking.compute_ms + reply.compute_ms,
             )
-            compute_ms = reply.compute_ms
             while (size := CHUNK_BYTES - speaking.bytes_said % CHUNK_BYTES) <= len(speaking.rest):
                 state, speaking, event = _chunk(state, speaking, size, now_us, model=reply.model)
-                outcomes.append(Emit(replace(event, compute_ms=compute_ms)))
-                compute_ms = 0.0
+                outcomes.append(Emit(event))
             speaking = replace(speaking, model=reply.model)
         state = replace(state, speaking=speaking)
         if not last:
@@ -337,6 +338,7 @@ def _chunk(
         committed=sentence.committed,
         speech_ended_at=sentence.speech_ended_at,
         model=model,
+        compute_ms=speaking.compute_ms,
     )
     state = state.with_answer(sentence, next_sample=event.sample_index + len(pcm) // BYTES_A_SAMPLE)
     speaking = replace(
@@ -344,6 +346,7 @@ def _chunk(
         chunks=speaking.chunks + 1,
         bytes_said=speaking.bytes_said + len(pcm),
         rest=speaking.rest[size:],
+        compute_ms=0.0,
     )
     return state, speaking, event
 

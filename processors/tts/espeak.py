@@ -42,7 +42,7 @@ class Espeak:
         pcm = _pcm(sound)
         compute_ms = 1000 * (time.monotonic() - started_s)
         for start in range(0, len(pcm), CHUNK_BYTES):
-            yield Spoken(pcm[start : start + CHUNK_BYTES], MODEL, compute_ms)
+            yield Spoken(pcm[start : start + CHUNK_BYTES], MODEL, compute_ms if start == 0 else 0.0)
 
     async def close(self) -> None:
         """See `EngineClient`; nothing is kept open."""

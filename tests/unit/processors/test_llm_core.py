@@ -524,9 +524,11 @@ def test_goodbye_hangs_up_after_it_was_heard(call: Call) -> None:
 def test_barge_in_stops_the_turn_and_history_keeps_what_was_heard(call: Call) -> None:
     call.receive(intent(1, "none", "tell me about mountains", 0.1))
     call.embedded()
-    call.answer("llm", Generated("They are rather high and often cold. Also"), last=False)
+    call.answer("llm", Generated("They are rather high and often cold. Also", "small", 20, 8, 90.0), last=False)
     call.receive(control(ControlKind.BARGE_IN, 1, sentence=0, heard_ms=1000, heard_text="They are"))
     assert call.kinds(1) == ["sentence", "cancelled"]
+    end = call.last()
+    assert (end.model, end.tokens_in, end.tokens_out, end.compute_ms) == ("small", 20, 8, 90.0)
     assert not call.asks
     assert call.state.memory.history[-1].agent == ("They are …",)
 

@@ -229,6 +229,14 @@ def test_what_is_not_committed_is_spoken_and_says_so() -> None:
     assert (last.kind, last.committed, last.sample_index) == (SpeechChunkKind.END_OF_TURN, True, 10 + len(PAUSE) // 2)
 
 
+def test_the_chunks_carry_what_every_piece_cost() -> None:
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    (ask,) = asks(outcomes)
+    pieces = [Spoken(b"\1\0" * samples, "anna", cost) for samples, cost in ((100, 3.0), (3200, 0.5), (50, 2.0))]
+    _, said = played(state, *(Answered(ask.ask_id, piece, False) for piece in pieces), Answered(ask.ask_id, None, True))
+    assert [chunk.compute_ms for chunk in chunks(said)] == [3.5, 2.0, 0.0]
+
+
 def test_a_void_answer_is_stopped_and_the_next_begins_at_its_own_first_sample() -> None:
     state, outcomes = played(CORE.start("s1"), received(ahead(0, 1)), received(ahead(1, 1)))
     state, outcomes = played(state, Answered(asks(outcomes)[0].ask_id, Spoken(b"\1\0" * 3200, "anna", 7.0), False))

@@ -44,6 +44,13 @@ class KafkaSettings(BaseModel):
     maven_url: str = Field("", description="a mirror of Maven Central; empty: Maven Central")
 
 
+class ClickHouseUser(BaseModel):
+    """Who may ask the embedded ClickHouse, and of which tenant alone; `trunkline bi-user` makes one."""
+
+    tenant: str = Field(min_length=1)
+    password_hash: str = Field(pattern=r"^scrypt:[0-9a-f]{32}:[0-9a-f]{64}$", repr=False)
+
+
 class ClickHouseSettings(BaseModel):
     """The analytics store; without a host the embedded chdb keeps it below the data directory."""
 
@@ -53,6 +60,10 @@ class ClickHouseSettings(BaseModel):
     password: SecretStr = SecretStr("")
     secure: bool = False
     database: str = "trunkline"
+    users: dict[str, ClickHouseUser] = Field(
+        default_factory=dict,
+        description="of the embedded ClickHouse, each of a tenant; with any, the operator needs a password, too",
+    )
     http_port: int = Field(0, description="loopback port on which the embedded ClickHouse answers queries; 0: any")
     batch_rows_max: int = Field(5000, ge=1)
     batch_wait_ms: int = Field(

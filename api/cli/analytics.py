@@ -1,6 +1,7 @@
-"""`sql`: a question to ClickHouse, the embedded one or the server of the settings; read only."""
+"""`sql` asks ClickHouse, the embedded one or the server of the settings; read only. `bi-user` makes who may ask."""
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from api.cli.context import settings_of
 from api.cli.output import print_json, print_table
 from api.errors import OperatorError
 from api.supervisor import read_state
+from processors.clickhouse.questions import ready_questions
+from processors.clickhouse.readers import create_user, known_operator_key, password_hash
 from streams import ready
 from streams.settings import Settings
 
@@ -25,6 +28,40 @@ def sql(query: str, data_dir: Path | None, as_json: bool) -> None:
             print_json(dict(zip(_names(answer), row, strict=True)))
         return
     print_table(_names(answer), answer["data"], right=[name for name, kind in _columns(answer) if _is_number(kind)])
+
+
+def question(name: str, data_dir: Path | None, as_json: bool) -> None:
+    """Asks a ready question."""
+    found = ready_questions().get(name)
+    if found is None:
+        raise OperatorError(f"no ready question is named {name}; `trunkline sql --questions` lists them")
+    sql(found.query, data_dir, as_json)
+
+
+def questions(as_json: bool) -> None:
+    """Lists the ready questions."""
+    known = ready_questions().values()
+    if as_json:
+        for one in known:
+            print_json({"name": one.name, "question": one.title, "query": one.query})
+        return
+    print_table(["name", "question"], [[one.name, one.title] for one in known])
+
+
+def bi_user(name: str, tenant: str, as_json: bool) -> None:
+    """Makes a password, and prints it with what lets the user in; nothing is kept."""
+    password = secrets.token_urlsafe(18)
+    user = {name: {"tenant": tenant, "password_hash": password_hash(password)}}
+    try:
+        statement = create_user(name, tenant, password)
+    except ValueError as error:
+        raise OperatorError(str(error)) from error
+    if as_json:
+        print_json({"name": name, "tenant": tenant, "password": password, "setting": user, "server": statement})
+        return
+    print(f"Password, shown only now: {password}")
+    print(f"The embedded ClickHouse:  TRUNKLINE_CLICKHOUSE__USERS='{json.dumps(user)}'")
+    print(f"A ClickHouse server:      {statement}")
 
 
 def ask(settings: Settings, query: str) -> dict[str, Any]:
@@ -59,7 +96,8 @@ def _address(settings: Settings) -> tuple[str, dict[str, str], dict[str, str]]:
     sink = ready.read(settings, "clickhouse")
     if read_state(settings) is None or sink is None or "http_port" not in sink:
         raise OperatorError(f"no ClickHouse is running on {settings.data_dir}; start the platform with `trunkline up`")
-    return f"http://127.0.0.1:{sink['http_port']}/", parameters, {}
+    headers = {"X-ClickHouse-User": clickhouse.username, "X-ClickHouse-Key": known_operator_key(settings)}
+    return f"http://127.0.0.1:{sink['http_port']}/", parameters, headers
 
 
 def _columns(answer: dict[str, Any]) -> list[tuple[str, str]]:

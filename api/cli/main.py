@@ -173,14 +173,35 @@ def topics(data_dir: DataDir = None, as_json: Json = False) -> None:
 
 @app.command(rich_help_panel=Log)
 def sql(
-    query: Annotated[str, typer.Argument(help="A SELECT, in ClickHouse's dialect.")],
+    query: Annotated[str, typer.Argument(help="A SELECT, in ClickHouse's dialect.", show_default=False)] = "",
+    question: Annotated[str, typer.Option(help="Ask a ready question instead, by its name.")] = "",
+    questions: Annotated[bool, typer.Option("--questions", help="List the ready questions.")] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Ask ClickHouse; read only."""
     from api.cli import analytics
 
-    analytics.sql(query, data_dir, as_json)
+    if bool(query) + bool(question) + questions != 1:
+        raise OperatorError("expected one of a query, --question NAME and --questions")
+    if questions:
+        analytics.questions(as_json)
+    elif question:
+        analytics.question(question, data_dir, as_json)
+    else:
+        analytics.sql(query, data_dir, as_json)
+
+
+@app.command(rich_help_panel=Log)
+def bi_user(
+    name: Annotated[str, typer.Argument(help="The user's name.")],
+    tenant: Annotated[str, typer.Option(help="Whose calls the user may ask about; no others.")],
+    as_json: Json = False,
+) -> None:
+    """Make a user who may ask ClickHouse about one tenant's calls."""
+    from api.cli import analytics
+
+    analytics.bi_user(name, tenant, as_json)
 
 
 @app.command(rich_help_panel=Single)

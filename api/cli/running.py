@@ -190,14 +190,19 @@ def status(data_dir: Path | None, as_json: bool) -> int:
     settings = settings_of(data_dir)
     state = read_state(settings)
     rows: list[dict[str, Any]] = state["components"] if state else []
-    servers = state.get("environment", {}).get("TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS") if state else None
+    addresses = state.get("environment", {}) if state else {}
+    servers = addresses.get("TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS")
+    port = addresses.get("TRUNKLINE_CLICKHOUSE__HTTP_PORT")
+    clickhouse = f"http://127.0.0.1:{port}" if port and not settings.clickhouse.host else None
     if as_json:
-        url = state.get("url") if state else None
-        print_json({"running": state is not None, "url": url, "bootstrap_servers": servers, "components": rows})
+        where = {"url": state.get("url") if state else None, "bootstrap_servers": servers, "clickhouse_url": clickhouse}
+        print_json({"running": state is not None, **where, "components": rows})
     elif state is None:
         print(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
     else:
         print(f"{state['url']}, Kafka at {servers}, data in {settings.data_dir}, logs in {settings.log_dir}")
+        if clickhouse:
+            print(f"ClickHouse at {clickhouse}")
         entries = [entry for row in rows for entry in _entries(row)]
         lines = [
             (name, entry["state"], entry["pid"], entry["restarts"], entry["since"], _spare(entry))

@@ -3,12 +3,17 @@
 Questions are SELECTs and their like over the platform's tables. The engine's `readonly` refuses changes, but not all
 that leaves the tables (files, other servers, INTO OUTFILE), so what is asked is also looked at as the engine's own
 parser sees it: it writes the query anew, one statement without comments, and only that text is checked and executed.
+Stock clients find what they expect of a server: its ways to give a name and password, its status and error codes. Of
+settings they may set those of formats; others have no effect.
 """
 
 import asyncio
+import base64
+import binascii
 import contextlib
 import re
 import socket
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +27,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from processors.clickhouse.readers import Readers
+from processors.clickhouse.sight import Sight, sight
 from processors.clickhouse.store import connect
 from streams.settings import Settings
 
@@ -31,12 +38,17 @@ QUERY_S_MAX = 30
 QUESTIONS_MAX = 32  # asked at once, most of them waiting
 RESULT_ROWS_MAX = 1_000_000
 QUERY_BYTES_MAX = 262_144
+QUERY_MEMORY_BYTES_MAX = 1_073_741_824
+QUERY_THREADS_MAX = 2
 _READING = re.compile(r"\(*\s*(SELECT|WITH|SHOW|DESCRIBE|DESC|EXPLAIN|EXISTS)\b", re.IGNORECASE)
 _ALLOWED_TABLE_FUNCTIONS = frozenset(
     {"numbers", "values", "view", "zeros", "null", "format", "generateseries", "generate_series"}
 )
-# Functions of other kinds that read files.
-_REFUSED_FUNCTIONS = frozenset({"file", "catboostevaluate"})
+# Functions of other kinds that read files, tables named by a text, or ask other servers.
+_REFUSED_FUNCTIONS = re.compile(
+    r"file|catboostevaluate|hascolumnintable|(?:dictget|dicthas|dictisin|joinget)\w*"
+    r"|ai(?:generate|classify|embed|extract|filter|redact|similarity|translate)"
+)
 _FORMAT_SETTINGS = re.compile(r"(?:output_)?format_\w+")
 _LITERALS = re.compile(r"'(?:[^'\\]|\\.|'')*'|`(?:[^`\\]|\\.|``)*`|\"(?:[^\"\\]|\\.|\"\")*\"", re.DOTALL)
 asking = Gauge("trunkline_sink_questions", "SQL questions asked and not yet answered.")
@@ -53,10 +65,21 @@ class Question:
     form: str = "TabSeparated"
     parameters: Mapping[str, str] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    user: str = ""
+    password: str = field(default="", repr=False)
+    database: str = ""
 
 
 class BusyError(Exception):
     """Too many questions are being asked already."""
+
+
+class RefusedError(Exception):
+    """Not for this asker; `code` is ClickHouse's, with the HTTP status that goes with it."""
+
+    def __init__(self, code: int, name: str, status: int, detail: str) -> None:
+        super().__init__(f"Code: {code}. DB::Exception: {detail} ({name})")
+        self.status = status
 
 
 class Questions:
@@ -64,12 +87,18 @@ class Questions:
 
     def __init__(self, settings: Settings, concurrency: int = 2) -> None:
         self._asking = 0
+        self._database = settings.clickhouse.database
+        self._readers = Readers(settings)
+        self._sights: dict[str, Sight] = {}
         self._clients: asyncio.Queue[Client] = asyncio.Queue()
         for _ in range(concurrency):
             self._clients.put_nowait(_reading_client(settings))
 
     async def ask(self, question: Question) -> tuple[bytes, str]:
-        """The answer and its format; raises ClickHouseError, ValueError for what is refused, or BusyError."""
+        """The answer and its format.
+
+        Raises ClickHouseError, ValueError for what is refused, RefusedError for a wrong name or password, or BusyError.
+        """
         if self._asking >= QUESTIONS_MAX:
             refused.inc()
             raise BusyError
@@ -78,24 +107,44 @@ class Questions:
         try:
             client = await self._clients.get()
             try:
-                return await asyncio.to_thread(answer, client, question)
+                return await asyncio.to_thread(self._answer, client, question)
             finally:
                 self._clients.put_nowait(client)
         finally:
             self._asking -= 1
             asking.set(self._asking)
 
+    def _answer(self, client: Client, question: Question) -> tuple[bytes, str]:
+        reader = self._readers.known(question.user, question.password)
+        if reader is None:
+            detail = (
+                f"{question.user}: Authentication failed: password is incorrect, or there is no user with such name."
+            )
+            raise RefusedError(516, "AUTHENTICATION_FAILED", 403, detail)
+        # Clients that were not told a database name the one that servers come with.
+        if question.database not in ("", "default", self._database):
+            raise RefusedError(81, "UNKNOWN_DATABASE", 404, f"Database {question.database} does not exist.")
+        return answer(client, question, self._sight(client, reader.tenant))
+
+    def _sight(self, client: Client, tenant: str | None) -> Sight | None:
+        if tenant is None:
+            return None
+        if tenant not in self._sights:
+            self._sights[tenant] = sight(client, self._database, tenant)
+        return self._sights[tenant]
+
 
 def _reading_client(settings: Settings) -> Client:
     """A connection that can change nothing but settings, from its first query on; there is no way back."""
     client = connect(settings)
     client.command(f"SET max_execution_time = {QUERY_S_MAX}, max_result_rows = {RESULT_ROWS_MAX}")
+    client.command(f"SET max_memory_usage = {QUERY_MEMORY_BYTES_MAX}, max_threads = {QUERY_THREADS_MAX}")
     client.command("SET readonly = 2")
     return client
 
 
-def answer(client: Client, question: Question) -> tuple[bytes, str]:
-    """See `Questions.ask`; blocks."""
+def answer(client: Client, question: Question, seen: Sight | None = None) -> tuple[bytes, str]:
+    """See `Questions.ask`; blocks. `seen` is what a tenant's reader sees; without it, everything is."""
     parameters = dict(question.parameters)
     query = client.query(
         "SELECT formatQuerySingleLine({query:String})", parameters={"query": question.query}
@@ -110,7 +159,10 @@ def answer(client: Client, question: Question) -> tuple[bytes, str]:
         raise ValueError("read-only: INTO OUTFILE is refused")
     tree = client.raw_query(f"EXPLAIN AST {query}", parameters=parameters, fmt="TabSeparatedRaw").decode()
     _check(tree, _table_functions(client))
-    return client.raw_query(query, parameters=parameters, fmt=form, settings=dict(question.formats)), form
+    settings = dict(question.formats)
+    if seen is not None:
+        settings |= seen.checked(client, query, bare, tree, parameters)
+    return client.raw_query(query, parameters=parameters, fmt=form, settings=settings), form
 
 
 def _table_functions(client: Client) -> frozenset[str]:
@@ -126,7 +178,7 @@ def _check(tree: str, table_functions: frozenset[str]) -> None:
         if match := re.match(r"Function (\S+)", node):
             name = match[1].lower()
             as_table = above.startswith("TableExpression") or name in table_functions
-            if name in _REFUSED_FUNCTIONS or (as_table and name not in _ALLOWED_TABLE_FUNCTIONS):
+            if _REFUSED_FUNCTIONS.fullmatch(name) or (as_table and name not in _ALLOWED_TABLE_FUNCTIONS):
                 raise ValueError(f"read-only: the function {match[1]} is refused")
         elif re.match(r"Set\b", node):
             raise ValueError("read-only: SETTINGS are refused")
@@ -152,17 +204,20 @@ def create_app(questions: Questions) -> Starlette:
         if not query.strip():
             return PlainTextResponse("Ok.\n")
         if len(query) > QUERY_BYTES_MAX:
-            return PlainTextResponse(f"Code: 62. at most {QUERY_BYTES_MAX} characters are expected\n", 400)
+            return _problem(f"Code: 62. at most {QUERY_BYTES_MAX} characters are expected", 400)
         try:
-            found, form = await questions.ask(_question(query, request.query_params))
+            found, form = await questions.ask(_question(query, request))
         except BusyError:
-            text = f"Code: 202. {QUESTIONS_MAX} questions are being asked (TOO_MANY_SIMULTANEOUS_QUERIES)\n"
-            return PlainTextResponse(text, 503, {"Retry-After": "1"})
+            text = f"Code: 202. {QUESTIONS_MAX} questions are being asked (TOO_MANY_SIMULTANEOUS_QUERIES)"
+            return _problem(text, 503, {"Retry-After": "1"})
+        except RefusedError as error:
+            return _problem(str(error), error.status)
         except ValueError as error:
-            return PlainTextResponse(f"Code: 164. DB::Exception: {error} (READONLY)\n", 403)
+            return _problem(f"Code: 164. DB::Exception: {error} (READONLY)", 403)
         except (ClickHouseError, RuntimeError) as error:
-            return PlainTextResponse(f"{error}\n", 400)
-        return Response(found, headers={"X-ClickHouse-Format": form})
+            return _problem(str(error), 400)
+        query_id = request.query_params.get("query_id") or str(uuid.uuid4())
+        return Response(found, headers={"X-ClickHouse-Format": form, "X-ClickHouse-Query-Id": query_id})
 
     async def ping(request: Request) -> Response:
         return PlainTextResponse("Ok.\n")
@@ -170,13 +225,38 @@ def create_app(questions: Questions) -> Starlette:
     return Starlette(routes=[Route("/ping", ping), Route("/", ask, methods=["GET", "POST"])])
 
 
-def _question(query: str, parameters: Mapping[str, str]) -> Question:
+def _problem(text: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """The error as text, with its number in the header that clients look into."""
+    code = re.search(r"Code: (\d+)", text)
+    named = {"X-ClickHouse-Exception-Code": code[1]} if code else {}
+    return PlainTextResponse(f"{text}\n", status, {**named, **(headers or {})})
+
+
+def _question(query: str, request: Request) -> Question:
+    parameters = request.query_params
+    user, password = _credentials(request)
     return Question(
         query,
-        parameters.get("default_format", "TabSeparated"),
+        parameters.get("default_format") or request.headers.get("X-ClickHouse-Format") or "TabSeparated",
         {name.removeprefix("param_"): _text(value) for name, value in parameters.items() if name.startswith("param_")},
         {name: value for name, value in parameters.items() if _FORMAT_SETTINGS.fullmatch(name)},
+        user,
+        password,
+        parameters.get("database") or request.headers.get("X-ClickHouse-Database") or "",
     )
+
+
+def _credentials(request: Request) -> tuple[str, str]:
+    """Name and password in the three ways that ClickHouse takes them; empty where they are not given."""
+    scheme, _, encoded = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+            name, _, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
+            return name, password
+        return "?", ""
+    if "X-ClickHouse-User" in request.headers or "X-ClickHouse-Key" in request.headers:
+        return request.headers.get("X-ClickHouse-User", ""), request.headers.get("X-ClickHouse-Key", "")
+    return request.query_params.get("user", ""), request.query_params.get("password", "")
 
 
 def _text(value: str) -> str:

@@ -60,7 +60,8 @@ def test_help_names_every_command_and_loads_nothing_heavy(tmp_path: Path) -> Non
 
 def test_status_of_nothing_is_said_and_has_its_exit_code(tmp_path: Path) -> None:
     done = run("status", "--json", data_dir=tmp_path)
-    nothing: dict[str, Any] = {"running": False, "url": None, "bootstrap_servers": None, "components": []}
+    where = dict.fromkeys(("url", "bootstrap_servers", "clickhouse_url"))
+    nothing: dict[str, Any] = {"running": False, **where, "components": []}
     assert (done.returncode, json.loads(done.stdout)) == (3, nothing)
     assert "trunkline up" in run("status", data_dir=tmp_path).stdout
 

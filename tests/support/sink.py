@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from processors.clickhouse.readers import KEY_FILE
 from streams import ready
 from streams.settings import REPOSITORY, Settings
 
@@ -84,8 +85,12 @@ class SinkProcess:
         return int(facts["http_port"])
 
     def ask(self, query: str, **parameters: str) -> httpx.Response:
-        """The answer over HTTP, in ClickHouse's default format unless the query says another."""
-        return httpx.post(f"http://127.0.0.1:{self.port}/", content=query.encode(), params=parameters, timeout=60)
+        """The answer over HTTP, in ClickHouse's default format unless the query says another. The operator asks."""
+        key = self.settings.data_dir / KEY_FILE
+        headers = {"X-ClickHouse-Key": key.read_text()} if key.exists() else {}
+        return httpx.post(
+            f"http://127.0.0.1:{self.port}/", content=query.encode(), params=parameters, headers=headers, timeout=60
+        )
 
     def number(self, query: str) -> int:
         """The answer, a single number."""

@@ -19,6 +19,7 @@ DOCUMENTS = [
     "docs/calls.md",
     "docs/faults.md",
     "docs/running.md",
+    "docs/analytics.md",
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

@@ -5,7 +5,8 @@ The engine has no users of its own here. A reader of one tenant asks under the e
 everywhere: PREWHERE runs before them, EXPLAIN and a few columns of system tables count all rows. Therefore the
 engine's own reading of the query is checked as well, as written and with every name resolved, against lists of what is
 allowed. To resolve names it runs scalar subqueries, whose errors would tell of rows: then under filters that let none
-pass. What it has resolved lacks what it found superfluous, which it runs nonetheless: hence both readings.
+pass. What it has resolved lacks what it found superfluous, which it runs nonetheless: hence both readings
+(docs/adr/0008-analytics-by-tenant.md).
 """
 
 import re

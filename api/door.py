@@ -56,6 +56,9 @@ class Door:
         self._counts = counts
         self._health: Health | None = None
         self._told_s = float("-inf")
+        self._refused: Refusal | None = None
+        self._refusals = 0
+        self._refusals_told_s = float("-inf")
         self._tasks: list[asyncio.Task[Any]] = []
 
     def open(self, publish: Callable[[Event], Awaitable[Any]], codec: Codec) -> None:
@@ -95,6 +98,9 @@ class Door:
         """The caller was told."""
         self._metrics.refused.labels(refusal.reason).inc()
         self._admission.refused(self._clock.monotonic_s())
+        if refusal.code == "overloaded":  # a gateway that shuts down has a successor, which takes the call
+            self._refused = refusal
+            self._refusals += 1
         log.info("call refused", reason=refusal.reason, retry_after_s=refusal.retry_after_s, measured=refusal.detail)
 
     def taken(self) -> None:
@@ -132,6 +138,13 @@ class Door:
             self._tell(kind, level, sample, now_s)
         elif level and now_s - self._told_s >= REPEAT_S:
             self._tell(HealthKind.LOAD_RAISED, level, sample, now_s)
+        if self._refused is not None and now_s - self._refusals_told_s >= REPEAT_S:
+            self._tell_refusals(self._refused, now_s)
+
+    def _tell_refusals(self, last: Refusal, now_s: float) -> None:
+        if self._health is not None:
+            self._health.report(HealthKind.CALLS_REFUSED, refused=self._refusals, reason=last.reason)
+        self._refused, self._refusals, self._refusals_told_s = None, 0, now_s
 
     def _tell(self, kind: HealthKind, level: Level, sample: Sample, now_s: float) -> None:
         self._told_s = now_s

@@ -1,4 +1,4 @@
-"""What a process says of itself on `voice.health`: breakers that open and close, load levels that rise and fall."""
+"""What a process says on `voice.health`: breakers, load levels, calls that it refused, budgets that are burning."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -49,13 +49,21 @@ class Health:
         reason: str = "",
         utilisation: float = 0.0,
         calls: int = 0,
+        refused: int = 0,
+        objective: str = "",
+        burn_rate: float = 0.0,
+        window_s: int = 0,
+        tenant: str = "",
     ) -> None:
-        """Publishes without waiting. Never raises: that the log is away must not hurt what still works without it."""
+        """Publishes without waiting; `tenant` where another is meant than the process's own.
+
+        Never raises: that the log is away must not hurt what still works without it.
+        """
         self._seq += 1
         event = HealthEvent(
             event_id=event_id(self._session_id, f"{self._started_us}-{self._seq}"),
             session_id=self._session_id,
-            tenant_id=self._tenant,
+            tenant_id=tenant or self._tenant,
             agent_id="",
             turn=0,
             seq=self._seq,
@@ -67,6 +75,10 @@ class Health:
             reason=reason[:REASON_CHARS_MAX],
             utilisation=utilisation,
             calls=calls,
+            refused=refused,
+            objective=objective,
+            burn_rate=burn_rate,
+            window_s=window_s,
         )
         note = log.debug if kind is HealthKind.LOAD_MEASURED else log.info
         note("health", kind=kind.value, component=self._component, engine=engine, level=level, reason=event.reason)

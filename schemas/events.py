@@ -125,7 +125,9 @@ class Delivery(Event):
 class HealthKind(StrEnum):
     """breaker_opened: an engine is not asked any more, breaker_half_opened: it is being tried, breaker_closed: it
     answers again. load_raised, load_lowered: the platform does less for each call, or more again; level says how much.
-    load_measured: how busy the process is, said again and again while it has calls.
+    load_measured: how busy the process is, said again and again while it has calls. calls_refused: new calls were
+    turned away for load since this was last said. burn_raised, burn_lowered: an error budget of the tenant is spent
+    faster than its objective bears, or slower again.
     """
 
     UNKNOWN = "unknown"
@@ -135,6 +137,9 @@ class HealthKind(StrEnum):
     LOAD_RAISED = "load_raised"
     LOAD_LOWERED = "load_lowered"
     LOAD_MEASURED = "load_measured"
+    CALLS_REFUSED = "calls_refused"
+    BURN_RAISED = "burn_raised"
+    BURN_LOWERED = "burn_lowered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +161,10 @@ class Health(Event):
     reason: str = ""
     utilisation: float = 0.0
     calls: int = 0
+    refused: int = 0
+    objective: str = ""
+    burn_rate: float = 0.0
+    window_s: int = 0
 
 
 class IntentKind(StrEnum):

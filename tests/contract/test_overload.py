@@ -211,3 +211,28 @@ async def test_the_gateway_says_when_its_replies_are_slow(gateway: Gateway, sett
                 assert "replies 7200000 of 3600000 ms" in event.reason
                 break
     await reader.close()
+
+
+async def test_every_refused_call_is_in_the_log(gateway: Gateway, settings: Settings) -> None:
+    reader = LogReader(settings, "test.health")
+    await reader.add(
+        await reader.end_offsets(Partition(HealthEvent.TOPIC, number) for number in range(settings.kafka.partitions))
+    )
+    refused = 0
+    sockets = [await websockets.connect(f"{gateway.ws}/v1/calls") for _ in range(20)]
+    for socket in sockets:
+        caller = Caller(socket)
+        await caller.say(type="start")
+        refused += (await caller.next())["type"] == "error"
+    assert refused
+    async with asyncio.timeout(PATIENCE_S):
+        async for record in reader:
+            event = default_codec().decode_keyed(record.topic, record.key, record.value)
+            if isinstance(event, HealthEvent) and event.kind is HealthKind.CALLS_REFUSED:
+                assert (event.component, event.tenant_id, event.reason) == ("api", settings.tenant, "expected")
+                refused -= event.refused
+                if refused == 0:
+                    break
+    await reader.close()
+    for socket in sockets:
+        await socket.close()

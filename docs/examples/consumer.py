@@ -1,5 +1,6 @@
-"""Prints the events of every call: `python consumer.py BOOTSTRAP_SERVERS [REGISTRY_URL]`."""
+"""Prints the events of every call, each once: `python consumer.py BOOTSTRAP_SERVERS [REGISTRY_URL [GROUP]]`."""
 
+import json
 import sys
 
 from confluent_kafka import Consumer
@@ -10,11 +11,11 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 TOPICS = "sessions audio.in transcripts intents responses audio.out control deadletters deliveries".split()
 
 registry = sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:8080/registry"
+group = sys.argv[3] if len(sys.argv) > 3 else "my-first-consumer"
 decode = AvroDeserializer(SchemaRegistryClient({"url": registry}))
-consumer = Consumer(
-    {"bootstrap.servers": sys.argv[1], "group.id": "my-first-consumer", "auto.offset.reset": "earliest"}
-)
+consumer = Consumer({"bootstrap.servers": sys.argv[1], "group.id": group, "auto.offset.reset": "earliest"})
 consumer.subscribe([f"voice.{name}" for name in TOPICS])
+seen: set[str] = set()
 try:
     while True:
         record = consumer.poll(1.0)
@@ -24,8 +25,11 @@ try:
             print(record.error(), file=sys.stderr)
             continue
         event = decode(record.value(), SerializationContext(record.topic(), MessageField.VALUE))
+        if event["event_id"] in seen:
+            continue  # a repeat: the first event with an id is the truth
+        seen.add(event["event_id"])
         words = {name: value for name, value in event.items() if value and not isinstance(value, bytes)}
-        print(record.topic(), record.partition(), record.offset(), words, flush=True)
+        print(record.topic(), record.partition(), record.offset(), json.dumps(words, default=str), flush=True)
 except KeyboardInterrupt:
     pass
 finally:

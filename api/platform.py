@@ -82,7 +82,7 @@ def lay_out(settings: Settings) -> Layout:
 
 def with_absolute_paths(settings: Settings) -> Settings:
     """The settings for processes that run in another directory than this one."""
-    names = ("data_dir", "agents_dir", "models_file")
+    names = ("data_dir", "agents_dir", "models_file", "sla_dir")
     changed = settings.model_copy(update={name: getattr(settings, name).absolute() for name in names})
     for cached in ("run_dir", "log_dir"):  # a copy takes these along, made for the path as it was given
         changed.__dict__.pop(cached, None)
@@ -98,6 +98,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "TRUNKLINE_DATA_DIR": str(settings.data_dir),
         "TRUNKLINE_AGENTS_DIR": str(settings.agents_dir),
         "TRUNKLINE_MODELS_FILE": str(settings.models_file),
+        "TRUNKLINE_SLA_DIR": str(settings.sla_dir),
         "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
         "TRUNKLINE_CLICKHOUSE__HTTP_PORT": str(settings.clickhouse.http_port),
         "TRUNKLINE_API__HOST": settings.api.host,

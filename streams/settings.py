@@ -157,6 +157,11 @@ class Settings(BaseSettings):
     tenant: str = "demo"
     agents_dir: Path = REPOSITORY / "infra" / "agents"
     models_file: Path = REPOSITORY / "infra" / "models.yaml"
+    sla_dir: Path = Field(REPOSITORY / "infra" / "sla", description="what tenants were promised, a YAML file a tier")
+    sla_look_s: float = Field(60.0, gt=0, description="how often the sink looks at tenants' error budgets")
+    signing_key_file: Path | None = Field(
+        None, description="Ed25519 private key (PEM) that signs reports; empty: signing.key in the data directory"
+    )
     schema_registry_url: str = Field("", description="a Confluent-compatible registry; empty: the gateway's own")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0: any")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,14 @@ def bi_user(name: str, tenant: str, as_json: bool) -> None:
     print(f"A ClickHouse server:      {statement}")
 
 
-def ask(settings: Settings, query: str) -> dict[str, Any]:
+def ask(settings: Settings, query: str, given: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The answer in ClickHouse's JSONCompact form: `meta` names the columns, `data` holds the rows.
 
-    Raises OperatorError with what ClickHouse says.
+    `given` are values of the query's `{name:Type}`. Raises OperatorError with what ClickHouse says.
     """
     url, parameters, headers = _address(settings)
     parameters |= {"default_format": "JSONCompact", "output_format_json_quote_64bit_integers": "0"}
+    parameters |= {f"param_{name}": value for name, value in (given or {}).items()}
     try:
         response = httpx.post(
             url, params=parameters, headers=headers, content=query.encode(), timeout=_TIMEOUT_S, trust_env=False

@@ -204,6 +204,50 @@ def bi_user(
     analytics.bi_user(name, tenant, as_json)
 
 
+agreement = typer.Typer(no_args_is_help=True, help="Service levels: a tenant's report, signed.")
+app.add_typer(agreement, name="sla", rich_help_panel=Log)
+
+
+@agreement.command()
+def report(
+    tenant: Annotated[str, typer.Option(help="Whose.", show_default="the platform's own")] = "",
+    month: Annotated[str, typer.Option(metavar="YYYY-MM", help="In UTC.", show_default="this month")] = "",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write the signed report there, as JSON.", dir_okay=False),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The signed report, as JSON.")] = False,
+) -> None:
+    """Compute attainment, error budgets and burn rates from the events."""
+    from api.cli import sla
+
+    sla.report(tenant, month, out, data_dir, as_json)
+
+
+@agreement.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A signed report.")],
+    key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The public key that is trusted, in PEM.", show_default="this platform's"),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Check that a report is what this platform signed; exits with 1 when it is not."""
+    from api.cli import sla
+
+    sla.verify(file, key, data_dir)
+
+
+@agreement.command(name="key")
+def public_key(data_dir: DataDir = None) -> None:
+    """Print the public key that reports can be verified with."""
+    from api.cli import sla
+
+    sla.key(data_dir)
+
+
 @app.command(rich_help_panel=Single)
 def worker(
     stage: Annotated[str, typer.Argument(help="stt, intent, llm or tts.")],

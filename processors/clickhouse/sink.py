@@ -21,8 +21,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from processors.clickhouse.http import Questions, serve
 from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row
-from processors.clickhouse.store import Store
+from processors.clickhouse.store import Store, connect
 from processors.dead_letters import DeadLetters
+from processors.health import Health as HealthReports
+from processors.sla.objectives import load_tiers
+from processors.sla.watch import BudgetWatch
 from processors.stage import Position
 from schemas.event import Event
 from schemas.events import AudioFrame, DeadLetter, Delivery, Health, SpeechChunk
@@ -35,6 +38,7 @@ from streams.logs import configure
 from streams.producer import LogProducer
 from streams.registry import codec_for
 from streams.settings import Settings
+from streams.yamlfile import ConfigError
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +68,11 @@ class Sink:
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._unshown: dict[Partition, int] = {}
         self._batch = 0
+
+    @property
+    def batch(self) -> int:
+        """The number of the batch written last."""
+        return self._batch
 
     async def start(self) -> None:
         """Migrates and finishes the batch that a crash interrupted."""
@@ -190,42 +199,52 @@ async def work(settings: Settings) -> None:
     standby.show_life()
     codec = codec_for(settings)
     producer = LogProducer(settings, GROUP, codec)
+    tiers = load_tiers(settings.sla_dir)
     await standby.turn()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     store = await patiently(Store, settings, GROUP)
-    sink = Sink(settings, store, producer, codec, SystemClock())
+    clock = SystemClock()
+    sink = Sink(settings, store, producer, codec, clock)
     await sink.start()
+    reports = HealthReports(producer.publish, "clickhouse", settings.worker, settings.tenant, clock)
+    watch = BudgetWatch(tiers, lambda: connect(settings), reports, clock, lambda: sink.batch, settings.sla_look_s)
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
     facts = {"metrics_port": server.server_port}
     if not settings.clickhouse.host:
         http, serving, facts["http_port"] = await serve(settings, await asyncio.to_thread(Questions, settings))
     running = loop.create_task(sink.run(), name="sink")
+    watching = loop.create_task(watch.run(), name="budgets")
     ready.announce(settings, "clickhouse", **facts)
     stopped = loop.create_task(stopping.wait())
     await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
     ready.withdraw(settings, "clickhouse")
     failure = running.exception() if running.done() else None
     running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    watching.cancel()
+    await asyncio.gather(running, watching, return_exceptions=True)
     if not settings.clickhouse.host:
         http.should_exit = True
         await serving
     await producer.close()
     await asyncio.to_thread(store.close)
+    watch.close()
     server.shutdown()
     if failure is not None:
         raise failure
 
 
 def main() -> int:
-    """Exits 0 after an orderly stop, 1 after a failure."""
+    """Exits 0 after an orderly stop, 1 after a failure, 78 where a file of objectives is wrong."""
     os.nice(NICENESS)
     settings = Settings()
     configure(settings, "clickhouse")
     try:
         uvloop.run(work(settings))
+    except ConfigError as error:
+        log.critical("sink_not_started", why=str(error))
+        return os.EX_CONFIG
     except Exception:
         log.exception("sink_failed")
         return 1

@@ -41,7 +41,7 @@ super.users=User:admin;User:ANONYMOUS
 """
 
 
-def client(servers: str, user: str) -> dict[str, str]:
+def client(servers: str, user: str) -> dict[str, str | int | float | bool]:
     return {
         "bootstrap.servers": servers,
         "security.protocol": "SASL_PLAINTEXT",
@@ -68,7 +68,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             security_protocol="SASL_PLAINTEXT",
             sasl_mechanism="PLAIN",
             sasl_username="admin",
-            sasl_password="admin",  # type: ignore[arg-type]
+            sasl_password="admin",
         )
         settings = Settings(data_dir=folder, kafka=kafka)
         ensure_topics(settings)
@@ -157,5 +157,6 @@ def test_a_reader_writes_nothing(servers: str, user: str) -> None:
         )
     assert producer.flush(PATIENCE_S) == 0
     assert failures == ["TOPIC_AUTHORIZATION_FAILED"] * 2
+    admin = AdminClient(client(servers, user))
     with pytest.raises(KafkaException, match="AUTHORIZATION_FAILED"):
-        AdminClient(client(servers, user)).create_topics([NewTopic("voice.mine", 1, 1)])["voice.mine"].result()
+        admin.create_topics([NewTopic("voice.mine", 1, 1)])["voice.mine"].result()

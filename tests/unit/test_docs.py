@@ -16,6 +16,7 @@ DOCUMENTS = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "docs/topics.md",
+    "docs/sla.md",
     "docs/calls.md",
     "docs/faults.md",
     "docs/running.md",

@@ -70,12 +70,13 @@ def silences(detector: vad.SileroDetector, samples: Samples) -> list[Silence]:
         state = step.state
         found = [Silence(one.end, one.pcm, _lasted_ms(one, state)) for one in found]
         for outcome in step.outcomes:
-            if not isinstance(outcome, Ask) or not isinstance(outcome.request, Transcribe) or state.speech is None:
+            speech = state.speech
+            if not isinstance(outcome, Ask) or not isinstance(outcome.request, Transcribe) or speech is None:
                 continue
             if outcome.request.partial:
                 state = core.apply(state, Failed(outcome.ask_id, "refused"), now_us).state
             else:
-                found.append(Silence(state.speech.end, outcome.request.pcm, None))
+                found.append(Silence(speech.end, outcome.request.pcm, None))
     return found
 
 

@@ -43,7 +43,12 @@ def a_router(histories: Histories | None = None) -> tuple[SessionRouter, list[Se
     written: list[Any] = []
     settings = Settings(api=ApiSettings(resume_grace_s=0, session_idle_s=0.01))
     router = SessionRouter(settings, {}, Metrics())
-    router._producer = MagicMock(publish=lambda event: written.append(event) or MagicMock())
+
+    def publish(event: Any) -> MagicMock:
+        written.append(event)
+        return MagicMock()
+
+    router._producer = MagicMock(publish=publish)
     if histories is not None:
         router.histories = histories  # type: ignore[assignment]
     return router, written

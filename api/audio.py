@@ -117,6 +117,13 @@ class Halver:
         return halved
 
 
+def is_loud(pcm: bytes) -> bool:
+    """Whether there may be something to hear in the piece, by its peak alone."""
+    samples = np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2")
+    # The method of an array takes twice as long.
+    return len(samples) > 0 and bool(np.maximum.reduce(samples) > QUIET_PEAK)
+
+
 class Frames:
     """Regroups PCM pieces of any length into frames, so that the log's records have one size, or two.
 
@@ -153,9 +160,7 @@ class Frames:
         """Whether there has been nothing to hear for long enough that no pause is being measured."""
         if self._quiet_size == self._size:
             return False
-        samples = np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2")
-        # The method of an array takes twice as long.
-        if len(samples) and np.maximum.reduce(samples) > QUIET_PEAK:
+        if is_loud(pcm):
             self._quiet_bytes = 0
         else:
             self._quiet_bytes += len(pcm)

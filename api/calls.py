@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, Frames
+from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, Frames, is_loud
 from api.dialects.dialect import Dialect, Playout, Resumed, Start, Started
 from api.journal import UNACKNOWLEDGED_MAX, Journal, opening
 from api.line import Line
-from api.playback import Act, Cut, Effect, Heard, Play, Playback, Tell
+from api.playback import Act, Cut, Effect, Heard, Hush, Play, Playback, Tell
 from api.replay import Replayed
 from api.session_router import Repeats, SessionRouter, Summary
 from api.waiting import Waiting
@@ -60,7 +60,7 @@ class Call:
         now_s = self._clock.monotonic_s()
         self._started_s = now_s - max(0, self._clock.now_us() - summary.started_at) / 1_000_000
         self._spoke_s = self._heard_s = self._active_s = now_s
-        self._playback = playback or Playback(settings.barge_in_ms)
+        self._playback = playback or Playback(settings.barge_in_ms, settings.lead_ms)
         agent = router.agents.get(summary.agent)
         completion_ms = (agent.pauses if agent else Pauses()).completion_ms
         self._frames = Frames(settings.frame_ms, settings.quiet_frame_ms, completion_ms + QUIET_MARGIN_MS)
@@ -132,6 +132,8 @@ class Call:
             self.journal.frame(frame)
         self._spoke()
         self._heard_s = self._spoke_s
+        if self._playback.hushed and is_loud(pcm):
+            self._playback.loud(self._now_ms())
         if self._silence is None:
             self._silence = asyncio.get_running_loop().call_later(SILENT_S, self._listen_for_silence)
         acknowledged = self.journal.acknowledged_samples
@@ -253,9 +255,10 @@ class Call:
             return
         if isinstance(event, Transcript):
             self._active_s = self._clock.monotonic_s()
-        overflowed = self._playback.overflowed
+        overflowed, truncated = self._playback.overflowed, self._playback.truncated
         self._perform(self._playback.event(event, self._now_ms()))
         self._router.metrics.dropped.labels("held", "drop_oldest").inc(self._playback.overflowed - overflowed)
+        self._router.metrics.dropped.labels("speech", "drop_newest").inc(self._playback.truncated - truncated)
         self.journal.marks.turn = self.summary.turn = self._playback.turn
 
     def _controlled(self, event: Control) -> None:
@@ -283,6 +286,8 @@ class Call:
                 self._play(effect.chunk)
             elif isinstance(effect, Tell):
                 self._tell(effect.event)
+            elif isinstance(effect, Hush):
+                self._hush(effect)
             elif isinstance(effect, Cut):
                 self._cut(effect)
             elif isinstance(effect, Heard):
@@ -311,9 +316,12 @@ class Call:
         partial = isinstance(event, Transcript) and event.kind is TranscriptKind.PARTIAL
         self._line.send(self._dialect.event(event), sheddable=partial)
 
+    def _hush(self, hush: Hush) -> None:
+        self._line.drop(hush.turn)
+        self._line.send(self._dialect.clear(hush.turn, hush.heard_ms))
+        self._router.metrics.hushes.inc()
+
     def _cut(self, cut: Cut) -> None:
-        self._line.drop(cut.turn)
-        self._line.send(self._dialect.clear(cut.turn, cut.heard_ms))
         self._router.metrics.barge_ins.inc()
         if isinstance(cut.cause, Control):
             return

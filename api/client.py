@@ -136,6 +136,7 @@ class _Piece:
     pcm: Pcm
     turn: int
     sentence: int
+    sample_index: int
 
 
 @dataclass(slots=True)
@@ -145,10 +146,10 @@ class Ear:
     pieces: list[_Piece] = field(default_factory=list)
     quiet_from: int = 0
 
-    def add(self, at: int, pcm: Pcm, turn: int, sentence: int) -> None:
-        """Audio that arrived at position `at`."""
+    def add(self, at: int, pcm: Pcm, turn: int, sentence: int, sample_index: int) -> None:
+        """Audio that arrived at position `at`, of the turn's speech from `sample_index` on."""
         start = max(at, self.quiet_from)
-        self.pieces.append(_Piece(start, pcm, turn, sentence))
+        self.pieces.append(_Piece(start, pcm, turn, sentence, sample_index))
         self.quiet_from = start + len(pcm)
 
     def clear(self, at: int) -> None:
@@ -164,7 +165,7 @@ class Ear:
         if not begun:
             return None
         last = begun[-1]
-        samples = sum(min(len(piece.pcm), at - piece.start) for piece in begun if piece.turn == last.turn)
+        samples = last.sample_index + min(len(last.pcm), at - last.start)
         return last.turn, last.sentence, samples // _SAMPLES_PER_MS
 
     def track(self) -> Pcm:
@@ -477,7 +478,7 @@ class _Call:
         self._inbox.audio(audio, len(pcm))
         turn = int(audio.get("turn", 0))
         self._onsets.setdefault(turn, Onset()).add(pcm)
-        self._ear.add(self._now(), pcm, turn, int(audio.get("sentence", 0)))
+        self._ear.add(self._now(), pcm, turn, int(audio.get("sentence", 0)), int(audio.get("sample_index", 0)))
         self._note({**audio, "type": "audio", "size_bytes": len(data)})
 
     def _read(self, message: Mapping[str, Any]) -> None:
@@ -485,14 +486,16 @@ class _Call:
         if kind == "audio":
             self._audio = message
             return
+        if kind == "end_of_turn" and isinstance(turn, int):
+            self._turns_over.add(turn)
         if not self._inbox.event(message):
             return
         if kind in ("speech_started", "speech_resumed", "final"):
             self._utterance_open = kind != "final"
-        elif kind == "end_of_turn" and isinstance(turn, int):
-            self._turns_over.add(turn)
         elif kind == "clear":
+            self._turns_over.discard(int(message.get("turn", 0)))  # told again where the turn goes on
             self._ear.clear(self._now())
+            self._inbox.cleared(message)
         elif kind == "ended":
             self._ended = str(message.get("reason", ""))
         self._note(message)

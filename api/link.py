@@ -17,6 +17,7 @@ BACKOFF_S = 0.05
 BACKOFF_S_MAX = 1.0
 ATTEMPT_S = 5.0
 EVENT_IDS_MAX = 200
+SAMPLES_PER_MS = 16
 # After these close codes there is nothing to come back to: an orderly end, or a refusal.
 FINAL_CODES = (1000, 1008)
 _FINAL_ERRORS = ("bad_resume_token", "unknown_session", "unauthorized")
@@ -52,7 +53,12 @@ class Inbox:
         if turn > self.turn:
             self.turn, self.samples = turn, 0
         if turn == self.turn:
-            self.samples = max(self.samples, int(message.get("sample_index", self.samples)) + samples)
+            self.samples = int(message.get("sample_index", self.samples)) + samples
+
+    def cleared(self, message: Mapping[str, Any]) -> None:
+        """Speech is void from where it was heard to; if it goes on, then from there."""
+        if message.get("turn") == self.turn:
+            self.samples = min(self.samples, int(message.get("heard_ms", 0)) * SAMPLES_PER_MS)
 
     def told(self) -> dict[str, Any]:
         """The fields of `resume`."""

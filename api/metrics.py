@@ -47,6 +47,7 @@ class Metrics:
             "trunkline_api_records", "Records read from the log.", ["outcome"], registry=self.registry
         )
         self.barge_ins = Counter("trunkline_api_barge_ins", "Turns that callers spoke over.", registry=self.registry)
+        self.hushes = Counter("trunkline_api_hushes", "Turns that a sound held back.", registry=self.registry)
         self.voice_to_voice = Histogram(
             "trunkline_api_voice_to_voice_seconds",
             "From the caller's last speech at the gateway to the first audio of the reply leaving it.",

@@ -1,14 +1,20 @@
 """What the caller's ear gets, pure: holding back, playing, barge-in, what was heard. Times are monotonic milliseconds.
 
-The agent's speech is handed to the caller's side as it comes, faster than it plays, so what has been heard is known
-from the other side's playout reports or marks, and between them from the clock.
+The agent's speech is handed to the caller's side faster than it plays, by a bounded lead, so what has been heard is
+known from the other side's playout reports or marks, and between them from the clock.
+
+A sound over the agent hushes it at once, before anyone knows what it is: what has not been heard is taken back. Words
+make it a barge-in, and the turn is cut. A cough, a "mm-hm" or an echo of the agent does not: it goes on where the
+caller stopped hearing it.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from api.audio import BYTES_PER_MS
+from api.track import Track, length_ms
+from processors.backchannel import is_backchannel, is_echo
 from schemas.event import Event
 from schemas.events import (
     Control,
@@ -23,13 +29,14 @@ from schemas.events import (
 )
 
 HELD_MAX = 2000
+WAITING_MS_MAX = 300_000
 TURNS_MAX = 256  # kept in mind; what concerns older ones has long been read
 NO_REVISION = -1
 TALKING_MS = 1000
 REPORT_GRACE_MS = 2000
 ACTION_GRACE_MS = 10_000
-# About how fast voices speak: how long a sentence will be whose end has not been made yet.
-SPOKEN_CHARS_PER_S = 15.0
+# A caller's side on which there was a sound so lately is still making it.
+LOUD_MS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +54,16 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True)
+class Hush:
+    """There is a sound over the turn: empty the other side's buffer of it. More of the turn may follow."""
+
+    turn: int
+    heard_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
-    """The caller spoke over the turn: empty the other side's buffer and say in the log what had been heard.
+    """The caller spoke over the turn, which is hushed: say in the log what had been heard. Nothing follows of it.
 
     `words` are those of the sentence, up to where it was cut.
     """
@@ -80,74 +95,23 @@ class Act:
     target: str
 
 
-Effect = Play | Tell | Cut | Heard | Act
-
-
-@dataclass(slots=True)
-class _Sentence:
-    """The words of a sentence and where in the turn's speech they are; `end_ms` once its last chunk was sent."""
-
-    text: str
-    begin_ms: float
-    end_ms: float | None = None
-
-    def heard_until(self, heard_ms: float, sent_ms: float) -> str:
-        """The words that were heard when so much of the turn had been, of so much that was sent."""
-        expected_ms = self.begin_ms + 1000 * len(self.text) / SPOKEN_CHARS_PER_S
-        end_ms = max(sent_ms, expected_ms) if self.end_ms is None else self.end_ms
-        return words_within(self.text, (heard_ms - self.begin_ms) / max(1.0, end_ms - self.begin_ms))
-
-
-@dataclass(slots=True)
-class _Turn:
-    number: int
-    sent_ms: float = 0.0
-    ends_at: float = 0.0
-    report: tuple[float, float] | None = None
-    sentence: int = 0
-    sentence_ends: deque[tuple[int, float]] = field(default_factory=deque)
-    sentences: dict[int, _Sentence] = field(default_factory=dict)
-    ended: bool = False
-    action: tuple[str, str] | None = None
-    action_at: float = 0.0
-
-    def heard_ms(self, now: float) -> float:
-        if self.report is not None:
-            heard_ms, at = self.report
-            return min(self.sent_ms, heard_ms + now - at)
-        return self.sent_ms - min(self.sent_ms, max(0.0, self.ends_at - now))
-
-    def heard_at(self, position_ms: float) -> float:
-        """When the turn's speech will have been heard up to there."""
-        if self.report is not None:
-            heard_ms, at = self.report
-            return at + position_ms - heard_ms
-        return self.ends_at - (self.sent_ms - position_ms)
-
-    def words_of(self, sentence: int) -> str:
-        """The words of the sentence, empty where none are known."""
-        return self.sentences[sentence].text if sentence in self.sentences else ""
-
-    def words_until(self, sentence: int, heard_ms: float) -> str:
-        """The words of the sentence that were heard when so much of the turn had been."""
-        known = self.sentences.get(sentence)
-        return "" if known is None else known.heard_until(heard_ms, self.sent_ms)
+Effect = Play | Tell | Hush | Cut | Heard | Act
 
 
 @dataclass(slots=True)
 class _Speaking:
     utterance: int
     last_at: float
-    cause: Event
     talking: bool = True
 
 
-def words_within(text: str, share: float) -> str:
-    """The whole words within that share (0 to 1) of a sentence's sound: letters are taken to last equally long."""
-    if share >= 1.0:
-        return text
-    heard = round(max(0.0, share) * len(text))
-    return text[:heard] if text[heard : heard + 1].isspace() else text[:heard].rpartition(" ")[0]
+@dataclass(frozen=True, slots=True)
+class _Hushed:
+    """By which utterance, and until when at the latest: what it is must be known by then."""
+
+    utterance: int
+    cause: Event
+    until: float
 
 
 def committed_revision(reading: Transcript | None, final: Transcript) -> int:
@@ -163,9 +127,14 @@ def committed_revision(reading: Transcript | None, final: Transcript) -> int:
 class Playback:
     """The playing side of one call. Every method returns what is to be done now, in order."""
 
-    def __init__(self, barge_in_ms: int = 250) -> None:
+    def __init__(self, barge_in_ms: int = 1500, lead_ms: int = 5000) -> None:
+        """Speech over the agent that lasts `barge_in_ms` is a barge-in without words, too.
+
+        Speech is handed over up to a chunk more than `lead_ms` before it is heard; the rest waits here.
+        """
         self._barge_in_ms = barge_in_ms
-        self._turns: dict[int, _Turn] = {}
+        self._lead_ms = lead_ms
+        self._tracks: dict[int, Track] = {}
         self._over: set[int] = set()
         self._cut: set[int] = set()
         self._utterances: dict[int, int] = {0: -1}
@@ -174,16 +143,28 @@ class Playback:
         self._readings: dict[int, Transcript] = {}
         self._held: deque[Response | SpeechChunk] = deque(maxlen=HELD_MAX)
         self._speaking: _Speaking | None = None
-        self._barge_in_at: float | None = None
-        self._free_at = 0.0
+        self._hushed: _Hushed | None = None
+        self._loud_at = -math.inf
         self._reports = False
+        self._recalling = False
         self.turn = 0
         self.overflowed = 0
+        self.truncated = 0
 
     @property
     def held(self) -> int:
         """Events that wait for the caller to end, at most HELD_MAX; what came on top is in `overflowed`."""
         return len(self._held)
+
+    @property
+    def waiting_ms(self) -> float:
+        """Speech that waits to be handed over, at most WAITING_MS_MAX; chunks that came on top are in `truncated`."""
+        return sum(track.made_ms - track.sent_ms for track in self._tracks.values())
+
+    @property
+    def hushed(self) -> bool:
+        """Whether speech is held back until it is known what the caller's side is saying."""
+        return self._hushed is not None
 
     def event(self, event: Event, now: float) -> list[Effect]:
         """An event of the session from the log."""
@@ -195,115 +176,124 @@ class Playback:
             return []
         return [Tell(event)]
 
+    def loud(self, now: float) -> None:
+        """There is a sound on the caller's side; worth saying while speech is hushed."""
+        self._loud_at = now
+
     def playout(self, turn: int, heard_ms: int, now: float) -> list[Effect]:
         """The other side says how much of the turn has been heard; more than was sent counts as all of it."""
         self._reports = True
-        state = self._turns.get(turn)
-        if state is None:
+        track = self._tracks.get(turn)
+        if track is None:
             return []
-        known_ms = state.report[0] if state.report is not None else 0.0
-        state.report = (min(max(float(heard_ms), known_ms), state.sent_ms), now)
-        return list(self._heard(state, now, confirmed=True))
+        track.reported(float(heard_ms), now)
+        return list(self._heard(track, now, confirmed=True))
 
     def tick(self, now: float) -> list[Effect]:
         """Time has come to `due`, or past it."""
         effects: list[Effect] = []
-        if self._barge_in_at is not None and now >= self._barge_in_at and self._speaking is not None:
-            effects += self._barge_in(self._speaking.utterance, self._speaking.cause, now)
+        if self._hushed is not None and now >= self._hushed.until:
+            utterance, cause = self._hushed.utterance, self._hushed.cause
+            lasts = now <= self._loud_at + LOUD_MS
+            effects += self._barge_in(utterance, cause, now) if lasts else self._go_on(utterance, now)
         if self._speaking is not None and now >= self._speaking.last_at + TALKING_MS:
             self._speaking.talking = False
-        for state in list(self._turns.values()):
-            effects += self._heard(state, now, confirmed=False)
+        effects += self._hand_over(now)
+        for track in list(self._tracks.values()):
+            effects += self._heard(track, now, confirmed=False)
         return effects + self._release(now)
 
     def interrupt(self, turn: int, cause: Event, now: float) -> list[Effect]:
         """Somebody else stops the turn's speech."""
-        return list(self._cut_turn(turn, cause, now)) if turn in self._turns else []
+        return [*self._cut_turn(turn, cause, now), *self._hand_over(now)] if turn in self._tracks else []
 
     def settle(self, over: Iterable[int], cut: Iterable[int]) -> None:
         """Before anything is recalled: turns that the caller has heard, and turns that were spoken over."""
         self._over.update(over)
         self._cut.update(cut)
+        self._recalling = True  # what is recalled was handed over, whenever that was
 
     def recall(self, event: Event, at: float) -> list[Effect]:
         """An event that happened then, of which the caller's side knows; returns what should have come of it.
 
         That is done again, if it was done: ids make it harmless. Recall in the order of time, before anything else.
+        What was hushed and went on since then is where the caller's side has it, and nothing of it is sent again.
         """
+        if self._hushed is not None and at >= self._hushed.until:
+            self._go_on(self._hushed.utterance, at)
+        effects: list[Effect] = []
         if isinstance(event, Transcript):
-            return self._transcript(event, at)
-        if isinstance(event, Response):
-            return self._response(event, at)
-        if isinstance(event, SpeechChunk):
+            effects = self._transcript(event, at)
+        elif isinstance(event, Response):
+            effects = self._response(event, at)
+        elif isinstance(event, SpeechChunk):
             self._recall_speech(event, at)
-        elif isinstance(event, Control) and event.kind is ControlKind.PLAYOUT and event.turn in self._turns:
-            ends = self._turns[event.turn].sentence_ends
+        elif isinstance(event, Control) and event.kind is ControlKind.PLAYOUT and event.turn in self._tracks:
+            ends = self._tracks[event.turn].sentence_ends
             while ends and ends[0][1] <= event.heard_ms + 1:
                 ends.popleft()
-        return []
+        return [again for effect in effects for again in _done_again(effect)]
 
     def _recall_speech(self, event: SpeechChunk, at: float) -> None:
         self.turn = max(self.turn, event.turn)
-        if event.turn in self._cut or event.turn in self._over:
-            return
-        if event.kind is SpeechChunkKind.AUDIO:
-            self._play(event, at)
-        elif event.kind is SpeechChunkKind.END_OF_TURN:
-            self._turns.setdefault(event.turn, _Turn(event.turn, ends_at=at)).ended = True
+        if event.turn not in self._cut and event.turn not in self._over:
+            self._track(event.turn, at).add(event)
+            self._hand_over(at)
 
-    def resume(self, now: float) -> None:
-        """The caller is back: what the agent does after its words waits for them anew."""
-        for state in self._turns.values():
-            state.action_at = max(state.action_at, now + ACTION_GRACE_MS)
+    def resume(self, now: float) -> list[Effect]:
+        """The caller is back, all is recalled: what is hushed is cleared, and actions wait anew for their words."""
+        self._recalling = False
+        for track in self._tracks.values():
+            track.action_at = max(track.action_at, now + ACTION_GRACE_MS)
+        hushed = [track for track in self._tracks.values() if self._is_hushed(track)]
+        return [Hush(track.number, round(track.sent_ms)) for track in hushed]
 
     def heard_until(self, at: float) -> tuple[int, float] | None:
         """The turn being said and how many milliseconds of it had been heard by then; None while nothing is."""
-        for number in sorted(self._turns):
-            state = self._turns[number]
-            if self._active(state, at):
-                return number, state.heard_ms(at)
+        for number in sorted(self._tracks):
+            track = self._tracks[number]
+            if track.active(at):
+                return number, track.heard_ms(at)
         return None
 
     def due(self) -> float | None:
         """When `tick` is to be called next; None while nothing depends on time."""
-        times = [] if self._barge_in_at is None else [self._barge_in_at]
+        times = [] if self._hushed is None else [self._hushed.until]
         if self._held and self._speaking is not None and self._speaking.talking:
             times.append(self._speaking.last_at + TALKING_MS)
-        for state in self._turns.values():
-            if state.sentence_ends:
-                times.append(self._believed_at(state, state.sentence_ends[0][1]))
-            elif state.ended:
-                times.append(self._believed_at(state, state.sent_ms))
-            elif state.action is not None:
-                times.append(state.action_at)
+        for track in self._tracks.values():
+            if track.waiting and not self._is_hushed(track):
+                times.append(self._room_at())
+            if track.sentence_ends:
+                times.append(self._believed_at(track, track.sentence_ends[0][1]))
+            elif track.ended:
+                times.append(self._believed_at(track, track.sent_ms))
+            elif track.action is not None and not track.waiting:
+                times.append(track.action_at)
         return min(times, default=None)
 
     def playing(self, now: float) -> bool:
         """Whether the agent is being heard or about to say more."""
-        return any(self._active(state, now) for state in self._turns.values())
+        return any(track.active(now) for track in self._tracks.values())
+
+    # What the caller says.
 
     def _transcript(self, event: Transcript, now: float) -> list[Effect]:
         if event.kind is TranscriptKind.FINAL:
             return self._final(event, now)
-        if event.kind is TranscriptKind.SPEECH_RESUMED:
-            self._resumed(event)
+        if self._speaking is None:
+            self._speaking = _Speaking(event.utterance, now)
         speaking = self._speaking
-        if speaking is None or speaking.utterance != event.utterance:
-            speaking = self._speaking = _Speaking(event.utterance, now, event)
-            self._barge_in_at = None
-        speaking.last_at = now
-        speaking.talking = event.kind is not TranscriptKind.PARTIAL or bool(event.text)
-        if event.kind is TranscriptKind.SPEECH_STARTED:
-            if any(self._spoken_over(state, event.utterance, now) for state in self._turns.values()):
-                self._barge_in_at = now + self._barge_in_ms
-        elif event.kind is TranscriptKind.PARTIAL:
-            self._barge_in_at = None
-            self._readings[event.turn] = event
-            if not event.text:  # it was a noise
-                return self._release(now)
-            speaking.cause = event
+        speaking.utterance, speaking.last_at, speaking.talking = event.utterance, now, True
+        if event.kind is not TranscriptKind.PARTIAL:
+            if event.kind is TranscriptKind.SPEECH_RESUMED:
+                self._resumed(event)
+            return self._hush(event, now)
+        self._readings[event.turn] = event
+        if event.text and self._means(event, now):
             return self._barge_in(event.utterance, event, now)
-        return []
+        speaking.talking = False
+        return self._go_on(event.utterance, now) + self._release(now)
 
     def _final(self, event: Transcript, now: float) -> list[Effect]:
         self._utterances[event.turn] = event.utterance
@@ -311,10 +301,22 @@ class Playback:
         self._void.pop(event.turn, None)
         self.turn = max(self.turn, event.turn)
         self._forget(event.turn - TURNS_MAX)
-        effects = self._barge_in(event.utterance, event, now)
-        effects += self._supersede(event, now)
-        self._speaking = self._barge_in_at = None
+        if self._means(event, now):
+            effects = self._barge_in(event.utterance, event, now) + self._supersede(event, now)
+        else:
+            effects = self._go_on(event.utterance, now)
+        self._speaking = None
         return effects + self._release(now)
+
+    def _means(self, event: Transcript, now: float) -> bool:
+        """Whether the caller wants to say something; one whom nobody could read is asked to say it again."""
+        if is_backchannel(event.text):
+            return False
+        for track in self._spoken_over(event.utterance, now):
+            if is_echo(event.text, track.words_at(now)):
+                track.echoes = True
+                return False
+        return True
 
     def _forget(self, turn: int) -> None:
         """A call of days must not grow for ever."""
@@ -330,31 +332,52 @@ class Playback:
         overtaken = sorted(turn for turn in waiting if self._utterance_of(turn) < final.utterance)
         return [effect for turn in overtaken for effect in self._cut_turn(turn, final, now)]
 
+    # Hushing, and what comes of it.
+
+    def _hush(self, event: Transcript, now: float) -> list[Effect]:
+        """There is speech over the agent, or a cough. Where the line sends echoes, only words tell one from another."""
+        over = self._spoken_over(event.utterance, now)
+        if not over or any(track.echoes for track in over):
+            return []
+        fresh = [track for track in over if not self._is_hushed(track)]
+        self._hushed = _Hushed(event.utterance, event, now + self._barge_in_ms)
+        return [Hush(track.number, track.rewind(now)) for track in fresh]
+
+    def _is_hushed(self, track: Track) -> bool:
+        return self._hushed is not None and self._utterance_of(track.number) < self._hushed.utterance
+
+    def _go_on(self, utterance: int, now: float) -> list[Effect]:
+        """The utterance was nothing to stop for: what it hushed is said."""
+        if self._hushed is not None and self._hushed.utterance <= utterance:
+            self._hushed = None
+        return self._hand_over(now)
+
     def _barge_in(self, utterance: int, cause: Event, now: float) -> list[Effect]:
-        self._barge_in_at = None
-        turns = [state.number for state in self._turns.values() if self._spoken_over(state, utterance, now)]
-        return [effect for turn in turns for effect in self._cut_turn(turn, cause, now)]
+        over = self._spoken_over(utterance, now)
+        effects = [effect for track in over for effect in self._cut_turn(track.number, cause, now)]
+        return effects + self._go_on(utterance, now)
 
-    def _spoken_over(self, state: _Turn, utterance: int, now: float) -> bool:
-        return self._active(state, now) and self._utterance_of(state.number) < utterance
-
-    def _active(self, state: _Turn, now: float) -> bool:
-        return state.sent_ms > 0 and not (state.ended and state.heard_ms(now) >= state.sent_ms)
+    def _spoken_over(self, utterance: int, now: float) -> list[Track]:
+        tracks = self._tracks.values()
+        return [track for track in tracks if track.active(now) and self._utterance_of(track.number) < utterance]
 
     def _utterance_of(self, turn: int) -> int:
         """The utterance that the turn answers; one whose final was not seen yet counts as the newest."""
         return self._utterances.get(turn, 2**31)
 
     def _cut_turn(self, turn: int, cause: Event, now: float) -> list[Effect]:
-        state = self._turns.pop(turn, None)
+        track = self._tracks.pop(turn, None)
         self._cut.add(turn)
         self._held = deque((held for held in self._held if held.turn != turn), HELD_MAX)
-        self._free_at = max((other.ends_at for other in self._turns.values()), default=now)
-        if state is None:
-            return [Cut(turn, 0, 0, cause)]
-        heard_ms = state.heard_ms(now)
-        sentence = next((number for number, end_ms in state.sentence_ends if end_ms > heard_ms), state.sentence)
-        return [Cut(turn, sentence, round(heard_ms), cause, state.words_until(sentence, heard_ms))]
+        if track is None:
+            return [Hush(turn, 0), Cut(turn, 0, 0, cause)]
+        effects: list[Effect] = [] if self._is_hushed(track) else [Hush(turn, track.rewind(now))]
+        for sentence, end_ms in track.sentence_ends:
+            effects.append(Heard(turn, sentence, round(end_ms), False, track.words_of(sentence)))
+        words = track.words_until(track.sentence, track.sent_ms)
+        return [*effects, Cut(turn, track.sentence, round(track.sent_ms), cause, words)]
+
+    # What may pass.
 
     def _gate(self, event: Response | SpeechChunk, now: float) -> list[Effect]:
         """Nothing speculative reaches the caller, and no reply begins while the caller is talking or seems to begin."""
@@ -378,7 +401,7 @@ class Playback:
             return True
         if not event.committed and self._committed.get(event.turn) != event.revision:
             return False
-        if isinstance(event, Response) or event.turn in self._turns:
+        if isinstance(event, Response) or event.turn in self._tracks:
             return True
         speaking = self._speaking
         if speaking is None or not speaking.talking or now >= speaking.last_at + TALKING_MS:
@@ -415,70 +438,94 @@ class Playback:
             return self._committed[event.turn] != event.revision
         return event.revision <= self._void.get(event.turn, NO_REVISION)
 
+    # What is said.
+
     def _pass(self, event: Response | SpeechChunk, now: float) -> list[Effect]:
         if isinstance(event, Response):
             return [Tell(event), *self._response(event, now)]
         self.turn = max(self.turn, event.turn)
-        if event.kind is SpeechChunkKind.AUDIO:
-            return [] if event.turn in self._cut else self._play(event, now)
-        if event.kind is not SpeechChunkKind.END_OF_TURN or event.turn in self._cut or event.turn in self._over:
-            return [Tell(event)]
-        state = self._turns.setdefault(event.turn, _Turn(event.turn, ends_at=now))
-        state.ended = True
-        return [Tell(event), *self._heard(state, now, confirmed=False)]
+        audio = event.kind is SpeechChunkKind.AUDIO
+        if event.turn in self._cut or (event.turn in self._over and not audio):
+            return [] if audio else [Tell(event)]
+        if audio and self.waiting_ms + length_ms(event) > WAITING_MS_MAX:
+            self.truncated += 1
+            return []
+        self._track(event.turn, now).add(event)
+        return self._hand_over(now)
 
-    def _play(self, chunk: SpeechChunk, now: float) -> list[Effect]:
-        state = self._turns.setdefault(chunk.turn, _Turn(chunk.turn))
-        duration_ms = len(chunk.pcm) / BYTES_PER_MS
-        if state.report is not None and state.heard_ms(now) >= state.sent_ms:
-            state.report = (state.sent_ms, now)  # it ran dry: nothing was heard meanwhile
-        self._free_at = state.ends_at = max(now, self._free_at) + duration_ms
-        state.action_at = state.ends_at + ACTION_GRACE_MS
-        if chunk.text:
-            state.sentences[chunk.sentence] = _Sentence(chunk.text, state.sent_ms)
-        state.sent_ms += duration_ms
-        state.sentence = chunk.sentence
-        if chunk.last_of_sentence:
-            state.sentence_ends.append((chunk.sentence, state.sent_ms))
-            if chunk.sentence in state.sentences:
-                state.sentences[chunk.sentence].end_ms = state.sent_ms
-        return [Play(chunk)]
+    def _track(self, turn: int, now: float) -> Track:
+        return self._tracks.setdefault(turn, Track(turn, ends_at=now))
+
+    def _hand_over(self, now: float) -> list[Effect]:
+        """All that the other side may have by now, in order."""
+        effects: list[Effect] = []
+        for number in sorted(self._tracks):
+            track = self._tracks[number]
+            if self._is_hushed(track):
+                continue
+            while track.waiting and (track.waiting[0].kind is not SpeechChunkKind.AUDIO or now >= self._room_at()):
+                chunk = track.hand_over(now, self._busy_until())
+                track.action_at = max(track.action_at, track.ends_at + ACTION_GRACE_MS)
+                effects.append(Play(chunk) if chunk.kind is SpeechChunkKind.AUDIO else Tell(chunk))
+            if track.waiting:
+                break
+            if track.ended and not self._recalling:
+                effects += self._heard(track, now, confirmed=False)
+        return effects
+
+    def _busy_until(self) -> float:
+        """When the other side will have played all that it was given."""
+        return max(
+            (track.heard_at(track.sent_ms) for track in self._tracks.values() if track.sent_ms), default=-math.inf
+        )
+
+    def _room_at(self) -> float:
+        return -math.inf if self._recalling else self._busy_until() - self._lead_ms
 
     def _response(self, event: Response, now: float) -> list[Effect]:
         if event.kind is not ResponseKind.COMPLETED or not event.action or event.turn in self._cut:
             return []
         if event.turn in self._over:
             return [Act(event.turn, event.action, event.action_target)]
-        state = self._turns.setdefault(event.turn, _Turn(event.turn, ends_at=now))
-        state.action = (event.action, event.action_target)
-        state.action_at = max(state.ends_at, now) + ACTION_GRACE_MS
+        track = self._track(event.turn, now)
+        track.action = (event.action, event.action_target)
+        track.action_at = max(track.ends_at, now) + ACTION_GRACE_MS
         return []
 
-    def _believed_at(self, state: _Turn, position_ms: float) -> float:
+    # What was heard.
+
+    def _believed_at(self, track: Track, position_ms: float) -> float:
         """When a position counts as heard without a report of it."""
-        return state.heard_at(position_ms) + (REPORT_GRACE_MS if self._reports and state.sent_ms else 0)
+        return track.heard_at(position_ms) + (REPORT_GRACE_MS if self._reports and track.sent_ms else 0)
 
-    def _heard(self, state: _Turn, now: float, confirmed: bool) -> Iterator[Effect]:
+    def _heard(self, track: Track, now: float, confirmed: bool) -> Iterator[Effect]:
         """The sentences, and the turn, that have been heard to their ends."""
-        reported_ms = state.report[0] + 1 if confirmed and state.report is not None else -1.0
+        reported_ms = track.report[0] + 1 if confirmed and track.report is not None else -1.0
         last: tuple[int, float] | None = None
-        while state.sentence_ends:
-            sentence, end_ms = state.sentence_ends[0]
-            if reported_ms < end_ms and now < self._believed_at(state, end_ms):
+        while track.sentence_ends:
+            sentence, end_ms = track.sentence_ends[0]
+            if reported_ms < end_ms and now < self._believed_at(track, end_ms):
                 break
-            last = state.sentence_ends.popleft()
-            if state.sentence_ends or not state.ended:
-                yield Heard(state.number, sentence, round(end_ms), False, state.words_of(sentence))
-        all_heard = reported_ms >= state.sent_ms or now >= self._believed_at(state, state.sent_ms)
-        ended = state.ended and (last is not None or all_heard)
-        overdue = state.action is not None and now >= state.action_at
-        if not state.sentence_ends and (ended or overdue):
-            words = state.words_of(state.sentence)
-            yield from self._finish(state, Heard(state.number, state.sentence, round(state.sent_ms), True, words))
+            last = track.sentence_ends.popleft()
+            if track.sentence_ends or not track.ended:
+                yield Heard(track.number, sentence, round(end_ms), False, track.words_of(sentence))
+        all_heard = reported_ms >= track.sent_ms or now >= self._believed_at(track, track.sent_ms)
+        ended = track.ended and (last is not None or all_heard)
+        overdue = track.action is not None and not track.waiting and now >= track.action_at
+        if not track.sentence_ends and (ended or overdue):
+            words = track.words_of(track.sentence)
+            yield from self._finish(track, Heard(track.number, track.sentence, round(track.sent_ms), True, words))
 
-    def _finish(self, state: _Turn, heard: Heard) -> Iterator[Effect]:
-        self._turns.pop(state.number, None)
-        self._over.add(state.number)
+    def _finish(self, track: Track, heard: Heard) -> Iterator[Effect]:
+        self._tracks.pop(track.number, None)
+        self._over.add(track.number)
         yield heard
-        if state.action is not None:
-            yield Act(state.number, *state.action)
+        if track.action is not None:
+            yield Act(track.number, *track.action)
+
+
+def _done_again(effect: Effect) -> list[Effect]:
+    """What is done of something that was due in the past: who was not cleared then is cleared now."""
+    if isinstance(effect, Cut):
+        return [Hush(effect.turn, effect.heard_ms), effect]
+    return [effect] if isinstance(effect, Heard | Act) else []

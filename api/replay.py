@@ -46,7 +46,8 @@ def replay(
     ask: Resume,
     now_ms: float,
     wall_ms: float,
-    barge_in_ms: int = 250,
+    barge_in_ms: int = 1500,
+    lead_ms: int = 5000,
 ) -> Replayed:
     """The playback as of now. Who does not know what it received has what had been played at its last audio."""
     received, event_ids = ask.received, ask.event_ids
@@ -55,15 +56,17 @@ def replay(
     cut = {e.turn: e.heard_ms for _, e in dated if isinstance(e, Control) and e.kind is ControlKind.BARGE_IN}
     over = {e.turn for _, e in dated if isinstance(e, Control) and _ends_turn(e)}
     if received is None:
-        received = _played(dated, over, cut, history.last_frame_ms, offset_ms)
+        scratch = Playback(barge_in_ms)
+        scratch.settle(over, cut)
+        received = _played(scratch, dated, history.last_frame_ms, offset_ms)
     waiting, begun = _split(dated, received, event_ids)
     over -= {event.turn for event in waiting if event.kind is SpeechChunkKind.AUDIO}
-    playback = Playback(barge_in_ms)
+    playback = Playback(barge_in_ms, lead_ms)
     playback.settle(over, cut)
     replayed = Replayed(playback, cut={turn: heard for turn, heard in cut.items() if turn >= received.turn})
     for at_ms, event in begun:
         replayed.effects += playback.recall(event, min(at_ms + offset_ms, now_ms))
-    playback.resume(now_ms)
+    replayed.effects += playback.resume(now_ms)
     if ask.heard is not None:
         replayed.effects += playback.playout(ask.heard.turn, ask.heard.heard_ms, now_ms)
     replayed.missed = _missed(dated, event_ids, history.last_frame_ms)
@@ -116,12 +119,8 @@ def _ends_turn(event: Control) -> bool:
     return event.kind is ControlKind.PLAYOUT and event.reason == "end_of_turn"
 
 
-def _played(
-    dated: Sequence[Dated], over: Collection[int], cut: Collection[int], last_ms: int, offset_ms: float
-) -> Received:
+def _played(scratch: Playback, dated: Sequence[Dated], last_ms: int, offset_ms: float) -> Received:
     """By the clock, less a little: how much of the turn in progress had been played when the last audio came."""
-    scratch = Playback()
-    scratch.settle(over, cut)
     said = -1
     confirmed: dict[int, int] = {}
     for at_ms, event in dated:

@@ -61,7 +61,8 @@ async def _go_on(
     on_end: Callable[[], None],
 ) -> Call:
     now_ms, wall_ms = router.clock.monotonic_s() * 1000, router.clock.now_us() / 1000
-    replayed = replay(history, resume, now_ms, wall_ms, router.settings.api.barge_in_ms)
+    settings = router.settings.api
+    replayed = replay(history, resume, now_ms, wall_ms, settings.barge_in_ms, settings.lead_ms)
     started, marks = history.started, history.marks
     # A client that has not kept all that the log lacks goes on behind the gap.
     marks.sample_index = max(marks.sample_index, resume.kept_from)

@@ -81,7 +81,10 @@ class ApiSettings(BaseModel):
     partitions: tuple[int, ...] = Field((), description="whose calls this gateway takes, as a JSON list; empty: all")
     frame_ms: int = Field(40, ge=20, le=100, description="length of the audio frames that the gateway writes")
     quiet_frame_ms: int = Field(500, ge=20, le=1000, description="the same while a caller has been silent for a while")
-    barge_in_ms: int = Field(250, ge=0, le=5000, description="speech over the agent that stops it, words or not")
+    barge_in_ms: int = Field(
+        1500, ge=0, le=5000, description="sound over the agent, which hushes it, that stops it though it has no words"
+    )
+    lead_ms: int = Field(5000, ge=200, le=60_000, description="how far speech is sent ahead of what is being heard")
     session_idle_s: float = Field(120.0, gt=0, description="silence from both sides after which a call is ended")
     session_max_s: float = Field(604_800.0, gt=0, description="longest call; within audio's and sessions' retention")
     resume_grace_s: float = Field(

@@ -165,7 +165,7 @@ class Dialect(Protocol):
         ...
 
     def clear(self, turn: int, heard_ms: int) -> Sequence[Frame]:
-        """The caller spoke over the turn: what is buffered is to be dropped."""
+        """There is a sound over the turn: what is buffered of it is to be dropped. It may go on from `heard_ms`."""
         ...
 
     def transfer(self, target: str) -> Sequence[Frame]:

@@ -1,7 +1,7 @@
 """Twilio Media Streams, bidirectional: JSON text both ways, mu-law at 8,000 Hz in base64, 20 ms a message.
 
 Numbers travel as strings. Marks tell what the caller has heard; `clear` empties Twilio's buffer, after which the marks
-that were waiting come back at once and count for nothing.
+that were waiting come back at once and count for nothing: their names say how many clears came before them.
 """
 
 import base64
@@ -52,7 +52,7 @@ class TwilioDialect:
         self._narrower = Halver()
         self._rest = b""
         self._heard_ms: dict[int, float] = {}
-        self._cleared: set[int] = set()
+        self._clears = 0
 
     def receive_text(self, text: str) -> Sequence[Command]:
         """See `Dialect`."""
@@ -110,7 +110,7 @@ class TwilioDialect:
     def audio(self, chunk: SpeechChunk) -> Sequence[Frame]:
         """See `Dialect`: messages of 20 ms, and a mark after each sentence."""
         if chunk.turn not in self._heard_ms:
-            # A stream on which a call goes on begins within the turn.
+            # A stream on which a call goes on begins within the turn, and so does what follows a clear.
             self._heard_ms = {chunk.turn: chunk.sample_index * 2 / BYTES_PER_MS}
         self._heard_ms[chunk.turn] += len(chunk.pcm) / BYTES_PER_MS
         data = self._rest + pcm_to_mulaw(self._narrower.process(chunk.pcm))
@@ -121,13 +121,14 @@ class TwilioDialect:
         ]
         if chunk.last_of_sentence:
             frames += self._rest_of_sentence(chunk.turn)
-            name = f"{chunk.turn}/{chunk.sentence}/{round(self._heard_ms[chunk.turn])}"
+            name = f"{chunk.turn}/{chunk.sentence}/{round(self._heard_ms[chunk.turn])}/{self._clears}"
             frames.append(f'{{"event":"mark",{self._prefix},"mark":{{"name":"{name}"}}}}')
         return frames
 
     def clear(self, turn: int, heard_ms: int) -> Sequence[Frame]:
         """See `Dialect`."""
-        self._cleared.add(turn)
+        self._clears += 1
+        self._heard_ms.clear()
         self._rest = b""
         self._narrower = Halver()
         return (f'{{"event":"clear",{self._prefix}}}',)
@@ -182,10 +183,10 @@ class TwilioDialect:
     def _mark(self, name: Any) -> Sequence[Command]:
         """Marks that were not set here, or that a `clear` sent back, say nothing."""
         parts = name.split("/") if isinstance(name, str) else []
-        if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        if len(parts) != 4 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
             return ()
-        turn, sentence, heard_ms = map(int, parts)
-        return () if turn in self._cleared else (Playout(turn, sentence, heard_ms),)
+        turn, sentence, heard_ms, clears = map(int, parts)
+        return (Playout(turn, sentence, heard_ms),) if clears == self._clears else ()
 
     def _rest_of_sentence(self, turn: int) -> list[Frame]:
         """What does not fill a message, filled up with silence."""

@@ -130,18 +130,36 @@ async def test_barge_in_stops_that_turn_only(caller: Caller, peer: Peer) -> None
     await peer.publish(peer.audio(sid, 0, 5000))
     await caller.heard("audio")
     await peer.publish(peer.transcript(sid, TranscriptKind.SPEECH_STARTED, 0, 1))
-    started = await caller.heard("speech_started")
-    clear = await caller.heard("clear")  # nobody said a word yet: the speech lasted
+    clear = await caller.heard("clear")  # before anyone knows what it is
     assert clear["turn"] == 0
     assert 0 <= clear["heard_ms"] < 5000
+    await peer.publish(peer.transcript(sid, TranscriptKind.PARTIAL, 0, 1, "stop"))
+    words = await caller.heard("partial")
     barge_in = await control(peer, sid, ControlKind.BARGE_IN)
     assert (barge_in.turn, barge_in.heard_ms) == (0, clear["heard_ms"])
-    assert barge_in.causation_id == started["event_id"]
+    assert barge_in.causation_id == words["event_id"]
 
     await peer.publish(peer.audio(sid, 0, 40))
     await peer.publish(peer.transcript(sid, TranscriptKind.FINAL, 0, 1, "stop"))
     await peer.publish(peer.audio(sid, 1, 40, sentence=3))
     assert (await caller.heard("audio"))["turn"] == 1  # the rest of turn 0 is gone
+
+
+async def test_a_cough_hushes_the_agent_and_all_of_the_turn_is_heard(caller: Caller, peer: Peer) -> None:
+    await caller.start()
+    sid = caller.session_id
+    await peer.publish(peer.audio(sid, 0, 2000, last_of_sentence=True), peer.end_of_turn(sid, 0))
+    await caller.heard("end_of_turn")
+    await peer.publish(peer.transcript(sid, TranscriptKind.SPEECH_STARTED, 0, 1))
+    clear = await caller.heard("clear")
+    await peer.publish(peer.transcript(sid, TranscriptKind.PARTIAL, 0, 1))  # it had no words
+    rest = await caller.heard("audio")
+    assert rest["sample_index"] == clear["heard_ms"] * 16
+    assert len(await caller.next()) == 2 * (2000 * 16 - rest["sample_index"])
+    await caller.heard("end_of_turn")
+    heard = await control(peer, sid, ControlKind.PLAYOUT)
+    assert (heard.turn, heard.heard_ms, heard.reason) == (0, 2000, "end_of_turn")
+    assert not [event for event in peer.of(sid, Control) if event.kind is ControlKind.BARGE_IN]
 
 
 async def test_speculative_audio_waits_for_its_revision(caller: Caller, peer: Peer) -> None:
@@ -471,9 +489,16 @@ async def _converse(telephone: Telephone, parameters: dict[str, str], peer: Peer
 
     await peer.publish(peer.audio(sid, 0, 4000, sentence=1, last_of_sentence=True))
     mark = await telephone.until("mark")
-    await peer.publish(peer.transcript(sid, TranscriptKind.PARTIAL, 0, 1, "wait"))
+    await peer.publish(peer.transcript(sid, TranscriptKind.SPEECH_STARTED, 0, 1))
     await telephone.until("clear")
     await telephone.mark(mark["mark"]["name"])  # sent back by the clear: not heard
+    await peer.publish(peer.transcript(sid, TranscriptKind.PARTIAL, 0, 1, "Mm-hm."))
+    again = await telephone.until("mark")
+    assert again["mark"]["name"] != mark["mark"]["name"]
+    assert again["mark"]["name"].startswith("0/1/4090/")
+    await peer.publish(peer.transcript(sid, TranscriptKind.PARTIAL, 0, 1, "Mm-hm, but wait"))
+    await telephone.until("clear")
+    await telephone.mark(again["mark"]["name"])
     barge_in = await control(peer, sid, ControlKind.BARGE_IN)
     assert (barge_in.turn, barge_in.sentence) == (0, 1)
     assert 90 <= barge_in.heard_ms < 4000

@@ -8,12 +8,12 @@ import random
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from api.audio import Frames
-from api.playback import Cut, Effect, Heard, Play, Playback, Tell
+from api.audio import Frames, is_loud
+from api.playback import Cut, Effect, Heard, Hush, Play, Playback, Tell
 from processors.stage import event_id
 from schemas.event import Event
 from schemas.events import (
@@ -31,7 +31,7 @@ from schemas.events import (
 )
 from streams.keys import Partition
 from tests.simulation.log import Producer, SimulatedLog, Subscription, event_of
-from tests.simulation.speech import say, silence
+from tests.simulation.speech import cough, say, silence
 from tests.simulation.world import Process
 
 READ = (Transcript, Intent, Response, SpeechChunk, Control)
@@ -42,7 +42,15 @@ PATIENCE_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """The caller's side empties what it was to play of the turn."""
+    """The caller's side empties what it was to play of the turn; it may go on from there."""
+
+    turn: int
+    heard_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """The turn was spoken over: nothing follows of it."""
 
     turn: int
 
@@ -75,6 +83,8 @@ class Call:
 
     def audio(self, pcm: bytes) -> None:
         """The caller's microphone."""
+        if self._playback.hushed and is_loud(pcm):
+            self._playback.loud(self._now_ms())
         for frame in self._frames.add(pcm) if not self.over else ():
             now_us = self._clock.now_us()
             fields = {"pcm": frame, "sample_index": self._samples, "captured_at": now_us}
@@ -114,8 +124,10 @@ class Call:
                 self._send(effect.chunk)
             elif isinstance(effect, Tell):
                 self._send(effect.event)
+            elif isinstance(effect, Hush):
+                self._send(Cleared(effect.turn, effect.heard_ms))
             elif isinstance(effect, Cut):
-                self._send(Cleared(effect.turn))
+                self._send(Spoken(effect.turn))
                 fields = {"sentence": effect.sentence, "heard_ms": effect.heard_ms, "heard_text": effect.words}
                 self._control(f"barge-in-{effect.turn}", ControlKind.BARGE_IN, turn=effect.turn, **fields)
             elif isinstance(effect, Heard):
@@ -201,15 +213,16 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing that a caller does: says `text` (with a pause in it after `pause_after` words), or presses `digits`.
+    """One thing that a caller does: says `text` (pausing after `pause_after` words), coughs, presses `digits`.
 
-    Said once the reply to what was said before has been heard, or `over_ms` into it. `intent` is what it means.
+    Done once the reply to what was said before has been heard, or `over_ms` into it. `intent` is what it means.
     """
 
     text: str = ""
     intent: str = ""
     digits: str = ""
     pause_after: int = 0
+    cough_ms: int = 0
     over_ms: int | None = None
     hang_up_ms: int | None = None
 
@@ -223,6 +236,15 @@ class Ear:
     cut: set[int] = field(default_factory=set)
     texts: list[SpeechChunk] = field(default_factory=list)
     over: str = ""
+
+    def clear(self, turn: int, heard_ms: int) -> None:
+        """Forgets what came of the turn beyond that, its end included."""
+        self.ended = [number for number in self.ended if number != turn]
+        kept = []
+        for chunk in self.chunks:
+            samples = heard_ms * 16 - chunk.sample_index if chunk.turn == turn else len(chunk.pcm)
+            kept.append(replace(chunk, pcm=chunk.pcm[: 2 * max(0, samples)]))
+        self.chunks = kept
 
 
 class Caller:
@@ -249,7 +271,7 @@ class Caller:
         self.spoken: list[Line] = []
         self._mutes = mutes
         self._reports = reports
-        self._bytes: dict[int, int] = {}
+        self._clears = 0
         self._mouth: deque[bytes] = deque()
         self._quiet_ms = 0
         self._changed: asyncio.Event | None = None
@@ -270,10 +292,10 @@ class Caller:
                 ear.chunks.append(frame)
                 self._began_s.setdefault(frame.turn, max(now_s, self._plays_until_s))
                 self._plays_until_s = max(now_s, self._plays_until_s) + len(frame.pcm) / 32_000
-                self._bytes[frame.turn] = self._bytes.get(frame.turn, 0) + len(frame.pcm)
                 if self._reports:
-                    heard_ms = self._bytes[frame.turn] // 32
-                    self.process.loop.call_later(self._plays_until_s - now_s, self._played, frame.turn, heard_ms)
+                    heard_ms = (frame.sample_index + len(frame.pcm) // 2) // 16
+                    report = (frame.turn, heard_ms, self._clears)
+                    self.process.loop.call_later(self._plays_until_s - now_s, self._played, *report)
             elif frame.kind is SpeechChunkKind.TEXT:
                 ear.texts.append(frame)
             else:
@@ -281,8 +303,11 @@ class Caller:
         elif isinstance(frame, Transcript) and frame.kind is TranscriptKind.FINAL:
             self._finals[frame.turn] = frame.text
         elif isinstance(frame, Cleared):
-            ear.cut.add(frame.turn)
+            ear.clear(frame.turn, frame.heard_ms)
+            self._clears += 1
             self._plays_until_s = now_s
+        elif isinstance(frame, Spoken):
+            ear.cut.add(frame.turn)
         elif isinstance(frame, Over):
             ear.over = frame.reason
             self.over_s = now_s
@@ -324,6 +349,8 @@ class Caller:
         for digit in line.digits:
             self._to_gateway(self._press, digit)
             await asyncio.sleep(0.1)
+        if line.cough_ms:
+            self._mouth.extend(_frames(cough(line.cough_ms)))
         if line.text and not self.ear.over:
             await self._say(line)
 
@@ -343,11 +370,11 @@ class Caller:
         words = line.text.split()
         pcm = say(" ".join(words[: line.pause_after])) + silence(400) if line.pause_after else b""
         pcm += say(" ".join(words[line.pause_after :]))
-        self._mouth.extend(pcm[at : at + FRAME_MS * 32] for at in range(0, len(pcm), FRAME_MS * 32))
+        self._mouth.extend(_frames(pcm))
         self._quiet_ms = 0
 
-    def _played(self, turn: int, heard_ms: int) -> None:
-        if turn not in self.ear.cut and not self.ear.over:
+    def _played(self, turn: int, heard_ms: int, clears: int) -> None:
+        if clears == self._clears and not self.ear.over:
             self._to_gateway(self._report, turn, heard_ms)
 
     def _heard(self, turn: int) -> bool:
@@ -402,6 +429,10 @@ class Caller:
     def _report(self, turn: int, heard_ms: int) -> None:
         assert self.call is not None
         self.call.playout(turn, heard_ms)
+
+
+def _frames(pcm: bytes) -> list[bytes]:
+    return [pcm[at : at + FRAME_MS * 32] for at in range(0, len(pcm), FRAME_MS * 32)]
 
 
 def session_ids(chance: random.Random, count: int) -> list[str]:

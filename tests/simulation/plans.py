@@ -22,6 +22,8 @@ THANKS_OVER = Line("Thank you very much for your help.", "thanks", over_ms=400)
 RETURNS_OVER = Line("How do returns work?", "return_policy", over_ms=900)
 # Nobody answers sooner than that; speech before it goes on with what was said (`processors/intent/core.py` `JOIN_MS`).
 AT_ONCE = Line("Do you have tents in stock?", "stock", over_ms=300)
+COUGH_OVER = Line(cough_ms=400, over_ms=500)
+COUGH_LONG = Line(cough_ms=1900, over_ms=200)
 DIGITS = Line(digits="21")
 GOODBYE = Line("That is all, thank you, goodbye.", "goodbye")
 HANG_UP = Line(hang_up_ms=700)
@@ -39,6 +41,8 @@ SCRIPTS = (
     (HANG_UP,),
     (FALTERING, HESITANT, COMPLAINT, PROBLEM, GOODBYE),
     (HESITANT, FALTERING, HANG_UP),
+    (RETURNS, COUGH_OVER, ORDER, COUGH_OVER, GOODBYE),
+    (MUSING, COUGH_LONG, RETURNS, COUGH_OVER, RETURNS_OVER, THANKS),
 )
 
 

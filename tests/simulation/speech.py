@@ -1,7 +1,7 @@
 """Speech that can be checked: words as PCM, so that a lost or doubled frame changes what is heard.
 
 A caller's word is 16 blocks of 200 samples; every sample of a block says which word and which block it is. The agent's
-sentence is a ramp of samples that only this text has. Silence is zeros.
+sentence is a ramp of samples that only this text has. Silence is zeros; a cough is loud and has no words.
 """
 
 import zlib
@@ -17,6 +17,7 @@ BLOCKS = 16
 WORD_MS = BLOCK * BLOCKS * 1000 // RATE_HZ
 BROKEN = "[broken]"
 ENOUGH = BLOCKS // 2  # at the end of the audio, half a word is understood
+COUGH = 32_767
 
 _words: dict[str, int] = {}
 _names: list[str] = []
@@ -25,6 +26,11 @@ _names: list[str] = []
 def silence(ms: int) -> bytes:
     """So much of nothing."""
     return bytes(2 * RATE_HZ * ms // 1000)
+
+
+def cough(ms: int) -> bytes:
+    """So much of a cough."""
+    return np.full(RATE_HZ * ms // 1000, COUGH, "<i2").tobytes()
 
 
 @lru_cache(maxsize=500)
@@ -52,10 +58,10 @@ def hear(pcm: bytes) -> tuple[HeardWord, ...]:
         value = int(samples[start])
         word, block = divmod(value - 1, BLOCKS)
         whole = end - start == BLOCK
-        if value == 0 and expected == 0:
+        if value in (0, COUGH) and expected == 0:
             continue
-        if value == 0 or block != expected or not whole:
-            if end == len(samples) and value != 0 and block == expected and end - start < BLOCK:
+        if value in (0, COUGH) or block != expected or not whole:
+            if end == len(samples) and value not in (0, COUGH) and block == expected and end - start < BLOCK:
                 expected = block
                 break
             heard.append(_word(BROKEN, start, end))

@@ -211,16 +211,24 @@ def test_files_without_speech_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_ear_plays_in_order_and_forgets_what_was_cleared() -> None:
     ear = Ear()
-    ear.add(100, np.full(50, 1, np.int16), turn=1, sentence=0)
-    ear.add(110, np.full(50, 2, np.int16), turn=1, sentence=1)
+    ear.add(100, np.full(50, 1, np.int16), turn=1, sentence=0, sample_index=0)
+    ear.add(110, np.full(50, 2, np.int16), turn=1, sentence=1, sample_index=50)
     assert ear.quiet_from == 200
     assert ear.heard(100) is None
     assert ear.heard(180) == (1, 1, 80 // 16)
     ear.clear(160)
-    ear.add(300, np.full(10, 3, np.int16), turn=2, sentence=0)
+    ear.add(300, np.full(10, 3, np.int16), turn=2, sentence=0, sample_index=0)
     track = ear.track()
     assert [int(track[at]) for at in (99, 100, 149, 150, 159, 160, 299, 300, 309)] == [0, 1, 1, 2, 2, 0, 0, 3, 3]
     assert len(track) == 310
+
+
+def test_what_goes_on_after_a_clear_counts_from_where_it_goes_on() -> None:
+    ear = Ear()
+    ear.add(0, np.full(1600, 1, np.int16), turn=1, sentence=0, sample_index=0)
+    ear.clear(800)
+    ear.add(2000, np.full(900, 2, np.int16), turn=1, sentence=0, sample_index=700)
+    assert ear.heard(2320) == (1, 0, (700 + 320) // 16)
 
 
 def test_onset_counts_silence_across_pieces() -> None:

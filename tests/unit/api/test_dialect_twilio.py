@@ -98,7 +98,7 @@ def test_the_small_messages() -> None:
     assert dialect.receive_text('{"event":"connected","protocol":"Call","version":"1.0.0"}') == ()
     assert dialect.receive_text('{"event":"dtmf","dtmf":{"track":"inbound_track","digit":"#"}}') == (Dtmf("#"),)
     assert dialect.receive_text('{"event":"stop","stop":{"callSid":"CA1"}}') == (HangUp(),)
-    for name in ("", "mine", "1/2", "1/2/x", "1/2/-3", 5, None, "²/1/1", "1/1/" + "9" * 40):
+    for name in ("", "mine", "1/2", "1/2/3", "1/2/x/0", "1/2/-3/0", 5, None, "²/1/1/0", "1/1/0/" + "9" * 40):
         assert dialect.receive_text(json.dumps({"event": "mark", "mark": {"name": name}})) == ()
 
 
@@ -113,8 +113,8 @@ def test_speech_leaves_in_messages_of_20_ms_with_a_mark_after_each_sentence() ->
     assert payloads[-1].endswith(b"\xff" * 120)  # 85 ms: the last message is filled up with silence
     level = np.frombuffer(mulaw_to_pcm(payloads[1]), "<i2")
     assert np.all(abs(level - 0x1000) < 130)
-    assert messages[-1]["mark"]["name"] == "1/0/85"
-    assert dialect.receive_text(json.dumps({"event": "mark", "mark": {"name": "1/0/85"}})) == (Playout(1, 0, 85),)
+    assert messages[-1]["mark"]["name"] == "1/0/85/0"
+    assert dialect.receive_text(json.dumps({"event": "mark", "mark": {"name": "1/0/85/0"}})) == (Playout(1, 0, 85),)
 
 
 def test_the_end_of_a_turn_sends_what_is_left() -> None:
@@ -129,10 +129,20 @@ def test_marks_that_a_clear_sends_back_say_nothing() -> None:
     dialect.audio(chunk(1, 45, last_of_sentence=True))
     dialect.audio(chunk(1, 5, sentence=1))
     assert [json.loads(frame) for frame in dialect.clear(1, 20)] == [{"event": "clear", "streamSid": "MZ1"}]
-    assert dialect.receive_text('{"event":"mark","mark":{"name":"1/0/45"}}') == ()
+    assert dialect.receive_text('{"event":"mark","mark":{"name":"1/0/45/0"}}') == ()
     (first,) = dialect.audio(chunk(2, 20))
     assert json.loads(first)["event"] == "media"  # nothing of turn 1 is in front of it
-    assert dialect.receive_text('{"event":"mark","mark":{"name":"2/0/20"}}') == (Playout(2, 0, 20),)
+    assert dialect.receive_text('{"event":"mark","mark":{"name":"2/0/20/1"}}') == (Playout(2, 0, 20),)
+
+
+def test_what_goes_on_after_a_clear_is_marked_from_where_it_goes_on() -> None:
+    dialect = started()
+    dialect.audio(chunk(1, 60, last_of_sentence=True))
+    dialect.clear(1, 40)
+    *_, mark = [json.loads(frame) for frame in dialect.audio(chunk(1, 20, sample_index=640, last_of_sentence=True))]
+    assert mark["mark"]["name"] == "1/0/60/1"
+    assert dialect.receive_text(json.dumps({"event": "mark", "mark": {"name": "1/0/60/0"}})) == ()
+    assert dialect.receive_text(json.dumps(mark)) == (Playout(1, 0, 60),)
 
 
 _JSON = st.recursive(

@@ -4,10 +4,12 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.playback import HELD_MAX, Act, Cut, Effect, Heard, Play, Playback, Tell, words_within
+from api.playback import HELD_MAX, WAITING_MS_MAX, Act, Cut, Effect, Heard, Hush, Play, Playback, Tell
+from api.track import words_within
 from schemas.event import Event
 from schemas.events import (
     Intent,
@@ -114,9 +116,9 @@ def test_words_over_the_agent_cut_the_turn_at_once() -> None:
     playback = Playback()
     playback.event(audio(0, 500, last_of_sentence=True), 0)
     playback.event(audio(0, 5000, sentence=1), 0)
-    assert without_tell(playback.event(heard(STARTED, 0), 600)) == []
     words = heard(PARTIAL, 0, "stop")
-    assert without_tell(playback.event(words, 700)) == [Cut(0, 1, 700, words)]
+    effects = without_tell(playback.event(words, 700))
+    assert effects == [Hush(0, 700), Heard(0, 0, 500, False), Cut(0, 1, 700, words)]
     assert playback.event(audio(0, 100, sentence=1), 710) == []
     assert not playback.playing(720)
     playback.event(heard(FINAL, 0, "stop"), 1500)
@@ -130,7 +132,7 @@ def test_the_sentence_being_heard_is_named() -> None:
     playback.event(audio(0, 500, sentence=1, last_of_sentence=True), 0)
     assert run(playback, 600) == [(500, Heard(0, 0, 500, False))]
     words = heard(PARTIAL, 0, "stop")
-    assert without_tell(playback.event(words, 700)) == [Cut(0, 1, 700, words)]
+    assert without_tell(playback.event(words, 700)) == [Hush(0, 700), Cut(0, 1, 700, words)]
 
 
 def test_what_was_heard_is_told_word_by_word() -> None:
@@ -140,7 +142,7 @@ def test_what_was_heard_is_told_word_by_word() -> None:
     playback.event(audio(0, 300, sentence=1, last_of_sentence=True), 0)
     assert run(playback, 600) == [(500, Heard(0, 0, 500, False, "Good morning."))]
     words = heard(PARTIAL, 0, "stop")
-    assert without_tell(playback.event(words, 1250)) == [Cut(0, 1, 1250, words, "Your order is")]
+    assert without_tell(playback.event(words, 1250)) == [Hush(0, 1250), Cut(0, 1, 1250, words, "Your order is")]
 
 
 def test_a_sentence_heard_to_its_end_is_not_forgotten_when_the_next_is_still_to_come() -> None:
@@ -148,7 +150,7 @@ def test_a_sentence_heard_to_its_end_is_not_forgotten_when_the_next_is_still_to_
     playback.event(audio(0, 500, last_of_sentence=True, text="Good morning."), 0)
     assert run(playback, 800) == [(500, Heard(0, 0, 500, False, "Good morning."))]
     words = heard(PARTIAL, 0, "stop")
-    assert without_tell(playback.event(words, 900)) == [Cut(0, 0, 500, words, "Good morning.")]
+    assert without_tell(playback.event(words, 900)) == [Hush(0, 500), Cut(0, 0, 500, words, "Good morning.")]
 
 
 @given(st.text(alphabet="ab .", max_size=40), st.floats(min_value=-1, max_value=2))
@@ -158,15 +160,112 @@ def test_words_heard_are_whole_ones_from_the_beginning(text: str, share: float) 
     assert found == text or text[len(found)].isspace() or not found
 
 
-def test_speech_that_lasts_cuts_without_words_and_a_cough_does_not() -> None:
-    for quiet in (False, True):
-        playback = Playback(barge_in_ms=250)
+def test_a_sound_over_the_agent_hushes_it_at_once_and_words_cut_it_where_it_was_hushed() -> None:
+    playback = Playback()
+    playback.event(audio(0, 5000, text="Your order is on its way."), 0)
+    assert without_tell(playback.event(heard(STARTED, 0), 1600)) == [Hush(0, 1600)]
+    assert playback.event(audio(0, 100), 1650) == []
+    assert playback.playing(1900)
+    words = heard(PARTIAL, 0, "stop")
+    assert without_tell(playback.event(words, 2300)) == [Cut(0, 0, 1600, words, "Your")]
+    assert run(playback, 100_000) == []
+
+
+@pytest.mark.parametrize("nothing", [heard(PARTIAL, 0, ""), heard(PARTIAL, 0, "Mm-hmm."), heard(FINAL, 0, "Uh-huh.")])
+def test_a_cough_or_a_backchannel_hushes_and_the_rest_is_said_from_where_it_was_heard(nothing: Transcript) -> None:
+    playback = Playback()
+    playback.event(audio(0, 1000, last_of_sentence=True), 0)
+    playback.event(end(0), 0)
+    assert without_tell(playback.event(heard(STARTED, 0), 600)) == [Hush(0, 600)]
+    effects = playback.event(nothing, 1400)
+    (resumed,) = [effect.chunk for effect in effects if isinstance(effect, Play)]
+    assert (resumed.sample_index, len(resumed.pcm)) == (600 * 16, 400 * 32)
+    assert [effect.event.kind for effect in effects[-1:] if isinstance(effect, Tell)] == [SpeechChunkKind.END_OF_TURN]
+    assert run(playback, 9000) == [(1800, Heard(0, 0, 1000, True))]
+
+
+def test_what_is_made_while_hushed_is_said_in_order_afterwards() -> None:
+    playback = Playback()
+    playback.event(audio(0, 400), 0)
+    playback.event(heard(STARTED, 0), 300)
+    second = audio(0, 200, sample_index=6400)
+    assert playback.event(second, 310) == playback.event(end(0), 320) == []
+    effects = [effect.chunk for effect in playback.event(heard(PARTIAL, 0, ""), 900) if isinstance(effect, Play)]
+    assert [(chunk.sample_index, len(chunk.pcm) // 32) for chunk in effects] == [(4800, 100), (6400, 200)]
+    assert run(playback, 9000) == [(1200, Heard(0, 0, 600, True))]
+
+
+def test_speech_that_lasts_cuts_without_words_and_what_fell_silent_does_not() -> None:
+    for lasts in (True, False):
+        playback = Playback(barge_in_ms=1500)
         playback.event(audio(0, 5000), 0)
         started = heard(STARTED, 0)
         playback.event(started, 1000)
-        if quiet:
-            playback.event(heard(PARTIAL, 0, ""), 1100)
-        assert run(playback, 2000) == ([] if quiet else [(1250, Cut(0, 0, 1250, started))])
+        playback.loud(2300 if lasts else 1400)
+        ((at, effect),) = run(playback, 2600)
+        assert at == 2500
+        if lasts:
+            assert effect == Cut(0, 0, 1000, started)
+        else:
+            assert isinstance(effect, Play)
+            assert effect.chunk.sample_index == 16_000
+
+
+def test_words_after_a_backchannel_hush_anew_and_cut() -> None:
+    playback = Playback()
+    playback.event(audio(0, 5000), 0)
+    playback.event(heard(STARTED, 0), 1000)
+    playback.event(heard(PARTIAL, 0, "Mm-hm"), 1600)
+    assert without_tell(playback.event(heard(RESUMED, 0), 2000)) == [Hush(0, 1400)]
+    words = heard(PARTIAL, 0, "Mm-hm, but where is it?")
+    assert without_tell(playback.event(words, 2500)) == [Cut(0, 0, 1400, words)]
+
+
+def test_an_echo_of_the_agent_is_not_the_caller_and_a_line_that_echoes_is_not_hushed_again() -> None:
+    playback = Playback()
+    playback.event(audio(0, 5000, text="Your parcel left the warehouse in Leeds on Monday."), 0)
+    assert without_tell(playback.event(heard(STARTED, 0), 1500)) == [Hush(0, 1500)]
+    effects = without_tell(playback.event(heard(PARTIAL, 0, "parcel left the warehouse"), 2200))
+    assert [type(effect) for effect in effects] == [Play]
+    assert without_tell(playback.event(heard(FINAL, 0, "parcel left the warehouse in Leeds"), 2600)) == []
+    assert without_tell(playback.event(heard(STARTED, 1), 3000)) == []
+    words = heard(PARTIAL, 1, "Which parcel do you mean?")
+    assert without_tell(playback.event(words, 3500)) == [Hush(0, 2800), Cut(0, 0, 2800, words, "Your parcel left the")]
+
+
+def test_a_backchannel_neither_holds_a_reply_back_nor_supersedes_it() -> None:
+    playback = Playback()
+    playback.event(heard(FINAL, 0, "where is it"), 0)
+    playback.event(heard(PARTIAL, 1, "Hmm."), 200)
+    reply = audio(1, 300)
+    assert playback.event(reply, 300) == [Play(reply)]
+    assert without_tell(playback.event(heard(FINAL, 1, "Hmm."), 900)) == []
+
+
+def test_speech_is_handed_over_by_the_lead_before_it_is_heard() -> None:
+    playback = Playback(lead_ms=1000)
+    chunks = [audio(0, 400) for _ in range(6)]
+    sent = [(0.0, effect) for chunk in chunks for effect in playback.event(chunk, 0)]
+    playback.event(end(0), 0)
+    sent += [(at, effect) for at, effect in run(playback, 1900) if isinstance(effect, Play)]
+    assert sent == [(max(0.0, 400.0 * number - 1000), Play(chunk)) for number, chunk in enumerate(chunks)]
+    assert run(playback, 9000) == [(2400, Heard(0, 0, 2400, True))]
+
+
+def test_what_is_handed_over_follows_the_reports() -> None:
+    playback = Playback(lead_ms=1000)
+    for _ in range(4):
+        playback.event(audio(0, 500), 0)
+    playback.playout(0, 100, 400)  # it plays later than believed
+    assert [at for at, _ in run(playback, 1500)] == [800]
+
+
+def test_speech_that_waits_is_bounded_and_what_went_is_counted() -> None:
+    playback = Playback()
+    for _ in range(WAITING_MS_MAX // 10_000 + 5):
+        playback.event(audio(0, 10_000), 0)
+    assert playback.waiting_ms == WAITING_MS_MAX
+    assert playback.truncated == 4
 
 
 def test_speech_before_and_after_the_agent_speaks_cuts_nothing() -> None:
@@ -210,7 +309,7 @@ def test_a_reply_that_was_overtaken_is_never_said() -> None:
     playback.event(heard(PARTIAL, 1, "and"), 200)
     playback.event(audio(1, 300), 300)
     final = heard(FINAL, 1, "and my boots")
-    assert without_tell(playback.event(final, 900)) == [Cut(1, 0, 0, final)]
+    assert without_tell(playback.event(final, 900)) == [Hush(1, 0), Cut(1, 0, 0, final)]
     assert playback.event(audio(1, 300), 950) == []
 
 
@@ -287,7 +386,7 @@ _STEPS = st.one_of(
         heard,
         st.sampled_from(list(TranscriptKind)),
         st.integers(0, 3),
-        st.sampled_from(["", "word"]),
+        st.sampled_from(["", "word", "mm-hm"]),
         st.integers(0, 3),
         st.integers(0, 2),
     ),
@@ -317,6 +416,77 @@ def test_in_any_order_of_events_time_comes_to_rest_and_cut_turns_stay_silent(ste
             assert effect.chunk.turn not in cut
     ends = [effect.turn for effect in effects if isinstance(effect, Heard) and effect.end_of_turn]
     assert len(ends) == len(set(ends))
+
+
+_SOUNDS = st.sampled_from(
+    [(STARTED, ""), (PARTIAL, ""), (PARTIAL, "mm-hm"), (RESUMED, ""), (FINAL, "uh-huh"), (PARTIAL, "stop")]
+)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 900), st.integers(0, 400)), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 3), _SOUNDS, st.booleans()), max_size=12),
+    st.integers(200, 3000),
+    st.booleans(),
+)
+def test_whatever_is_heard_over_a_turn_every_sample_is_played_once_or_the_turn_is_cut(
+    made: list[tuple[int, int]], sounds: list[tuple[int, int, tuple[TranscriptKind, str], bool]], lead: int, tells: bool
+) -> None:
+    playback = Playback(lead_ms=lead)
+    steps: list[tuple[float, Any]] = []
+    at = made_samples = 0
+    for wait_ms, length_ms in made:
+        at += wait_ms
+        steps.append((at, audio(0, length_ms, sample_index=made_samples)))
+        made_samples += length_ms * 16
+    steps.append((at, end(0)))
+    at = 0
+    for wait_ms, utterance, (kind, text), loud in sounds:
+        at += wait_ms
+        steps.append((at, (heard(kind, utterance, text), loud)))
+    ear = _Ear()
+    for at, step in sorted(steps, key=lambda one: one[0]):
+        ear.take(run(playback, at))
+        if isinstance(step, tuple):
+            step, loud = step
+            if loud:
+                playback.loud(at)
+        ear.take([(at, effect) for effect in playback.event(step, at)])
+        if tells and ear.samples:
+            ear.take([(at, effect) for effect in playback.playout(0, ear.heard_ms(at), at)])
+    ear.take(run(playback, 1_000_000))
+    assert not playback.hushed
+    assert playback.waiting_ms == 0
+    assert not playback.playing(1_000_000)
+    assert ear.cut or (ear.samples, ear.over) == (made_samples, 1)
+
+
+class _Ear:
+    """The other side: takes speech in order without a gap, and plays it in real time."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.cut = False
+        self.over = 0
+        self._quiet_from = 0.0
+
+    def take(self, effects: list[tuple[float, Effect]]) -> None:
+        for at, effect in effects:
+            if isinstance(effect, Play):
+                assert not self.cut
+                assert effect.chunk.sample_index == self.samples
+                self.samples += len(effect.chunk.pcm) // 2
+                self._quiet_from = max(at, self._quiet_from) + len(effect.chunk.pcm) / 32
+            elif isinstance(effect, Hush):
+                assert effect.heard_ms == int(self.heard_ms(at))
+                self.samples, self._quiet_from = effect.heard_ms * 16, at
+            elif isinstance(effect, Cut):
+                self.cut = True
+            elif isinstance(effect, Heard):
+                self.over += effect.end_of_turn
+
+    def heard_ms(self, at: float) -> int:
+        return int(self.samples / 16 - max(0.0, self._quiet_from - at))
 
 
 # ---- speculation

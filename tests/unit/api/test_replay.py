@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from api.dialects.dialect import Playout, Received, Resume
 from api.history import Dated, History, Marks
-from api.playback import Act, Cut, Heard, Play, Tell
+from api.playback import Act, Cut, Heard, Hush, Play, Tell
 from api.replay import AGAIN_MS, Replayed, replay
 from processors.stage import event_id
 from schemas.event import Event
@@ -139,6 +139,62 @@ def test_speech_over_the_agent_that_nobody_acted_upon_cuts_it_now() -> None:
     replayed = log.replayed(resume(1, 50 * CHUNK), 2000, 1100)
     (cut,) = [effect for effect in replayed.effects if isinstance(effect, Cut)]
     assert (cut.turn, cut.heard_ms) == (1, 1000)
+
+
+def sound(log: Log, at_ms: int, kind: TranscriptKind, text: str = "") -> Event:
+    """Something heard over turn 1."""
+    return log.add(at_ms, Transcript, 2, kind=kind, utterance=1, text=text)
+
+
+def test_a_turn_that_went_on_after_a_cough_is_where_the_client_has_it() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 20)
+    sound(log, 600, TranscriptKind.SPEECH_STARTED)
+    sound(log, 1600, TranscriptKind.PARTIAL)
+    replayed = log.replayed(resume(1, 15 * CHUNK), 1800, 1700)
+    assert played(replayed) == [(1, number * CHUNK, CHUNK) for number in range(15, 20)]
+    assert not [effect for effect in replayed.effects if isinstance(effect, Hush)]
+    # A second in which nothing was heard does not count.
+    assert replayed.playback.heard_until(5_001_800.0) == (1, 700.0)
+
+
+@pytest.mark.parametrize("text", ["", "stop"])
+def test_a_turn_that_is_hushed_when_the_connection_breaks_is_cleared_anew_and_goes_on_or_not(text: str) -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 20)
+    sound(log, 600, TranscriptKind.SPEECH_STARTED)
+    replayed = log.replayed(resume(1, 20 * CHUNK), 1000, 700)
+    assert replayed.effects == [Hush(1, 500)]
+    assert replayed.playback.hushed
+    reading = sound(log, 1100, TranscriptKind.PARTIAL, text)
+    effects = replayed.playback.event(reading, 5_001_100.0)[1:]
+    if text:
+        assert effects == [Cut(1, 0, 500, reading)]
+    else:
+        replayed.effects = effects
+        assert played(replayed) == [(1, number * CHUNK, CHUNK) for number in range(5, 20)]
+
+
+def test_a_hush_from_which_nothing_came_is_over_when_the_caller_is_back_late() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 20)
+    sound(log, 600, TranscriptKind.SPEECH_STARTED)
+    replayed = log.replayed(Resume(""), 60_000, 700)
+    replayed.effects += replayed.playback.tick(5_060_000.0)
+    assert played(replayed)[0] == (1, (500 - AGAIN_MS) * 16, CHUNK)
+    assert sum(count for _, _, count in played(replayed)) == 20 * CHUNK - (500 - AGAIN_MS) * 16
+
+
+def test_what_is_sent_again_keeps_the_lead() -> None:
+    log = Log()
+    log.final(0, 1)
+    log.speech(100, 1, 120)
+    replayed = log.replayed(resume(1, 0), 20_000, 200)
+    assert len(played(replayed)) == 51
+    assert replayed.playback.due() == 5_020_100.0
 
 
 def test_without_a_word_from_the_client_the_clock_says_what_was_heard() -> None:

@@ -4,6 +4,9 @@ A turn is answered from the agent's tools and templates first, from its knowledg
 model last. It says its sentences as they become known and ends with exactly one `completed` or `cancelled`. Only one
 turn speaks at a time; a tool that changes something is never abandoned halfway, even when nobody listens any more.
 
+What a caller says while listening ("mm-hm"), and what the line sends back of the agent's own words, wants no answer:
+its turn completes without a word, and the reply that is being made or heard goes on.
+
 An intent that is not committed is answered ahead (`ahead.py`): the same steps are taken beside the conversation, its
 sentences go out with `committed` false, tools with effects wait. The committed intent on the same words takes all of
 that over, and nothing is said twice; anything else makes it void with a `cancelled` that is not committed.
@@ -19,6 +22,7 @@ import msgspec
 import numpy as np
 
 from processors.agents import Agent, IntentSpec, Tool
+from processors.backchannel import is_backchannel, is_echo
 from processors.engine import Embed, Embedded, Generate, Generated, Message, ToolReturned
 from processors.llm import memory as remembering
 from processors.llm.ahead import Ahead
@@ -64,16 +68,23 @@ HISTORY_FOR_MODEL = 6
 _REST = "-rest"
 _ALL = 2**62
 _ENDS = (".", "!", "?", "…", '"', "”", ")")
+_OVERHEARD = ("backchannel", "echo")
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is remembered, the turns that are open (the last one that is not void is speaking), and one ahead."""
+    """What is remembered, the turns that are open (the last one that is not void is speaking), and one ahead.
+
+    `saying` is the turn whose reply the caller is hearing, or is about to, -1 for none; the last one was heard to its
+    end, or cut, at `heard_at`. After a crash that is not known, and counts as heard.
+    """
 
     session_id: str
     memory: Memory = field(default_factory=Memory)
     open: tuple[Turn, ...] = field(default=(), repr=False)
     ahead: Ahead | None = field(default=None, repr=False)
+    saying: int = -1
+    heard_at: int = 0
 
     @property
     def held(self) -> set[Position]:
@@ -85,6 +96,18 @@ class State:
     def speaking(self) -> Turn | None:
         """The turn that is being answered."""
         return next((turn for turn in self.open if not turn.void), None)
+
+    def is_over_reply(self, intent: Intent) -> bool:
+        """Whether a reply was still being made or heard when the words of the intent were said."""
+        unheard = self.speaking is not None or self.saying >= 0
+        return unheard or (intent.speech_ended_at is not None and intent.speech_ended_at < self.heard_at)
+
+    @property
+    def said(self) -> str:
+        """The latest words of the agent."""
+        if self.speaking is not None and self.speaking.sentences:
+            return " ".join(self.speaking.sentences)
+        return " ".join(next((known.agent for known in reversed(self.memory.history) if known.agent), ()))
 
 
 class Conversation:
@@ -189,6 +212,9 @@ class Conversation:
         if event.committed and ahead is not None and ahead.is_committed_by(event):
             return self._commit(state, agent, ahead, now_us)
         state, outcomes = self._leave(state, now_us)
+        if overheard := _overheard(state, event, received.recorded):
+            step = self._let_be(state, event, received.recorded, overheard, now_us)
+            return Step(step.state, (*outcomes, *step.outcomes))
         if not event.committed:
             # The turn before it is over once this one is committed; until then it goes on being answered.
             beside, _ = self._silence(state, now_us)
@@ -199,6 +225,13 @@ class Conversation:
         state, silenced = self._silence(state, now_us)
         step = self._begin(state, agent, event, received.recorded, now_us)
         return Step(step.state, (*outcomes, *silenced, *step.outcomes))
+
+    def _let_be(self, state: State, event: Intent, recorded: tuple[Any, ...], outcome: str, now_us: int) -> Step[State]:
+        """The turn takes place without a word; nothing is worked ahead on it."""
+        if not event.committed:
+            return Step(state)
+        state = replace(state, memory=msgspec.structs.replace(state.memory, turn=event.turn))
+        return Step(state, tuple(complete(opened(event, event.turn, recorded), outcome, now_us)))
 
     def _begin(self, state: State, agent: Agent, event: Intent, recorded: tuple[Any, ...], now_us: int) -> Step[State]:
         state = replace(state, memory=msgspec.structs.replace(state.memory, turn=event.turn))
@@ -236,7 +269,8 @@ class Conversation:
         """What was answered ahead becomes the answer."""
         state, outcomes = self._silence(state, now_us)
         memory = ahead.joined(state.memory, agent.limits.history_turns)
-        state = State(state.session_id, memory, state.open)
+        saying = state.saying if ahead.turn is not None else ahead.intent.turn
+        state = replace(state, memory=memory, ahead=None, saying=saying)
         outcomes += [Speculated("used", ahead.spent_ms(now_us)), *ahead.committed_end(now_us)]
         if ahead.turn is None:
             return Step(state, tuple(outcomes))
@@ -265,7 +299,10 @@ class Conversation:
     def _control(self, state: State, event: Control, now_us: int) -> Step[State]:
         match event.kind:
             case ControlKind.BARGE_IN:
-                return self._barge_in(state, event, now_us)
+                step = self._barge_in(state, event, now_us)
+                return Step(_heard_out(step.state, event), step.outcomes)
+            case ControlKind.PLAYOUT if event.reason == "end_of_turn" and event.turn == state.saying:
+                return Step(_heard_out(state, event))
             case ControlKind.HANG_UP | ControlKind.ERASE:
                 return self._end(state, now_us)
             case ControlKind.TRANSFER:
@@ -346,7 +383,8 @@ class Conversation:
         agent = self._agents[turn.cause.agent_id]
         exchange = Exchange(turn.number, turn.question, turn.sentences)
         memory = remembering.remember_turn(state.memory, exchange, agent.limits.history_turns)
-        return replace(state, memory=memory, open=_without(state, turn))
+        saying = turn.number if turn.sentences else state.saying
+        return replace(state, memory=memory, open=_without(state, turn), saying=saying)
 
     def _render(self, agent: Agent, memory: Memory, template: Any) -> str:
         try:
@@ -569,6 +607,28 @@ class Conversation:
         if turn.ask_id.endswith("-embed"):
             return self._found(state, turn, happening, now_us)
         return self._generated(state, turn, happening, now_us)
+
+
+def _overheard(state: State, event: Intent, recorded: tuple[Any, ...]) -> str:
+    """The outcome of a turn that wants no answer, empty for any other; what the log has of it stays as it was.
+
+    Where the agent has asked for something, any words are an answer.
+    """
+    known = [response for response in recorded if isinstance(response, Response)]
+    if known:
+        return next((response.outcome for response in known if response.outcome in _OVERHEARD), "")
+    asked = state.memory.pending is not None and not state.memory.pending.optional
+    if asked or not state.is_over_reply(event):
+        return ""
+    if is_backchannel(event.text):
+        return "backchannel"
+    return "echo" if is_echo(event.text, state.said) else ""
+
+
+def _heard_out(state: State, control: Control) -> State:
+    """The caller has heard all that it will of that turn."""
+    over = control.turn >= state.saying
+    return replace(state, saying=-1, heard_at=control.occurred_at) if over else state
 
 
 def _asked(agent: Agent, memory: Memory, turn: Turn, deadline_s: float) -> tuple[Turn, Ask]:

@@ -24,6 +24,7 @@ RETURNS_OVER = Line("How do returns work?", "return_policy", over_ms=900)
 AT_ONCE = Line("Do you have tents in stock?", "stock", over_ms=300)
 COUGH_OVER = Line(cough_ms=400, over_ms=500)
 COUGH_LONG = Line(cough_ms=1900, over_ms=200)
+HUM_OVER = Line("Mm-hm, uh-huh, mm-hm.", over_ms=300)
 DIGITS = Line(digits="21")
 GOODBYE = Line("That is all, thank you, goodbye.", "goodbye")
 HANG_UP = Line(hang_up_ms=700)
@@ -42,6 +43,8 @@ SCRIPTS = (
     (FALTERING, HESITANT, COMPLAINT, PROBLEM, GOODBYE),
     (HESITANT, FALTERING, HANG_UP),
     (RETURNS, COUGH_OVER, ORDER, COUGH_OVER, GOODBYE),
+    (RETURNS, HUM_OVER, ORDER, HUM_OVER, HUM_OVER, STOCK, GOODBYE),
+    (MUSING, HUM_OVER, HESITANT, COUGH_OVER, RETURN, HUM_OVER, HANG_UP),
     (MUSING, COUGH_LONG, RETURNS, COUGH_OVER, RETURNS_OVER, THANKS),
 )
 

@@ -533,6 +533,84 @@ def test_barge_in_stops_the_turn_and_history_keeps_what_was_heard(call: Call) ->
     assert call.state.memory.history[-1].agent == ("They are …",)
 
 
+# ---- what wants no answer
+
+
+def test_a_backchannel_leaves_the_reply_alone_that_is_being_made(call: Call) -> None:
+    call.receive(intent(1, "none", "tell me about mountains", 0.1))
+    call.embedded()
+    call.answer("llm", Generated("They are rather high. "), last=False)
+    call.receive(replace(intent(2, "none", "Mm-hm.", 0.1), committed=False))
+    call.receive(intent(2, "none", "Mm-hm.", 0.1))
+    assert call.kinds(2) == ["completed"]
+    assert (call.last().outcome, call.last().text, call.last().sentence) == ("backchannel", "", 0)
+    call.model("And they are often cold. ")
+    assert call.kinds(1) == ["sentence", "sentence", "completed"]
+    assert [exchange.turn for exchange in call.state.memory.history] == [0, 1]
+    call.receive(intent(3, "greeting", "hello"))
+    assert call.kinds(3)[-1] == "completed"
+
+
+def playout(turn: int, occurred_at: int, reason: str = "end_of_turn") -> Control:
+    return replace(control(ControlKind.PLAYOUT, turn, reason=reason), occurred_at=occurred_at)
+
+
+@pytest.mark.parametrize(
+    ("controls", "outcome"),
+    [
+        ((), "backchannel"),
+        ((playout(1, NOW_US - 5000, reason=""),), "backchannel"),  # a sentence of it
+        ((playout(1, NOW_US - 5000),), "answered"),
+        ((playout(1, NOW_US - 500),), "backchannel"),  # it was heard to its end after the words were
+        ((control(ControlKind.BARGE_IN, 1),), "backchannel"),
+        ((replace(control(ControlKind.BARGE_IN, 1), occurred_at=NOW_US - 5000),), "answered"),
+    ],
+)
+def test_a_hum_is_an_answer_only_after_the_reply_was_heard(
+    call: Call, controls: tuple[Control, ...], outcome: str
+) -> None:
+    call.receive(intent(1, "greeting", "hello"))
+    for event in controls:
+        call.receive(event)
+    call.receive(intent(2, "greeting", "uh-huh"))
+    assert call.last().outcome == outcome
+
+
+def test_a_hum_is_an_answer_where_the_agent_has_asked(call: Call) -> None:
+    call.receive(intent(1, "order_status", "where is my order"))
+    assert call.state.memory.pending is not None
+    call.receive(intent(2, "none", "uh-huh", 0.1))
+    assert "sentence" in call.kinds(2)
+
+
+def test_an_echo_of_the_agent_is_not_answered(call: Call) -> None:
+    call.receive(intent(1, "none", "tell me about mountains", 0.1))
+    call.embedded()
+    call.model("They are rather high and often cold. ")
+    call.receive(intent(2, "none", "rather high and often", 0.1))
+    assert (call.last().kind, call.last().outcome) == (ResponseKind.COMPLETED, "echo")
+    call.receive(intent(3, "none", "how high and how cold", 0.1))
+    call.embedded()
+    assert call.ask("llm")
+
+
+def test_what_the_log_has_of_a_turn_stays_as_it_was(call: Call) -> None:
+    hum = intent(1, "none", "mm-hm", 0.1)
+    call.receive(hum)
+    assert call.kinds(1) == ["completed"]
+    again = Call()
+    again.receive(hum, tuple(event for event in call.log if event.turn == 1))
+    assert again.kinds(1) == []
+    answered = Call()
+    answered.receive(intent(1, "greeting", "mm-hm"))
+    assert answered.last().outcome == "answered"
+    call = Call()
+    call.receive(started())
+    call.receive(intent(1, "greeting", "mm-hm"), tuple(answered.log))
+    assert call.kinds(1) == []
+    assert call.state.memory.history[-1].turn == 1
+
+
 @pytest.mark.parametrize(
     ("sentence", "heard_text", "kept"),
     [

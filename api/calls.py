@@ -207,9 +207,9 @@ class Call:
         """See `LiveCall`."""
         await self._closed.wait()
 
-    def depths(self) -> tuple[int, int]:
+    def depths(self) -> tuple[int, int, int]:
         """See `LiveCall`."""
-        return self.journal.unacknowledged, self._line.waiting_bytes
+        return self.journal.unacknowledged, self._line.waiting_bytes, round(self._playback.waiting_ms)
 
     def _superseded(self) -> None:
         if self.ended.is_set():

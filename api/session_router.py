@@ -85,8 +85,8 @@ class LiveCall(Protocol):
         """Returns when its socket is closed."""
         ...
 
-    def depths(self) -> tuple[int, int]:
-        """Events that the log has not confirmed, and bytes that the client has not taken."""
+    def depths(self) -> tuple[int, int, int]:
+        """Events that the log has not confirmed, bytes that the client has not taken, speech (ms) that waits for it."""
         ...
 
 
@@ -248,6 +248,7 @@ class SessionRouter:
         depths = [call.depths() for call in self._calls.values()]
         self.metrics.queue_depth.labels("incoming", "events").set(max((depth[0] for depth in depths), default=0))
         self.metrics.queue_depth.labels("outgoing", "bytes").set(max((depth[1] for depth in depths), default=0))
+        self.metrics.queue_depth.labels("speech", "ms").set(max((depth[2] for depth in depths), default=0))
 
     async def end_all(self, reason: str, close_code: int) -> None:
         """Takes no more calls and ends those there are; returns when their sockets are closed."""

@@ -70,9 +70,9 @@ class Waiting:
     async def closed(self) -> None:
         """See `LiveCall`."""
 
-    def depths(self) -> tuple[int, int]:
+    def depths(self) -> tuple[int, int, int]:
         """See `LiveCall`."""
-        return self.journal.unacknowledged, 0
+        return self.journal.unacknowledged, 0, 0
 
     def _let_go(self) -> None:
         self._stop()
@@ -113,9 +113,9 @@ class Arrival:
     async def closed(self) -> None:
         """See `LiveCall`."""
 
-    def depths(self) -> tuple[int, int]:
+    def depths(self) -> tuple[int, int, int]:
         """See `LiveCall`."""
-        return 0, 0
+        return 0, 0, 0
 
 
 async def adopt(router: SessionRouter) -> None:

@@ -148,7 +148,8 @@ async def test_barge_in_stops_that_turn_only(caller: Caller, peer: Peer) -> None
 async def test_a_cough_hushes_the_agent_and_all_of_the_turn_is_heard(caller: Caller, peer: Peer) -> None:
     await caller.start()
     sid = caller.session_id
-    await peer.publish(peer.audio(sid, 0, 2000, last_of_sentence=True), peer.end_of_turn(sid, 0))
+    await peer.publish(peer.audio(sid, 0, 2000, last_of_sentence=True))
+    await peer.publish(peer.end_of_turn(sid, 0))
     await caller.heard("end_of_turn")
     await peer.publish(peer.transcript(sid, TranscriptKind.SPEECH_STARTED, 0, 1))
     clear = await caller.heard("clear")
@@ -487,7 +488,7 @@ async def _converse(telephone: Telephone, parameters: dict[str, str], peer: Peer
     heard = await control(peer, sid, ControlKind.PLAYOUT)
     assert (heard.turn, heard.heard_ms, heard.heard_text) == (0, 90, "Hello.")
 
-    await peer.publish(peer.audio(sid, 0, 4000, sentence=1, last_of_sentence=True))
+    await peer.publish(peer.audio(sid, 0, 4000, sentence=1, sample_index=1440, last_of_sentence=True))
     mark = await telephone.until("mark")
     await peer.publish(peer.transcript(sid, TranscriptKind.SPEECH_STARTED, 0, 1))
     await telephone.until("clear")
@@ -548,7 +549,7 @@ async def test_a_telephone_call_goes_on_with_another_stream(kafka: TestBroker, p
             await telephone.start(again)
             mark = await telephone.until("mark")
             # The first sentence was heard, and of the second what played before the stream broke.
-            assert mark["mark"]["name"] == "0/1/4400"
+            assert mark["mark"]["name"] == "0/1/4400/0"
             payloads = [m for m in telephone.messages if m["event"] == "media"]
             assert 3000 <= 20 * len(payloads) <= 4000
             await telephone.media(2)

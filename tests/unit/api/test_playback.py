@@ -21,6 +21,7 @@ from schemas.events import (
     Transcript,
     TranscriptKind,
 )
+from tests.support.ear import Ear, run
 
 STARTED, PARTIAL, RESUMED, FINAL = (
     TranscriptKind.SPEECH_STARTED,
@@ -63,17 +64,6 @@ def done(turn: int, action: str = "") -> Response:
 
 def without_tell(effects: list[Effect]) -> list[Effect]:
     return [effect for effect in effects if not isinstance(effect, Tell)]
-
-
-def run(playback: Playback, until: float) -> list[tuple[float, Effect]]:
-    """Lets time pass, waking as the playback asks; returns what happened when."""
-    happened: list[tuple[float, Effect]] = []
-    for _ in range(1000):
-        due = playback.due()
-        if due is None or due > until:
-            return happened
-        happened += [(due, effect) for effect in playback.tick(due)]
-    raise AssertionError("the playback asks to be woken again and again")
 
 
 def test_sentences_and_the_turn_are_reported_when_they_were_heard() -> None:
@@ -180,7 +170,10 @@ def test_a_cough_or_a_backchannel_hushes_and_the_rest_is_said_from_where_it_was_
     effects = playback.event(nothing, 1400)
     (resumed,) = [effect.chunk for effect in effects if isinstance(effect, Play)]
     assert (resumed.sample_index, len(resumed.pcm)) == (600 * 16, 400 * 32)
-    assert [effect.event.kind for effect in effects[-1:] if isinstance(effect, Tell)] == [SpeechChunkKind.END_OF_TURN]
+    last = effects[-1]
+    assert isinstance(last, Tell)
+    assert isinstance(last.event, SpeechChunk)
+    assert last.event.kind is SpeechChunkKind.END_OF_TURN
     assert run(playback, 9000) == [(1800, Heard(0, 0, 1000, True))]
 
 
@@ -444,49 +437,21 @@ def test_whatever_is_heard_over_a_turn_every_sample_is_played_once_or_the_turn_i
     for wait_ms, utterance, (kind, text), loud in sounds:
         at += wait_ms
         steps.append((at, (heard(kind, utterance, text), loud)))
-    ear = _Ear()
-    for at, step in sorted(steps, key=lambda one: one[0]):
-        ear.take(run(playback, at))
+    ear = Ear()
+    for now, step in sorted(steps, key=lambda one: one[0]):
+        ear.take(run(playback, now))
         if isinstance(step, tuple):
             step, loud = step
             if loud:
-                playback.loud(at)
-        ear.take([(at, effect) for effect in playback.event(step, at)])
+                playback.loud(now)
+        ear.take([(now, effect) for effect in playback.event(step, now)])
         if tells and ear.samples:
-            ear.take([(at, effect) for effect in playback.playout(0, ear.heard_ms(at), at)])
+            ear.take([(now, effect) for effect in playback.playout(0, ear.heard_ms(now), now)])
     ear.take(run(playback, 1_000_000))
     assert not playback.hushed
     assert playback.waiting_ms == 0
     assert not playback.playing(1_000_000)
     assert ear.cut or (ear.samples, ear.over) == (made_samples, 1)
-
-
-class _Ear:
-    """The other side: takes speech in order without a gap, and plays it in real time."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.cut = False
-        self.over = 0
-        self._quiet_from = 0.0
-
-    def take(self, effects: list[tuple[float, Effect]]) -> None:
-        for at, effect in effects:
-            if isinstance(effect, Play):
-                assert not self.cut
-                assert effect.chunk.sample_index == self.samples
-                self.samples += len(effect.chunk.pcm) // 2
-                self._quiet_from = max(at, self._quiet_from) + len(effect.chunk.pcm) / 32
-            elif isinstance(effect, Hush):
-                assert effect.heard_ms == int(self.heard_ms(at))
-                self.samples, self._quiet_from = effect.heard_ms * 16, at
-            elif isinstance(effect, Cut):
-                self.cut = True
-            elif isinstance(effect, Heard):
-                self.over += effect.end_of_turn
-
-    def heard_ms(self, at: float) -> int:
-        return int(self.samples / 16 - max(0.0, self._quiet_from - at))
 
 
 # ---- speculation

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from api.dialects.dialect import Playout, Received, Resume
 from api.history import Dated, History, Marks
-from api.playback import Act, Cut, Heard, Hush, Play, Tell
+from api.playback import Act, Cut, Heard, Hush, Play, Playback, Tell
 from api.replay import AGAIN_MS, Replayed, replay
 from processors.stage import event_id
 from schemas.event import Event
@@ -25,6 +25,7 @@ from schemas.events import (
     Transcript,
     TranscriptKind,
 )
+from tests.support.ear import Ear, run
 
 CHUNK = 1600  # 100 ms
 EPOCH_MS = 1_800_000_000_000
@@ -186,6 +187,59 @@ def test_a_hush_from_which_nothing_came_is_over_when_the_caller_is_back_late() -
     replayed.effects += replayed.playback.tick(5_060_000.0)
     assert played(replayed)[0] == (1, (500 - AGAIN_MS) * 16, CHUNK)
     assert sum(count for _, _, count in played(replayed)) == 20 * CHUNK - (500 - AGAIN_MS) * 16
+
+
+_SOUNDS = st.sampled_from(
+    [
+        (TranscriptKind.SPEECH_STARTED, ""),
+        (TranscriptKind.PARTIAL, ""),
+        (TranscriptKind.PARTIAL, "mm-hm"),
+        (TranscriptKind.SPEECH_RESUMED, ""),
+        (TranscriptKind.FINAL, "uh-huh"),
+    ]
+)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 900), st.integers(1, 4)), min_size=1, max_size=10),
+    st.lists(st.tuples(st.integers(0, 700), st.integers(1, 3), _SOUNDS), max_size=8),
+    st.integers(0, 6000),
+    st.integers(0, 3000),
+)
+def test_whenever_the_connection_breaks_over_whatever_sounds_the_turn_is_whole(
+    made: list[tuple[int, int]], sounds: list[tuple[int, int, tuple[TranscriptKind, str]]], breaks: int, away: int
+) -> None:
+    log = Log()
+    log.final(0, 1)
+    at = count = 0
+    for wait_ms, chunks in made:
+        at += wait_ms
+        log.speech(at, 1, chunks, first=count)
+        count += chunks
+    log.end_of_turn(at, 1)
+    at = 0
+    for wait_ms, utterance, (kind, text) in sounds:
+        at += wait_ms
+        log.add(at, Transcript, utterance + 1, kind=kind, utterance=utterance, text=text)
+    dated = sorted(((entry.at_ms - EPOCH_MS + 5_000_000.0, entry.event) for entry in log.dated), key=lambda one: one[0])
+    ear, playback = Ear(), Playback()
+    broke, back = 5_000_000.0 + breaks, 5_000_000.0 + breaks + away
+    _play(playback, ear, [(at, event) for at, event in dated if at <= broke], broke)
+    if ear.over:
+        return
+    log.dated = [entry for entry in log.dated if entry.at_ms - EPOCH_MS <= breaks + away]
+    replayed = log.replayed(resume(1, ear.samples), breaks + away, breaks)
+    ear.take((back, effect) for effect in [*replayed.effects, *replayed.playback.tick(back)])
+    _play(replayed.playback, ear, [(at, event) for at, event in dated if at > back], back + 1_000_000)
+    assert not replayed.playback.hushed
+    assert ear.samples == count * CHUNK
+
+
+def _play(playback: Playback, ear: Ear, dated: list[tuple[float, Event]], until: float) -> None:
+    for at, event in dated:
+        ear.take(run(playback, at))
+        ear.take([(at, effect) for effect in playback.event(event, at)])
+    ear.take(run(playback, until))
 
 
 def test_what_is_sent_again_keeps_the_lead() -> None:

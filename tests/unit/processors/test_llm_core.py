@@ -528,7 +528,7 @@ def test_barge_in_stops_the_turn_and_history_keeps_what_was_heard(call: Call) ->
     call.receive(control(ControlKind.BARGE_IN, 1, sentence=0, heard_ms=1000, heard_text="They are"))
     assert call.kinds(1) == ["sentence", "cancelled"]
     end = call.last()
-    assert (end.model, end.tokens_in, end.tokens_out, end.compute_ms) == ("small", 20, 8, 90.0)
+    assert (end.model, end.tokens_in, end.tokens_out, end.compute_ms) == ("small", 20, 8, 91.0)  # with the embedding
     assert not call.asks
     assert call.state.memory.history[-1].agent == ("They are …",)
 

@@ -209,7 +209,8 @@ class Conversation:
             return Step(*self._leave(state, now_us)) if void else Step(state)
         if event.turn <= max(0, state.memory.turn) or state.memory.ending:
             return Step(state, (Drop("late_turn"),))
-        if event.committed and ahead is not None and ahead.is_committed_by(event):
+        was_overheard = _overheard_before(received.recorded)
+        if event.committed and ahead is not None and ahead.is_committed_by(event) and not was_overheard:
             return self._commit(state, agent, ahead, now_us)
         state, outcomes = self._leave(state, now_us)
         if overheard := _overheard(state, event, received.recorded):
@@ -614,15 +615,19 @@ def _overheard(state: State, event: Intent, recorded: tuple[Any, ...]) -> str:
 
     Where the agent has asked for something, any words are an answer.
     """
-    known = [response for response in recorded if isinstance(response, Response)]
-    if known:
-        return next((response.outcome for response in known if response.outcome in _OVERHEARD), "")
+    if recorded:
+        return _overheard_before(recorded)
     asked = state.memory.pending is not None and not state.memory.pending.optional
     if asked or not state.is_over_reply(event):
         return ""
     if is_backchannel(event.text):
         return "backchannel"
     return "echo" if is_echo(event.text, state.said) else ""
+
+
+def _overheard_before(recorded: tuple[Any, ...]) -> str:
+    """The outcome of a turn that an earlier owner left without an answer, empty for any other."""
+    return next((known.outcome for known in recorded if known.outcome in _OVERHEARD), "")
 
 
 def _heard_out(state: State, control: Control) -> State:

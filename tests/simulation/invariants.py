@@ -96,12 +96,18 @@ def _transcripts(platform: Platform, caller: Caller, finals: list[Transcript]) -
     texts = [event.text for event in finals]
     spoken = [line.text for line in caller.spoken]
     if platform.plan.engines_fail:
-        # Whoever is not understood is asked to repeat, and may have been heard both times.
+        # Whoever is not understood is asked to repeat, and may have been heard both times, perhaps in one go.
+        texts = [_said_once(text, spoken) for text in texts]
         texts, spoken = ([text for text, _ in groupby(filter(None, said))] for said in (texts, spoken))
     if texts != spoken:
         yield f"said {spoken}, heard {texts}"
     if [event.turn for event in finals] != list(range(1, len(finals) + 1)):
         yield f"turns are {[event.turn for event in finals]}"
+
+
+def _said_once(text: str, lines: Sequence[str]) -> str:
+    """The line, where the text is nothing but that line again and again."""
+    return next((line for line in lines if line and text.replace(line, "").isspace()), text)
 
 
 def _intents(platform: Platform, caller: Caller, finals: list[Transcript]) -> Iterator[str]:

@@ -155,7 +155,9 @@ def _replies(platform: Platform, caller: Caller, turns: int) -> Iterator[str]:
                 continue  # one worker gave up on the voice, another did not
             cut = _unfinished(platform, caller, turn) or sentence.event_id in texts
             yield from _speech(sentence, own, whole=not cut)
-        if not texts:
+        # Where the call was over before it was committed, what was heard of a reply is not known to count.
+        left = not any(event.kind in TERMINAL for event in mine) and _hung_up_in(caller, turn)
+        if not texts and not left:
             yield from _ear(platform, caller, turn, [event.text for event in sentences])
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
-from api import problems, registry, rest, twilio
+from api import problems, registry, rest, twilio, webhooks
 from api.auth import KeyMiddleware, key_of
 from api.connection import Connection
 from api.dialects.native import NativeDialect
@@ -39,7 +39,13 @@ def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, cl
     app = FastAPI(title="Trunkline", description="Self-hosted voice AI: the call is the log.", lifespan=lifespan)
     app.state.router = router
     problems.install(app)
-    for routes in (rest.sessions_routes(router), rest.health_routes(router), twilio.routes(router), registry.routes()):
+    for routes in (
+        rest.sessions_routes(router),
+        rest.health_routes(router),
+        webhooks.routes(router),
+        twilio.routes(router),
+        registry.routes(),
+    ):
         app.include_router(routes)
 
     @app.websocket("/v1/calls")

@@ -48,6 +48,8 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
     if layout.own_erp:
         parts.append(_erp(settings))
     parts.append(_gateway(settings))
+    # No call waits for it: it starts when everything else is there.
+    parts.append(replace(_python(settings, "webhooks", "processors.webhooks.relay", needs={"topics"}), last=True))
     return parts
 
 

@@ -2,10 +2,8 @@
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import hmac
-import os
 import secrets
 import struct
 import uuid
@@ -13,12 +11,12 @@ from dataclasses import dataclass
 
 import structlog
 
+from streams.keyfile import KEY_BYTES, kept_key
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 KEY_FILE = "resume.key"
-_KEY_BYTES = 32
 _PAYLOAD = struct.Struct(">16sQQ")
 _MAC_BYTES = 16
 
@@ -72,24 +70,10 @@ def resume_tokens(settings: Settings) -> ResumeTokens:
 
 
 def _kept_key(settings: Settings) -> bytes:
-    path = settings.data_dir / KEY_FILE
-    fresh = path.with_name(f"{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(_KEY_BYTES))
-            # Of gateways that start at once, one makes the key and all use it.
-            with contextlib.suppress(FileExistsError):
-                os.link(fresh, path)
-            fresh.unlink()
-        if len(key := path.read_bytes()) >= _KEY_BYTES:
-            return key
-        log.warning(
-            "api.resume_key: the file is too short for a key; calls will not outlive this process", file=KEY_FILE
-        )
-    except OSError as error:
+        return kept_key(settings.data_dir / KEY_FILE)
+    except (OSError, ValueError) as error:
         log.warning(
             "api.resume_key is not set, none can be kept; calls will not outlive this process", error=str(error)
         )
-    return secrets.token_bytes(_KEY_BYTES)
+    return secrets.token_bytes(KEY_BYTES)

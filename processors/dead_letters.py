@@ -42,12 +42,16 @@ class DeadLetters:
         reason: str,
         detail: str = "",
         event: Event | None = None,
+        addressee: str = "",
     ) -> Awaitable[Any]:
-        """Publishes the dead letter; the result resolves when the broker has it. Raises DeadLetterCeilingError."""
+        """Publishes the dead letter; the result resolves when the broker has it. Raises DeadLetterCeilingError.
+
+        `addressee` tells dead letters of one record apart that several systems did not take.
+        """
         self._count(reason)
         session_id = event.session_id if event is not None else _session_id(key)
         letter = DeadLetter(
-            event_id=str(uuid.uuid5(_IDS, f"{position.topic}/{position.partition}/{position.offset}")),
+            event_id=str(uuid.uuid5(_IDS, "/".join([*map(str, position), *([addressee] if addressee else [])]))),
             session_id=session_id,
             tenant_id=event.tenant_id if event is not None else "",
             agent_id=event.agent_id if event is not None else "",

@@ -90,12 +90,15 @@ class DeadLetter(Event):
 
 
 class DeliveryKind(StrEnum):
-    """attempted: will be tried again. delivered: accepted. dead: given up."""
+    """attempted: will be tried again. delivered: accepted. dead: given up, the record is in the dead letters. disabled:
+    after this attempt nothing more is sent to the endpoint.
+    """
 
     UNKNOWN = "unknown"
     ATTEMPTED = "attempted"
     DELIVERED = "delivered"
     DEAD = "dead"
+    DISABLED = "disabled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

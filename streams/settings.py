@@ -5,9 +5,9 @@ The embedded platform hands its choices to its processes as the same variables t
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, IPvAnyNetwork, SecretStr
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -138,6 +138,27 @@ class LoadSettings(BaseModel):
     reply_ms_max: int = Field(2000, ge=1, description="replies slower than that (95th percentile) are overload, anyhow")
 
 
+class WebhookSettings(BaseModel):
+    """The webhook relay; its subscriptions are made over REST."""
+
+    key: SecretStr | None = Field(
+        None, description="seals signing secrets, the same for api and relay; empty: webhooks.key in the data directory"
+    )
+    private_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (), description='networks inside yours that may be reached, over http, too, as a JSON list: ["10.1.0.0/16"]'
+    )
+    retry_s: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
+        description="waits between the attempts, as a JSON list; after the last one the message is dead",
+    )
+    timeout_s: float = Field(15.0, gt=0, description="how long an attempt may take")
+    concurrency: int = Field(8, ge=1, le=100, description="requests to one endpoint at once, of different sessions")
+    open_max: int = Field(500, ge=1, le=10_000, description="messages to one endpoint neither delivered nor dead")
+    payload_bytes_max: int = Field(262_144, ge=1024, description="larger events are sent as their place in the log")
+    disable_after_s: float = Field(432_000, gt=0, description="an endpoint that failed for so long is switched off")
+    subscriptions_max: int = Field(100, ge=1, le=1000)
+
+
 class Settings(BaseSettings):
     """Everything that can be set; `TRUNKLINE_KAFKA__PARTITIONS=16` sets `kafka.partitions`.
 
@@ -185,6 +206,7 @@ class Settings(BaseSettings):
     api: ApiSettings = Field(default_factory=lambda: ApiSettings())
     engines: EngineSettings = Field(default_factory=lambda: EngineSettings())
     load: LoadSettings = Field(default_factory=lambda: LoadSettings())
+    webhooks: WebhookSettings = Field(default_factory=lambda: WebhookSettings())
 
     @classmethod
     def settings_customise_sources(

@@ -19,7 +19,7 @@ async def call(
     """Makes the call; returns 1 when a turn was not answered."""
     settings = settings_of(data_dir)
     turns = load_turns(files)
-    base = url or _running_url(settings)
+    base = url or running_url(settings)
     key = settings.api.key.get_secret_value() if settings.api.key is not None else ""
     if as_json:
         result = await place_call(base, turns, agent=agent, key=key, on_event=_print_event, on_turn=_print_turn)
@@ -36,7 +36,8 @@ async def call(
     return 1 if any(turn.error for turn in result.turns) else 0
 
 
-def _running_url(settings: Settings) -> str:
+def running_url(settings: Settings) -> str:
+    """The base of the running platform's API; raises OperatorError when none is running."""
     state = read_state(settings)
     if state is None:
         raise OperatorError(

@@ -30,6 +30,8 @@ DataDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line where there are several.")]
+Url = Annotated[str, typer.Option(help="The API's base.", show_default="that of the running platform")]
+Webhook = Annotated[str, typer.Argument(metavar="ID", help="As `webhooks list` shows it.")]
 Platform, Log, Single = "The platform", "What the log holds", "One process, in the foreground (for containers)"
 
 
@@ -96,7 +98,7 @@ def demo(
 def call(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="WAV files of any kind, one for each turn.")],
     agent: Annotated[str, typer.Option(help="Which agent answers.", show_default="the first")] = "",
-    url: Annotated[str, typer.Option(help="The API's base.", show_default="that of the running platform")] = "",
+    url: Url = "",
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write the call as stereo WAV: caller left, agent right."),
@@ -248,6 +250,112 @@ def public_key(data_dir: DataDir = None) -> None:
     sla.key(data_dir)
 
 
+webhooks = typer.Typer(
+    help="Tell other systems of calls over HTTP, signed and in order.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(webhooks, name="webhooks", rich_help_panel=Platform)
+
+
+@webhooks.command("list")
+def list_webhooks(url: Url = "", data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the webhooks, and how they fare."""
+    from api.cli.webhooks import Webhooks
+
+    Webhooks(data_dir, url, as_json).list()
+
+
+@webhooks.command("add")
+def add_webhook(
+    address: Annotated[str, typer.Argument(metavar="URL", help="Where deliveries are posted to.")],
+    event: Annotated[list[str], typer.Option(help="A type, NAME.* or *; repeat for several.")],
+    agent: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only calls of this agent; repeat for several.", show_default="all"),
+    ] = None,
+    since: Annotated[str, typer.Option(help="Also what happened since, in ISO 8601; `start` is all.")] = "",
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+    url: Url = "",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Tell a URL of events from now on; prints the secret, which is not shown again."""
+    from api.cli.webhooks import Webhooks
+
+    Webhooks(data_dir, url, as_json).add(address, event, agent or [], since, description)
+
+
+@webhooks.command("show")
+def show_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+    """Show one webhook as JSON."""
+    from api.cli.webhooks import Webhooks
+
+    Webhooks(data_dir, url, True).show(webhook)
+
+
+@webhooks.command("replay")
+def replay_webhook(
+    webhook: Webhook,
+    since: Annotated[str, typer.Option(help="A time in ISO 8601; `start` is all that the log has.")] = "",
+    place: Annotated[
+        str, typer.Option("--from", metavar="TOPIC:PARTITION:OFFSET", help="A place, as deliveries carry it.")
+    ] = "",
+    url: Url = "",
+    data_dir: DataDir = None,
+) -> None:
+    """Deliver once more, from a time or a place on, under the same ids."""
+    from api.cli.webhooks import Webhooks
+
+    Webhooks(data_dir, url, True).replay(webhook, since, place)
+
+
+@webhooks.command("rotate")
+def rotate_webhook(
+    webhook: Webhook,
+    overlap_s: Annotated[int, typer.Option(min=0, help="How long the old secret signs, too.")] = 86_400,
+    url: Url = "",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a new secret, and print it."""
+    from api.cli.webhooks import Webhooks
+
+    Webhooks(data_dir, url, as_json).rotate(webhook, overlap_s)
+
+
+@webhooks.command("test")
+def try_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Send a signed test; exits with 1 when it is not taken."""
+    from api.cli.webhooks import Webhooks
+
+    raise typer.Exit(Webhooks(data_dir, url, as_json).test(webhook))
+
+
+@webhooks.command("on")
+def switch_on_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+    """Go on where it stopped, also after the relay has switched it off."""
+    from api.cli.webhooks import Webhooks
+
+    Webhooks(data_dir, url, True).switch(webhook, True)
+
+
+@webhooks.command("off")
+def switch_off_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+    """Stop telling it, and keep the place."""
+    from api.cli.webhooks import Webhooks
+
+    Webhooks(data_dir, url, True).switch(webhook, False)
+
+
+@webhooks.command("remove")
+def remove_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+    """Remove it."""
+    from api.cli.webhooks import Webhooks
+
+    Webhooks(data_dir, url, False).remove(webhook)
+
+
 @app.command(rich_help_panel=Single)
 def worker(
     stage: Annotated[str, typer.Argument(help="stt, intent, llm or tts.")],
@@ -273,6 +381,14 @@ def sink(data_dir: DataDir = None) -> None:
     from api.cli import running
 
     running.become(data_dir, "processors.clickhouse.sink")
+
+
+@app.command(rich_help_panel=Single)
+def relay(data_dir: DataDir = None) -> None:
+    """Run the webhook relay."""
+    from api.cli import running
+
+    running.become(data_dir, "processors.webhooks.relay")
 
 
 @app.command(rich_help_panel=Single)

@@ -45,7 +45,7 @@ from streams.topics import CONVERSATION, TOPICS
 
 SPEECH = REPOSITORY / "tests" / "data" / "speech"
 SHORT, LONG = SPEECH / "librivox_0880.wav", SPEECH / "librivox_0920.wav"
-COMPONENTS = ["broker", "stt", "intent", "llm", "tts", "clickhouse", "api", "erp"]
+COMPONENTS = ["broker", "stt", "intent", "llm", "tts", "clickhouse", "webhooks", "api", "erp"]
 PATIENCE_S = 60.0
 
 

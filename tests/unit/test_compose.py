@@ -15,7 +15,11 @@ from processors.pipeline import STAGES
 from streams import jars
 from streams.settings import REPOSITORY, Settings
 
-SECRETS = {"TRUNKLINE_API__KEY": "an-api-key", "TRUNKLINE_CLICKHOUSE__PASSWORD": "a-password"}
+SECRETS = {
+    "TRUNKLINE_API__KEY": "an-api-key",
+    "TRUNKLINE_CLICKHOUSE__PASSWORD": "a-password",
+    "TRUNKLINE_WEBHOOKS__KEY": "a-key",
+}
 COMPOSE_FILE = REPOSITORY / "docker-compose.yml"
 ENV_EXAMPLE = REPOSITORY / "infra" / "docker" / "example.env"
 
@@ -118,6 +122,7 @@ def test_every_stage_has_a_worker() -> None:
     assert [["worker", stage] in commands for stage in STAGES] == [True] * len(STAGES)
     assert ["api"] in commands
     assert ["sink"] in commands
+    assert ["relay"] in commands
 
 
 def test_each_stage_has_two_workers_which_name_themselves_apart() -> None:

@@ -21,6 +21,7 @@ DOCUMENTS = [
     "docs/faults.md",
     "docs/running.md",
     "docs/analytics.md",
+    "docs/webhooks.md",
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

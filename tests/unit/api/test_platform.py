@@ -20,7 +20,7 @@ def settings(tmp_path: Path, **changes: Any) -> Settings:
 def test_every_component_of_status_is_there_with_its_engine(tmp_path: Path) -> None:
     parts = embedded(lay_out(settings(tmp_path)), lambda line: None)
     components = {part.component for part in parts if isinstance(part, Process)}
-    assert components == {"broker", "stt", "intent", "llm", "tts", "clickhouse", "api", "erp"}
+    assert components == {"broker", "stt", "intent", "llm", "tts", "clickhouse", "webhooks", "api", "erp"}
     engines = {part.name: part.component for part in parts if isinstance(part, Process) and "engine" in part.name}
     assert engines == {
         f"engine-{role}.{replica}": stage

@@ -8,6 +8,7 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Self
 
 import msgspec
@@ -37,6 +38,7 @@ from processors.webhooks.vault import Vault, VaultError, check_secret, new_secre
 from streams.topics import SUBSCRIPTIONS
 
 TESTS_MAX = 4
+RESOLVERS_MAX = 2
 RESOLVE_S = 5.0
 OVERLAP_S = 24 * 3600
 _ID_BYTES = 12
@@ -136,6 +138,8 @@ class Webhooks:
         # One at a time: what is read before a change must still be so when it is written.
         self._turn = asyncio.Lock()
         self._tests = asyncio.Semaphore(TESTS_MAX)
+        # Name servers that do not answer hold up nothing else of the gateway.
+        self._resolvers = ThreadPoolExecutor(RESOLVERS_MAX, thread_name_prefix="webhook-resolver")
 
     async def all(self) -> list[dict[str, Any]]:
         """All of them, the oldest first."""
@@ -265,7 +269,7 @@ class Webhooks:
         parts = split_url(url)
         try:
             async with asyncio.timeout(RESOLVE_S):
-                await self._guard.addresses(parts.hostname or "", port_of(parts), parts.scheme)
+                await self._guard.addresses(parts.hostname or "", port_of(parts), parts.scheme, self._resolvers)
         except TimeoutError:
             raise _invalid("url", f"its host was not resolved within {RESOLVE_S:g} s") from None
         except RefusedAddressError as error:

@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 NAME = "trunkline.webhooks"
 RECENT_MAX = 5000
+RECENT_BYTES_MAX = 16 * 1024 * 1024
 CHUNK_RECORDS = 100
 READERS_MAX = 2
 _RETRY_S = 1.0
@@ -45,6 +46,11 @@ class Entry:
         """Where it lies."""
         return Partition(self.record.topic, self.record.partition)
 
+    @property
+    def size_bytes(self) -> int:
+        """How much the record holds."""
+        return len(self.record.value or b"")
+
 
 Positions = dict[Partition, int]
 
@@ -57,6 +63,7 @@ class Tail:
         self._codec = codec
         self._clock = clock
         self._recent: deque[Entry] = deque()
+        self._recent_bytes = 0
         self._grown = asyncio.Event()
         self._read: Positions = {}
         self.first = 0
@@ -99,6 +106,7 @@ class Tail:
         await reader.add(ends)
         self.first += len(self._recent)
         self._recent.clear()
+        self._recent_bytes = 0
         self._read, self.starts, self.ends = dict(ends), dict(ends), dict(ends)
         self._grown.set()
         held: list[Record] = []
@@ -123,9 +131,12 @@ class Tail:
                     self._take(reader, held)
 
     def _append(self, records: Iterable[Record], cut: Mapping[Partition, int]) -> None:
-        self._recent.extend(_entries(self._codec, records))
-        while len(self._recent) > RECENT_MAX:
+        for entry in _entries(self._codec, records):
+            self._recent.append(entry)
+            self._recent_bytes += entry.size_bytes
+        while len(self._recent) > RECENT_MAX or self._recent_bytes > RECENT_BYTES_MAX:
             oldest = self._recent.popleft()
+            self._recent_bytes -= oldest.size_bytes
             self.first += 1
             self.starts[oldest.partition] = oldest.record.offset + 1
         self.ends = dict(cut)
@@ -152,14 +163,16 @@ class Backlog:
         """The next piece below the ends; raises LogError."""
         async with self._turns, self._reader() as reader:
             first = await reader.begin_offsets(ends)
-            ranges = {}
-            for partition, end in ends.items():
-                start = max(positions.get(partition, BEGINNING), first[partition])
-                if start < end:
-                    ranges[partition] = (start, min(start + CHUNK_RECORDS, end))
+            # What retention has taken is passed over.
+            starts = {partition: max(positions.get(partition, BEGINNING), first[partition]) for partition in ends}
+            ranges = {
+                partition: (start, min(start + CHUNK_RECORDS, ends[partition]))
+                for partition, start in starts.items()
+                if start < ends[partition]
+            }
             records = [record async for record in reader.read_to(ranges)]
         whole, after = _whole(records, ranges, ends)
-        return Chunk(_entries(self._codec, whole), after)
+        return Chunk(_entries(self._codec, whole), {**starts, **after})
 
     async def at(self, places: Iterable[Partition], offsets: Mapping[Partition, Iterable[int]]) -> list[Entry]:
         """The entries at those offsets, as far as the log still has them, in no order; raises LogError."""

@@ -216,8 +216,7 @@ class Subscriber:
 
     def _offer(self, entry: Entry, made: int = 0, due_us: int = 0) -> None:
         position = Position(*entry.partition, entry.record.offset)
-        size_bytes = len(entry.record.value or b"")
-        self._lanes.offer(Item(entry.event.session_id, position, size_bytes, entry, made, due_us))
+        self._lanes.offer(Item(entry.event.session_id, position, entry.size_bytes, entry, made, due_us))
         self._wake.set()
 
     # ---- sending

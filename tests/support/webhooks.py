@@ -76,7 +76,10 @@ class Receiver:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                body = self.rfile.read(size := int(self.headers["content-length"]))
+                if len(body) < size:
+                    self.close_connection = True  # who sent it was killed meanwhile
+                    return
                 receiver._took(self, {name.lower(): value for name, value in self.headers.items()}, body)
 
             def log_message(self, format: str, *args: Any) -> None:

@@ -161,9 +161,12 @@ class LogReader(Closing):
         return await self._call(lambda: self._offsets_at(wanted, END))
 
     async def offsets_at(self, partitions: Iterable[Partition], timestamp_ms: int) -> dict[Partition, int]:
-        """The offset of the first record stamped at or after that time; the end offset where there is none."""
+        """The offset of the first record stamped at or after that time; the end offset where there is none.
+
+        What is written meanwhile lies at or after it.
+        """
         wanted = tuple(partitions)
-        return await self._call(lambda: self._offsets_at(wanted, timestamp_ms))
+        return await self._call(lambda: self._offsets_since(wanted, timestamp_ms))
 
     async def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Commits, for the group, the offsets of the next records to read."""
@@ -367,7 +370,10 @@ class LogReader(Closing):
         return tuple(Partition(topic, number) for number in sorted(metadata.partitions))
 
     def _offsets_at(self, partitions: Sequence[Partition], timestamp_ms: int) -> dict[Partition, int]:
-        """Waits for leaders: a topic just made, or a broker just lost, has none for a moment."""
+        """Waits for leaders: a topic just made, or a broker just lost, has none for a moment.
+
+        Negative where no record has that time or a later one.
+        """
         found: dict[Partition, int] = {}
         deadline = time.monotonic() + _LEADER_S
         while left := [partition for partition in partitions if partition not in found]:
@@ -386,8 +392,15 @@ class LogReader(Closing):
                 if error.args[0].code() not in _LEADERLESS or self._closing or time.monotonic() > deadline:
                     raise LogError(f"{_listed(left)}: {error.args[0].str()}") from None
                 time.sleep(_POLL_S)
-        beyond = [partition for partition, offset in found.items() if offset < 0]
-        return found | (self._offsets_at(beyond, END) if beyond else {})
+        return found
+
+    def _offsets_since(self, partitions: Sequence[Partition], timestamp_ms: int) -> dict[Partition, int]:
+        """Asks for the ends first: asked for last, they would lie behind what came in between."""
+        ends = self._offsets_at(partitions, END)
+        found = self._offsets_at(partitions, timestamp_ms)
+        return {
+            partition: min(end, found[partition]) if found[partition] >= 0 else end for partition, end in ends.items()
+        }
 
     def _to_loop(self, callback: Callable[..., Any], *arguments: Any) -> None:
         if not self._loop.is_closed():

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from schemas import json_form
 from schemas.event import Event
@@ -179,6 +179,28 @@ async def test_offsets_can_be_asked_for(settings: Settings, new_topic: Any) -> N
         assert await reader.offsets_at([first, second], at) == {first: expected, second: 0}
         assert await reader.offsets_at([first], at + 3_600_000) == {first: 3}
         assert await reader.end_offsets([]) == {}
+
+
+async def test_what_is_written_while_a_time_is_looked_up_lies_after_it(
+    settings: Settings, new_topic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time after everything there is stands for the end; a record written between any two questions is after it."""
+    topic = new_topic()
+    partition = Partition(topic, 0)
+    writer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    async with LogReader(settings, "test") as reader:
+        ask = reader._offsets_at
+
+        def ask_and_write(*arguments: Any) -> dict[Partition, int]:
+            found = ask(*arguments)
+            writer.produce(topic, b"meanwhile")
+            writer.flush()
+            return found
+
+        monkeypatch.setattr(reader, "_offsets_at", ask_and_write)
+        for at_ms in (time.time_ns() // 1_000_000, time.time_ns() // 1_000_000 + 3_600_000):
+            before = await reader.end_offsets([partition])
+            assert (await reader.offsets_at([partition], at_ms))[partition] <= before[partition] + 1
 
 
 async def test_a_group_commits_without_joining(settings: Settings, new_topic: Any) -> None:

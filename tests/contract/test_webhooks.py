@@ -5,6 +5,8 @@ import base64
 import json
 import random
 import re
+import subprocess
+import sys
 import time
 import uuid
 from collections import defaultdict
@@ -32,7 +34,7 @@ from schemas.events import (
 from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range
 from streams.producer import LogProducer
-from streams.settings import Settings
+from streams.settings import REPOSITORY, Settings
 from streams.topics import SUBSCRIPTIONS
 from tests.support.gateway import running_gateway
 from tests.support.kafka import TestBroker
@@ -443,6 +445,47 @@ async def test_it_is_listed_changed_tested_and_removed(api: Api, receivers: Any)
         await api.http.post(f"/v1/webhooks/{identity}/replay", json={"since_us": 0}),
     ):
         assert (answer.status_code, answer.json()["code"]) == (404, "unknown_webhook")
+
+
+def trunkline(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, against that API."""
+    return subprocess.run(
+        [sys.executable, "-m", "api.cli.main", "webhooks", *arguments, "--url", url],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+async def test_the_command_line_does_the_same(api: Api, receivers: Any) -> None:
+    receiver, url = receivers(), str(api.http.base_url)
+
+    async def said(*arguments: str) -> str:
+        done = await asyncio.to_thread(trunkline, url, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    made = json.loads(await said("add", receiver.url, "--event", "session.*", "--since", "start", "--json"))
+    identity, receiver.secret = made["id"], made["secret"]
+    api.ids.append(identity)
+    assert "taken, HTTP 204" in await said("test", identity)
+    assert f"{identity}  healthy" in await said("list")
+    assert (await said("off", identity)).strip() == "disabled"
+    assert (await said("on", identity)).strip() == "healthy"
+    assert json.loads(await said("show", identity))["events"] == ["session.*"]
+    receiver.secret = json.loads(await said("rotate", identity, "--overlap-s", "0", "--json"))["secret"]
+    await said("test", identity)
+    assert receiver.refused == []
+    await said("replay", identity, "--from", "voice.sessions:0:0")
+    await said("replay", identity, "--since", "2026-01-01T00:00:00+00:00")
+    receiver.stop()
+    failed = await asyncio.to_thread(trunkline, url, "test", identity)
+    assert (failed.returncode, "no connection" in failed.stdout) == (1, True)
+    refused = await asyncio.to_thread(trunkline, url, "add", "https://10.0.0.1/", "--event", "*")
+    assert refused.returncode == 1
+    assert "url: 10.0.0.1 is no public address" in refused.stderr
+    assert (await said("remove", identity)).strip() == "removed"
 
 
 GOOD = {"url": "http://127.0.0.1:9/x", "events": ["session.ended"]}

@@ -65,6 +65,7 @@ class ClickHouseSettings(BaseModel):
         description="of the embedded ClickHouse, each of a tenant; with any, the operator needs a password, too",
     )
     http_port: int = Field(0, description="loopback port on which the embedded ClickHouse answers queries; 0: any")
+    answer_s: int = Field(30, ge=1, description="without a sign of life from a server, after which it is asked again")
     batch_rows_max: int = Field(5000, ge=1)
     batch_wait_ms: int = Field(
         1000, ge=1, description="how long rows may wait for company: a batch costs as much as thousands of rows"

@@ -180,7 +180,8 @@ async def patiently(work: Any, *arguments: Any) -> Any:
 
     def away(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
-        log.warning("clickhouse_away", attempt=state.attempt_number, error=type(error).__name__)
+        code = getattr(error, "code", None)
+        log.warning("clickhouse_away", attempt=state.attempt_number, error=type(error).__name__, code=code)
 
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type((ClickHouseError, OSError)),

@@ -17,7 +17,6 @@ from streams.settings import REPOSITORY, Settings
 log = structlog.get_logger(__name__)
 
 _CONNECT_S = 5
-_ANSWER_S = 60
 MIGRATIONS = REPOSITORY / "infra" / "clickhouse" / "migrations"
 
 Ranges = Mapping[Partition, tuple[int, int]]
@@ -121,7 +120,7 @@ def connect(settings: Settings) -> Client:
             "secure": clickhouse.secure,
             # A server that hangs is tried again: an insert that it did after all has no second effect.
             "connect_timeout": _CONNECT_S,
-            "send_receive_timeout": _ANSWER_S,
+            "send_receive_timeout": clickhouse.answer_s,
         }
     else:
         path = settings.data_dir / "clickhouse"

@@ -20,14 +20,13 @@ import pytest
 from processors.clickhouse.rows import TABLE_OF_TOPIC
 from processors.clickhouse.store import MIGRATIONS
 from schemas import json_form
-from schemas.event import Event
 from schemas.events import EVENTS, DeadLetter, Delivery, SpeechChunk
 from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range
 from streams.producer import LogProducer
 from streams.settings import REPOSITORY, Settings
 from tests.support.kafka import TestBroker
-from tests.support.sink import PATIENCE_S, SinkProcess
+from tests.support.sink import PATIENCE_S, SinkProcess, burst_of, of_session, publish, rows_are_events
 
 # The embedded engine holds one database in a process and does not survive a fork: the store is tried in processes.
 _STORE = """
@@ -166,17 +165,6 @@ def settings(kafka: TestBroker) -> Settings:
     return kafka.settings()
 
 
-def of_session(example: Event, session_id: str, seq: int) -> Event:
-    return replace(
-        example, event_id=str(uuid.uuid4()), session_id=session_id, seq=seq, occurred_at=time.time_ns() // 1000
-    )
-
-
-async def publish(settings: Settings, events: list[Event]) -> None:
-    async with LogProducer(settings, "test.clickhouse") as producer:
-        await asyncio.gather(*(producer.publish(event) for event in events))
-
-
 async def on_topic(settings: Settings, topic: str) -> list[Record]:
     """All records of the topic."""
     async with LogReader(settings, "test.clickhouse") as reader:
@@ -232,20 +220,6 @@ async def test_kills_while_writing_neither_lose_nor_repeat_a_row(
 STEPS = [(step, when) for step in ("plan", "write", "written") for when in ("before", "after")]
 
 
-async def rows_are_events(sink: SinkProcess, session_id: str, count: int) -> None:
-    """Every record has exactly one row, in the tables that rows are merged away from, too."""
-    for event in EVENTS:
-        where = f"FROM {TABLE_OF_TOPIC[event.TOPIC]} WHERE session_id = '{session_id}'"
-        sink.wait_for(f"SELECT uniqExact(event_id) {where}", count)
-        assert sink.number(f"SELECT count() {where}") == count
-
-
-def burst_of(session_id: str, count: int) -> list[Event]:
-    """So many events of each kind."""
-    examples = [json_form.examples(event)[0] for event in EVENTS]
-    return [of_session(example, session_id, number) for number in range(count) for example in examples]
-
-
 @pytest.mark.parametrize(("step", "when"), STEPS)
 async def test_a_sink_that_dies_at_a_step_repeats_the_batch_and_no_row(
     kafka: TestBroker, settings: Settings, tmp_path: Path, step: str, when: str
@@ -258,7 +232,7 @@ async def test_a_sink_that_dies_at_a_step_repeats_the_batch_and_no_row(
         assert await asyncio.to_thread(sink.ended) == 9
         await publish(settings, burst_of(session_id, 5))
         await asyncio.to_thread(sink.start)
-        await rows_are_events(sink, session_id, 15)
+        rows_are_events(sink, session_id, 15)
     finally:
         sink.kill()
 
@@ -276,7 +250,7 @@ async def test_a_store_whose_line_breaks_gets_every_row_once(
         try:
             sink.start(True, "tests.support.failing_sink", step, when, "raise", "3")
             await publish(settings, burst_of(session_id, 5))
-            await rows_are_events(sink, session_id, 15)
+            rows_are_events(sink, session_id, 15)
             # The rows may be there before the sink is told so.
             deadline_s = time.monotonic() + PATIENCE_S
             while (tries := sink.log.read_text().count("clickhouse_away")) < 3 and time.monotonic() < deadline_s:

@@ -3,6 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 sessions = Gauge("trunkline_stage_sessions", "Sessions in memory.", ["stage"])
+let_go = Counter("trunkline_stage_sessions_let_go", "Sessions that nobody ended and of which nothing came.", ["stage"])
 open_units = Gauge("trunkline_stage_open", "Asks and unacknowledged events.", ["stage"])
 dropped = Counter("trunkline_stage_dropped", "Records not used, by rule.", ["stage", "reason"])
 emitted = Counter("trunkline_stage_emitted", "Events published.", ["stage", "type"])

@@ -7,6 +7,7 @@ adopted, so that repeating is harmless.
 """
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -53,6 +54,8 @@ ENDED_MAX = 10_000
 ENDED_KEPT_S = 30.0
 # So much of a timer's time begins only once the process has seen the rest of it pass.
 LAST_LEG = 0.1
+# The runner's own timer of a session; those of cores have names of one word.
+_KEPT = "kept for"
 LOADED = "loaded"
 _LOADED = Woken(LOADED)
 
@@ -90,10 +93,15 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one runner; what happens at each is in ARCHITECTURE.md's table."""
+    """Bounds of one runner; what happens at each is in ARCHITECTURE.md's table.
+
+    A session that may go on after a silence of `session_silent_s` is kept for `session_kept_s` more.
+    """
 
     open_units_max: int = 2000
     snapshot_interval_s: float = 1.0
+    session_silent_s: float = 0.0
+    session_kept_s: float = math.inf
 
 
 class Runner(Generic[StateT]):
@@ -182,9 +190,16 @@ class Runner(Generic[StateT]):
         live.seen = Seen(snapshot.seen)
         live.saved, live.saved_seq = snapshot.state, snapshot.seq
         live.applied = dict(snapshot.applied)
-        self._adopt_recorded(live)
-        self._live[session_id] = live
+        silent_s = (self._clock.now_us() - snapshot.at_us) / 1e6 if snapshot.at_us else 0.0
+        self._take_in(live, max(0.0, silent_s))
         self._step(live, _LOADED, None)
+
+    def _take_in(self, live: Live[StateT], silent_s: float = 0.0) -> None:
+        self._adopt_recorded(live)
+        self._live[live.session_id] = live
+        live.heard_s = self._clock.monotonic_s() - silent_s
+        # Whatever time has passed meanwhile, its caller may come back now.
+        self._keep(live, max(self._limits.session_silent_s, self._silence_s_max - silent_s))
 
     def _adopt_recorded(self, live: Live[StateT]) -> None:
         events, ids = self._restored.get(live.partition, {}).pop(live.session_id, ([], set()))
@@ -228,6 +243,7 @@ class Runner(Generic[StateT]):
             return
         if live is None:
             live = self._begin(event.session_id, position.partition)
+        live.heard_s = self._clock.monotonic_s()
         if position.offset <= live.applied.get(position.topic, -1):
             self._drop(record, "applied")
             return
@@ -242,8 +258,7 @@ class Runner(Generic[StateT]):
 
     def _begin(self, session_id: str, partition: int) -> Live[StateT]:
         live = Live(session_id, partition, self._core.start(session_id))
-        self._live[session_id] = live
-        self._adopt_recorded(live)
+        self._take_in(live)
         metrics.sessions.labels(self._stage.name).set(len(self._live))
         return live
 
@@ -350,23 +365,26 @@ class Runner(Generic[StateT]):
         previous = live.timers.pop(name, None)
         if previous is not None:
             previous.cancel()
-        if at_us is None:
-            return
+        if at_us is not None:
+            self._set_timer(live, name, max(0.0, (at_us - self._clock.now_us()) / 1e6), lambda: self._woken(live, name))
 
-        delay_s = max(0.0, (at_us - self._clock.now_us()) / 1e6)
+    def _woken(self, live: Live[StateT], name: str) -> None:
+        self._step(live, Woken(name), None)
+        self._settle(live)
+
+    def _set_timer(self, live: Live[StateT], name: str, delay_s: float, action: Callable[[], None]) -> None:
+        """A process that was stopped meanwhile reads what came for it before it believes in silence."""
         due_s = self._clock.monotonic_s() + delay_s
         loop = asyncio.get_running_loop()
 
         def ring() -> None:
-            # A process that was stopped meanwhile reads what came for it before it believes in silence.
             rest_s = max(due_s - self._clock.monotonic_s(), LAST_LEG * delay_s)
             live.timers[name] = loop.call_later(rest_s, rung)
 
         def rung() -> None:
             live.timers.pop(name, None)
             if not live.gone and not live.ended:
-                self._step(live, Woken(name), None)
-                self._settle(live)
+                action()
 
         live.timers[name] = loop.call_later((1 - LAST_LEG) * delay_s, ring)
 
@@ -467,7 +485,8 @@ class Runner(Generic[StateT]):
                 self._done(covered)
                 self._settle(live)
 
-        self._then(self._log.publish_state(self._stage.name, live.session_id, live.snapshot(state)), saved)
+        snapshot = live.snapshot(state, self._clock.now_us())
+        self._then(self._log.publish_state(self._stage.name, live.session_id, snapshot), saved)
 
     def _finish(self, live: Live[StateT]) -> None:
         """The session is over and all of it is done: its snapshot says so, then its records are done."""
@@ -497,6 +516,33 @@ class Runner(Generic[StateT]):
 
         timer = asyncio.get_running_loop().call_later(ENDED_KEPT_S, forget)
         self._epitaphs[session_id] = partition, timer
+
+    # ---- when is a session over that nobody ends?
+
+    @property
+    def _silence_s_max(self) -> float:
+        return self._limits.session_silent_s + self._limits.session_kept_s
+
+    def _keep(self, live: Live[StateT], for_s: float) -> None:
+        if math.isfinite(for_s):
+            self._set_timer(live, _KEPT, for_s, lambda: self._tend(live))
+
+    def _tend(self, live: Live[StateT]) -> None:
+        """Lets go of a session of which nothing came for so long that its end must have been lost."""
+        silent_s = self._clock.monotonic_s() - live.heard_s
+        if silent_s < self._silence_s_max:
+            self._keep(live, self._silence_s_max - silent_s)
+            return
+        if live.open or live.saving or live.settled or any(live.held.values()):
+            self._keep(live, self._silence_s_max)
+            return
+        log.info("session_let_go", stage=self._stage.name, session_id=live.session_id, silent_s=round(silent_s))
+        live.close()
+        del self._live[live.session_id]
+        metrics.let_go.labels(self._stage.name).inc()
+        metrics.sessions.labels(self._stage.name).set(len(self._live))
+        # Before any snapshot of a session of that id that begins now.
+        self._then(self._log.publish_state(self._stage.name, live.session_id, None), lambda: None)
 
     def _done(self, units: list[Unit]) -> None:
         for unit in units:

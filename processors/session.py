@@ -33,7 +33,7 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     """A session's cached state. `applied` names, for each topic, the last offset whose effect it holds.
 
     `seen` are the digests of the latest events' ids, one after the other. `ended` says that the session is over, and
-    that records of it which come again are to be dropped.
+    that records of it which come again are to be dropped. `at_us` is when it was written, 0 where that is not known.
     """
 
     state: bytes
@@ -41,6 +41,7 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     seq: int
     seen: bytes
     ended: bool = False
+    at_us: int = 0
 
     @property
     def progress(self) -> tuple[bool, int]:
@@ -101,12 +102,13 @@ class Live(Generic[StateT]):
     open: int = 0
     asks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+    heard_s: float = 0.0
     recorded: dict[str, list[Event]] = field(default_factory=dict)
     recorded_ids: set[str] = field(default_factory=set)
     ended: bool = False
     gone: bool = False
 
-    def snapshot(self, state: bytes) -> bytes:
+    def snapshot(self, state: bytes, now_us: int) -> bytes:
         """The snapshot to publish: offsets stop short of what is still held, since that comes again."""
         applied = dict(self.applied)
         again: set[str] = set()
@@ -114,7 +116,8 @@ class Live(Generic[StateT]):
             if units:
                 applied[topic] = units[0].position.offset - 1
                 again.update(unit.event_id for unit in units)
-        return msgspec.msgpack.encode(Snapshot(state, applied, self.seq, self.seen.digests(without=again)))
+        seen = self.seen.digests(without=again)
+        return msgspec.msgpack.encode(Snapshot(state, applied, self.seq, seen, at_us=now_us))
 
     def epitaph(self) -> bytes:
         """The snapshot of a session that is over."""

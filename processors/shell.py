@@ -38,6 +38,15 @@ SILENT_S_ELSE = 60.0
 DRAIN_S = 0.5
 
 
+def limits_of(settings: Settings) -> Limits:
+    """The runner's; a session may be silent for as long as its gateway lets it be, and its caller be away."""
+    return Limits(
+        open_units_max=settings.open_units_max,
+        session_silent_s=settings.api.session_idle_s + settings.api.resume_grace_s,
+        session_kept_s=settings.session_kept_s,
+    )
+
+
 class ProducerLog:
     """The runner's view of the log, on the real producer."""
 
@@ -94,7 +103,7 @@ class Shell:
             on_done=self._done,
             on_refused=self._refused,
             on_bug=self.stop,
-            limits=Limits(open_units_max=settings.open_units_max),
+            limits=limits_of(settings),
         )
         self._app = create_app(
             settings,

@@ -196,6 +196,9 @@ class Settings(BaseSettings):
     open_units_max: int = Field(
         2000, ge=1, description="asks and unacknowledged events of a worker; then it reads no more"
     )
+    session_kept_s: float = Field(
+        86_400.0, gt=0, description="how long stages keep a session that nobody ends, beyond the silence allowed to it"
+    )
     dead_letters_per_minute_max: int = Field(20_000, ge=1, description="of one stage; above it the stage stops")
     spares: bool = Field(
         True, description="the supervisor keeps a prepared spare of each stage, gateway and sink: faster, more memory"

@@ -35,6 +35,7 @@ from streams.consumer import BEGINNING, END, LogReader, read_range
 from streams.keys import partition_of
 from streams.producer import LogProducer
 from streams.settings import REPOSITORY, Settings
+from streams.topics import state_topic
 from tests.support.engines import HostProcess, running_host, settings_in
 from tests.support.kafka import TestBroker
 
@@ -45,12 +46,13 @@ WORDS = ("One moment please.", "Your order is on its way.", "It should reach you
 class Worker:
     """The tts stage's process."""
 
-    def __init__(self, folder: Path, bootstrap_servers: str) -> None:
+    def __init__(self, folder: Path, bootstrap_servers: str, **environment: str) -> None:
         self.settings = Settings(data_dir=folder)
         self._environment = {
             **os.environ,
             "TRUNKLINE_DATA_DIR": str(folder),
             "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
+            **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
         self.log = folder / "worker.log"
@@ -330,3 +332,34 @@ async def test_what_comes_after_the_end_of_a_call_is_dropped(worker: Worker, set
             await producer.publish(response)
     await committed_everything(settings, Response.TOPIC)
     assert ended_turns(await whole(settings, SpeechChunk), {session_id}) == 1
+
+
+async def snapshots_of(settings: Settings, session_id: str) -> dict[bytes, bytes | None]:
+    """What is left of the session's snapshots, by key; None where one was deleted."""
+    where = Partition(state_topic("tts"), partition_of(session_id, settings.kafka.partitions))
+    records = [record async for record in read_range(settings, {where: (BEGINNING, END)})]
+    return {record.key: record.value for record in records if record.key and record.key.startswith(session_id.encode())}
+
+
+async def test_a_session_that_nobody_ends_is_let_go_and_may_go_on(
+    voice: HostProcess, kafka: TestBroker, settings: Settings
+) -> None:
+    session_id = str(uuid.uuid4())
+    short = {"SESSION_KEPT_S": "0.5", "API__SESSION_IDLE_S": "0.5", "API__RESUME_GRACE_S": "0"}
+    environment = {f"TRUNKLINE_{name}": value for name, value in short.items()}
+    worker = Worker(voice.settings.data_dir, kafka.bootstrap_servers, **environment)
+    first, second = turn(session_id, 0, WORDS[:1]), turn(session_id, 1, WORDS[:1])
+    try:
+        await asyncio.to_thread(worker.start)
+        async with LogProducer(settings, "test.shell") as producer:
+            await asyncio.gather(*(producer.publish(response) for response in first))
+            async with asyncio.timeout(PATIENCE_S):
+                while set((await snapshots_of(settings, session_id)).values()) != {None}:  # noqa: ASYNC110 - another process writes
+                    await asyncio.sleep(0.2)
+            await asyncio.gather(*(producer.publish(response) for response in second))
+        spoken = await until(settings, SpeechChunk, lambda events: ended_turns(events, {session_id}) == 2)
+        check_spoken(spoken, [first, second])
+        await committed_everything(settings, Response.TOPIC)
+        assert await asyncio.to_thread(worker.stop) == 0
+    finally:
+        worker.kill()

@@ -21,6 +21,7 @@ from schemas.event import Event
 from streams.keys import partition_of
 
 EPOCH_US = 1_750_000_000_000_000
+LIMITS = Limits(snapshot_interval_s=0.05)
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -192,6 +193,7 @@ class Worker:
         core: Core[Any],
         engines: Mapping[str, EngineClient],
         clock: SimulatedClock,
+        limits: Limits = LIMITS,
     ) -> None:
         self._log = log
         self._stage = stage
@@ -208,7 +210,7 @@ class Worker:
             on_done=self._done,
             on_refused=self._refused,
             on_bug=self._bug,
-            limits=Limits(snapshot_interval_s=0.05),
+            limits=limits,
         )
         self.bugs: list[BaseException] = []
         self._task: asyncio.Task[None] | None = None

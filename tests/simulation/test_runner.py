@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ from processors.stage import (
 )
 from schemas.events import DeadLetter, Intent, IntentKind, Response, ResponseKind, Session, SessionKind
 from streams.keys import mint_session_id, partition_of
-from tests.simulation.simulated import EPOCH_US, MemoryLog, ScriptedEngine, SimulatedClock, Worker, simulate
+from tests.simulation.simulated import EPOCH_US, LIMITS, MemoryLog, ScriptedEngine, SimulatedClock, Worker, simulate
 
 LLM = STAGES["llm"]
 # Shrinking a seed only finds another history.
@@ -207,6 +208,79 @@ def test_an_ended_session_leaves_nothing_behind() -> None:
     assert worker.runner.sessions == 0
     assert all(not table for table in log.state.values())
     assert worker.behind == 0
+
+
+KEPT = replace(LIMITS, session_silent_s=100.0, session_kept_s=1000.0)
+
+
+class Clinging(Teller):
+    """Holds an intent of that name for ever."""
+
+    def apply(self, state: TellerState, happening: Happening, now_us: int) -> Step[TellerState]:
+        match happening:
+            case Received(Intent(intent="hold")):
+                return Step(state, (Hold(),))
+            case _:
+                return super().apply(state, happening, now_us)
+
+
+async def silent() -> tuple[MemoryLog, list[str], Worker]:
+    """Of three sessions one goes on, one falls silent, and so does one that holds a record."""
+    log, clock = MemoryLog(7), SimulatedClock()
+    going_on, fallen_silent, holding = (mint_session_id(log.partitions, range(log.partitions)) for _ in range(3))
+    worker = Worker(log, LLM, Clinging(), {"llm": ScriptedEngine(log, three_sentences)}, clock, KEPT)
+    worker.start()
+    for turn in (1, 2):
+        log.append(an_intent(going_on, turn))
+        log.append(an_intent(fallen_silent, turn))
+    log.append(an_intent(holding, 1, intent="hold"))
+    for turn in range(3, 7):
+        await asyncio.sleep(600)
+        log.append(an_intent(going_on, turn))
+    await asyncio.sleep(1)
+    return log, [going_on, fallen_silent, holding], worker
+
+
+def test_a_session_that_is_silent_and_not_ended_is_let_go_unless_it_holds_a_record() -> None:
+    log, (going_on, _, holding), worker = simulate(silent())
+    assert {session_id for table in log.state.values() for session_id in table} == {going_on}
+    assert worker.runner.knows(going_on)
+    assert worker.runner.knows(holding)
+    assert worker.runner.sessions == 2
+
+
+async def silent_then_back(outage_s: float) -> tuple[MemoryLog, Worker]:
+    """One worker after another takes a silent session over, the first of them after a while without any."""
+    log, clock = MemoryLog(7), SimulatedClock()
+    session_id = mint_session_id(log.partitions, range(log.partitions))
+    engine = ScriptedEngine(log, three_sentences)
+    worker = Worker(log, LLM, Teller(), {"llm": engine}, clock, KEPT)
+    worker.start()
+    log.append(an_intent(session_id, 2))
+    await asyncio.sleep(1)
+    worker.crash()
+    await asyncio.sleep(outage_s)
+    for _ in range(3):
+        worker = Worker(log, LLM, Teller(), {"llm": engine}, clock, KEPT)
+        worker.start()
+        await asyncio.sleep(KEPT.session_silent_s / 2)
+        assert worker.runner.knows(session_id), "its caller may come back now"
+        worker.crash()
+    worker = Worker(log, LLM, Teller(), {"llm": engine}, clock, KEPT)
+    worker.start()
+    await asyncio.sleep(max(2 * KEPT.session_silent_s, KEPT.session_kept_s - outage_s))
+    assert not worker.runner.knows(session_id), "restarts do not keep it for ever"
+    log.append(an_intent(session_id, 3))
+    await asyncio.sleep(2)
+    return log, worker
+
+
+@pytest.mark.parametrize("outage_s", [0.0, 500.0, 5000.0])
+def test_a_session_that_was_let_go_may_begin_anew(outage_s: float) -> None:
+    log, worker = simulate(silent_then_back(outage_s))
+    assert worker.behind == 0
+    assert sum(event.kind is ResponseKind.COMPLETED for event in log.events(Response)) == 2
+    assert sum(len(table) for table in log.state.values()) == 1
 
 
 async def ended_then_redone() -> tuple[MemoryLog, ScriptedEngine, Worker]:

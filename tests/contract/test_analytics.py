@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,6 +24,7 @@ from schemas.event import Event
 from schemas.events import EVENTS
 from streams.producer import LogProducer
 from streams.settings import REPOSITORY
+from tests.support import node
 from tests.support.kafka import TestBroker
 from tests.support.known_calls import KnownCalls
 from tests.support.sink import SinkProcess
@@ -261,11 +260,6 @@ def test_sqlalchemy_reflects_and_asks(sink: SinkProcess, known: KnownCalls) -> N
 
 
 def test_the_node_client_connects_and_is_answered(sink: SinkProcess, known: KnownCalls, tmp_path: Path) -> None:
-    """@clickhouse/client, fetched with npm; REQUIRE_NODE=1 makes its absence a failure."""
-    if (missing := fetched(tmp_path, "@clickhouse/client@1")) is not None:
-        if os.environ.get("REQUIRE_NODE"):
-            pytest.fail(missing)
-        pytest.skip(missing)
     asked = {
         "url": f"http://127.0.0.1:{sink.port}",
         "username": known.acme,
@@ -273,30 +267,14 @@ def test_the_node_client_connects_and_is_answered(sink: SinkProcess, known: Know
         "database": "trunkline",
         "queries": {name: question.query for name, question in ready_questions().items()},
     }
-    script = REPOSITORY / "tests" / "support" / "stock_client.mjs"
-    done = subprocess.run(
-        ["node", str(script)], input=json.dumps(asked), cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    given = tmp_path / "asked.json"
+    given.write_text(json.dumps(asked))
+    found = json.loads(node.output(node.PROGRAMS / "clickhouse.mjs", tmp_path, str(given)))
     for name, expected in answers(known).items():
         assert comparable(name, found[name]) == expected
     assert found["bound"] == [{"n": 42, "s": "it's"}]
     assert found["ping"] is True
     assert found["refused"] == "READONLY"
-
-
-def fetched(directory: Path, package: str) -> str | None:
-    """Installs the npm package there; says what is missing where that cannot be."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        return "node and npm are not installed"
-    command = [npm, "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(directory), package]
-    try:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300)
-    except subprocess.TimeoutExpired:
-        return "npm did not end within 300 s"
-    return None if done.returncode == 0 else f"npm cannot fetch {package}: {done.stderr.strip()[:300]}"
 
 
 # Names and passwords.

@@ -38,13 +38,16 @@ from streams.settings import REPOSITORY, Settings
 from streams.topics import state_topic
 from tests.support.engines import HostProcess, running_host, settings_in
 from tests.support.kafka import TestBroker
+from tests.support.process import OwnProcess
 
 PATIENCE_S = 90.0
 WORDS = ("One moment please.", "Your order is on its way.", "It should reach you on Monday.")
 
 
-class Worker:
+class Worker(OwnProcess):
     """The tts stage's process."""
+
+    patience_s = PATIENCE_S
 
     def __init__(self, folder: Path, bootstrap_servers: str, **environment: str) -> None:
         self.settings = Settings(data_dir=folder)
@@ -71,21 +74,6 @@ class Worker:
             if self._process.poll() is not None:
                 raise RuntimeError(f"the worker ended: {self.log.read_text()}")
             time.sleep(0.05)
-
-    def kill(self) -> None:
-        """Ends it at once (SIGKILL), as a crash would."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def stop(self) -> int:
-        """Stops it in order and returns its exit code."""
-        assert self._process is not None, "the worker is not running"
-        self._process.terminate()
-        code = self._process.wait(PATIENCE_S)
-        self._process = None
-        return code
 
 
 @pytest.fixture(scope="module")

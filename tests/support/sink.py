@@ -22,6 +22,7 @@ from schemas.events import EVENTS
 from streams import ready
 from streams.producer import LogProducer
 from streams.settings import REPOSITORY, Settings
+from tests.support.process import OwnProcess
 
 PATIENCE_S = 60.0
 
@@ -47,7 +48,7 @@ class Asked:
             time.sleep(0.1)
 
 
-class SinkProcess(Asked):
+class SinkProcess(OwnProcess, Asked):
     """A sink with a data directory of its own, on a broker of the tests."""
 
     def __init__(self, data_dir: Path, bootstrap_servers: str, **environment: str) -> None:
@@ -76,13 +77,6 @@ class SinkProcess(Asked):
                 raise RuntimeError(f"the sink ended: {self.log.read_text()}")
             time.sleep(0.05)
 
-    def kill(self) -> None:
-        """Ends it at once (SIGKILL), as a crash would; does nothing when it is not running."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
     def ended(self) -> int:
         """Waits until it ends by itself, and returns its exit code."""
         assert self._process is not None, "the sink is not running"
@@ -98,14 +92,6 @@ class SinkProcess(Asked):
         """Its process id."""
         assert self._process is not None, "the sink is not running"
         return self._process.pid
-
-    def stop(self) -> int:
-        """Stops it in order and returns its exit code."""
-        assert self._process is not None, "the sink is not running"
-        self._process.terminate()
-        code = self._process.wait(PATIENCE_S)
-        self._process = None
-        return code
 
     @property
     def port(self) -> int:

@@ -17,6 +17,7 @@ import svix.webhooks
 
 from streams import ready
 from streams.settings import REPOSITORY, Settings
+from tests.support.process import OwnProcess
 
 PATIENCE_S = 180.0
 LOOPBACK = '["127.0.0.0/8"]'
@@ -130,8 +131,10 @@ class Receiver:
             self.delivered.append(delivered)
 
 
-class RelayProcess:
+class RelayProcess(OwnProcess):
     """A relay with the data directory given, on a broker of the tests."""
+
+    patience_s = PATIENCE_S
 
     def __init__(self, data_dir: Path, bootstrap_servers: str, **environment: str) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -158,21 +161,6 @@ class RelayProcess:
             if self._process.poll() is not None:
                 raise RuntimeError(f"the relay ended: {self.log.read_text()}")
             time.sleep(0.05)
-
-    def kill(self) -> None:
-        """Ends it at once (SIGKILL), as a crash would; does nothing when it is not running."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def stop(self) -> int:
-        """Stops it in order and returns its exit code."""
-        assert self._process is not None, "the relay is not running"
-        self._process.terminate()
-        code = self._process.wait(PATIENCE_S)
-        self._process = None
-        return code
 
     @property
     def metrics_port(self) -> int:

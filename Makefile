@@ -26,8 +26,8 @@ demo: $(VENV)/.java  ## Hold a real call with the demo agent on this machine, an
 up: $(VENV)/.java  ## Start the whole platform on this machine
 	@$(BIN)/trunkline up
 
-test: $(VENV)/.dev $(VENV)/.java $(VENV)/.node  ## Run every test: unit, contract, simulation, end to end
-	REQUIRE_BROKER=1 $(BIN)/pytest
+test: $(VENV)/.dev $(VENV)/.java $(VENV)/.node  ## Run every test: unit, contract, simulation, end to end; TESTS="tests/e2e"
+	REQUIRE_BROKER=1 $(BIN)/pytest --durations=20 $(TESTS)
 
 check: lint  ## What to run before a commit: linters, types, unit and simulation tests
 	$(BIN)/pytest tests/unit tests/simulation

@@ -1,6 +1,7 @@
 """Service levels from events that went through Kafka and the sink: known calls, known answers, alerts, reports."""
 
 import asyncio
+import functools
 import json
 import os
 import subprocess
@@ -38,8 +39,12 @@ from tests.support.sink import SinkProcess
 
 MINUTE_US = 60_000_000
 TENANT = f"tenant-{uuid.uuid4()}"
-# The calls' times are minutes before this moment.
-NOW_US = time.time_ns() // 1000
+
+
+@functools.cache
+def now_us() -> int:
+    """The moment in which the first test here began: the calls' times are minutes before it."""
+    return time.time_ns() // 1000
 
 
 class Call:
@@ -79,7 +84,7 @@ class Call:
 
 
 def ago(minutes: float) -> int:
-    return NOW_US - round(minutes * MINUTE_US)
+    return now_us() - round(minutes * MINUTE_US)
 
 
 def calls() -> list[Call]:
@@ -117,7 +122,7 @@ def sla_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sink(kafka: TestBroker, sla_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
-    """A sink that holds the calls and looks at the budgets every second."""
+    """A sink that holds the calls; only once it holds them all does it look at the budgets, every second."""
     events = [event for call in calls() for event in call.events]
 
     async def publish() -> None:
@@ -125,21 +130,19 @@ def sink(kafka: TestBroker, sla_dir: Path, tmp_path_factory: pytest.TempPathFact
             await asyncio.gather(*(producer.publish(event) for event in events))
 
     asyncio.run(publish())
-    running = SinkProcess(
-        tmp_path_factory.mktemp("sink"),
-        kafka.bootstrap_servers,
-        TRUNKLINE_SLA_DIR=str(sla_dir),
-        TRUNKLINE_SLA_LOOK_S="1",
-    )
+    running = SinkProcess(tmp_path_factory.mktemp("sink"), kafka.bootstrap_servers, TRUNKLINE_SLA_LOOK_S="1")
     try:
         running.start()
-        where = f"WHERE tenant_id LIKE '%{TENANT}' AND occurred_at < toDateTime64('{NOW_US / 1e6}', 6, 'UTC')"
+        where = f"WHERE tenant_id LIKE '%{TENANT}' AND occurred_at < toDateTime64('{now_us() / 1e6}', 6, 'UTC')"
         for kind, table in ((Session, "sessions"), (Transcript, "transcripts"), (SpeechChunk, "speech_chunks")):
             expected = len({event.event_id for event in events if isinstance(event, kind)})
             running.wait_for(f"SELECT uniqExact(event_id) FROM {table} {where}", expected)
         running.wait_for(f"SELECT count() FROM health FINAL WHERE tenant_id = '{TENANT}' AND refused > 0", 1)
         running.wait_for(f"SELECT uniqExact(session_id) FROM audio_frames WHERE tenant_id = '{TENANT}'", 2)
         running.wait_for(f"SELECT count() FROM responses FINAL WHERE tenant_id = '{TENANT}'", 1)
+        running.kill()
+        running.environment["TRUNKLINE_SLA_DIR"] = str(sla_dir)
+        running.start()
         yield running
     finally:
         running.kill()
@@ -148,7 +151,7 @@ def sink(kafka: TestBroker, sla_dir: Path, tmp_path_factory: pytest.TempPathFact
 def ask(sink: SinkProcess, query: str, sla_dir: Path) -> list[list[Any]]:
     """The rows, for the two hours before now."""
     tier = load_tiers(sla_dir)[TENANT]
-    given = queries.parameters(TENANT, tier, ago(120), NOW_US)
+    given = queries.parameters(TENANT, tier, ago(120), now_us())
     answer = sink.ask(
         query,
         default_format="JSONCompact",
@@ -222,7 +225,7 @@ def run(sink: SinkProcess, sla_dir: Path, data_dir: Path, *arguments: str) -> "s
 
 def test_a_report_is_signed_and_an_altered_one_is_refused(sink: SinkProcess, sla_dir: Path, tmp_path: Path) -> None:
     data_dir, out = tmp_path / "data", tmp_path / "report.json"
-    month = time.strftime("%Y-%m", time.gmtime(NOW_US / 1e6))
+    month = time.strftime("%Y-%m", time.gmtime(now_us() / 1e6))
     done = run(sink, sla_dir, data_dir, "report", "--tenant", TENANT, "--month", month, "--out", str(out), "--json")
     assert done.returncode == 0, done.stderr
     signed = json.loads(out.read_text(encoding="utf-8"))

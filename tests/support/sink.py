@@ -53,7 +53,7 @@ class SinkProcess(OwnProcess, Asked):
 
     def __init__(self, data_dir: Path, bootstrap_servers: str, **environment: str) -> None:
         self.settings = Settings(data_dir=data_dir)
-        self._environment = {
+        self.environment = {
             **os.environ,
             "TRUNKLINE_DATA_DIR": str(data_dir),
             "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -68,7 +68,7 @@ class SinkProcess(OwnProcess, Asked):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=REPOSITORY,
-                env=self._environment,
+                env=self.environment,
                 stdout=out,
                 stderr=out,
             )

@@ -5,33 +5,23 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import xllamacpp
 from pydantic import SecretStr
 
-from processors import models
 from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Transcribe
 from processors.engine_client import SocketEngine, engine_client
 from processors.hosted import hosted_roles
 from processors.llm.openai_compatible import OpenAICompatible
 from streams.settings import Settings
 from tests.support.engines import HostProcess, replies, running_host, settings_in
+from tests.support.llama_server import running_llama_server
 
 KEY = "a-key-of-the-test"
 STORY = Generate((Message("user", "Tell me a very long story."),), max_tokens=1900, temperature=0.0)  # takes a minute
 SYSTEM = Message("system", "You are a friendly shop assistant. Answer in one short sentence.")
-
-
-@dataclass
-class Endpoint:
-    """A real OpenAI-compatible server, llama.cpp's own, behind a key."""
-
-    server: Any
-    address: str
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +31,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Endpoint:
-    params = xllamacpp.CommonParams()
-    params.model.path = str(models.resolve(Settings(), "smollm2").path)
-    params.n_ctx, params.n_parallel, params.n_batch, params.verbosity = 4096, 2, 128, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.api_keys = [KEY]
-    server = xllamacpp.Server(params)
-    return Endpoint(server, f"{server.listening_address}/v1")
+def endpoint() -> Iterator[str]:
+    """A real OpenAI-compatible server, behind a key."""
+    with running_llama_server(KEY) as address:
+        yield address
 
 
 def remote(tmp_path: Path, address: str, key: str = KEY, model: str = "") -> Settings:
@@ -58,7 +44,7 @@ def remote(tmp_path: Path, address: str, key: str = KEY, model: str = "") -> Set
 @pytest.fixture(params=["llama-cpp", "openai"])
 async def client(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EngineClient]:
     if request.param == "openai":
-        settings = remote(tmp_path, request.getfixturevalue("endpoint").address)
+        settings = remote(tmp_path, request.getfixturevalue("endpoint"))
     else:
         settings = request.getfixturevalue("host").settings
     client = engine_client(settings, "llm")
@@ -178,15 +164,15 @@ async def test_the_real_model_killed_in_the_middle_of_an_answer(tmp_path: Path) 
 # What only an endpoint can do wrong.
 
 
-async def test_a_wrong_key_is_said_to_be_wrong(endpoint: Endpoint, tmp_path: Path) -> None:
-    client = OpenAICompatible(remote(tmp_path, endpoint.address, key="not-the-key", model="any"))
+async def test_a_wrong_key_is_said_to_be_wrong(endpoint: str, tmp_path: Path) -> None:
+    client = OpenAICompatible(remote(tmp_path, endpoint, key="not-the-key", model="any"))
     with pytest.raises(EngineError, match=r"invalid: the endpoint answered 401: check TRUNKLINE_ENGINES__LLM_KEY"):
         await pieces(client, chat("Hello?"))
     await client.close()
 
 
-async def test_a_wrong_path_is_said_to_be_wrong(endpoint: Endpoint, tmp_path: Path) -> None:
-    client = OpenAICompatible(remote(tmp_path, endpoint.address + "/nowhere", model="any"))
+async def test_a_wrong_path_is_said_to_be_wrong(endpoint: str, tmp_path: Path) -> None:
+    client = OpenAICompatible(remote(tmp_path, endpoint + "/nowhere", model="any"))
     with pytest.raises(EngineError, match=r"invalid: the endpoint answered 404"):
         await pieces(client, chat("Hello?"))
     await client.close()

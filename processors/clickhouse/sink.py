@@ -96,6 +96,9 @@ class Sink:
                     starts[partition] = offsets.get(partition, BEGINNING)
             first = await reader.begin_offsets(starts)
             await reader.add({partition: max(start, first[partition]) for partition, start in starts.items()})
+            # What was written just before a crash has not been shown, and its partition may never have another record.
+            self._unshown = {partition: start for partition, start in starts.items() if start > 0}
+            await self._show(reader)
             while await reader.more():
                 await self._clock.sleep(self._settings.clickhouse.batch_wait_ms / 1000)
                 records = reader.take()

@@ -1,18 +1,20 @@
 """The gateway as an ASGI app."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
-from api import problems, registry, rest, twilio, webhooks
-from api.auth import KeyMiddleware, key_of
+from api import keys, problems, registry, rest, twilio, webhooks
+from api.auth import Authenticator
 from api.connection import Connection
 from api.dialects.native import NativeDialect
+from api.gate import Gate
 from api.metrics import Metrics
 from api.session_router import SessionRouter
+from api.visit import visit_of
 from api.waiting import adopt
 from processors.agents import Agent, load_agents
 from streams.clock import Clock
@@ -25,33 +27,44 @@ def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, cl
     Raises ConfigError where an agent's file has a mistake.
     """
     router = SessionRouter(settings, agents or load_agents(settings.agents_dir), Metrics(), clock)
+    authenticator = Authenticator(settings, router.clock)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await router.start()
+        keys_known = asyncio.create_task(authenticator.open())
+        try:
+            await router.start()
+            await keys_known
+        except BaseException:
+            keys_known.cancel()
+            await authenticator.close()
+            raise
         adopting = asyncio.create_task(adopt(router))
         try:
             yield
         finally:
             adopting.cancel()
+            await authenticator.close()
             await router.stop()
 
     app = FastAPI(title="Trunkline", description="Self-hosted voice AI: the call is the log.", lifespan=lifespan)
     app.state.router = router
-    problems.install(app)
+    problems.install(app, router.refusals)
     for routes in (
         rest.sessions_routes(router),
         rest.health_routes(router),
         webhooks.routes(router),
-        twilio.routes(router),
+        keys.routes(router),
+        twilio.routes(router, authenticator),
         registry.routes(),
     ):
         app.include_router(routes)
 
     @app.websocket("/v1/calls")
     async def calls(websocket: WebSocket) -> None:
-        await Connection(websocket, NativeDialect(), router).run()
+        await Connection(websocket, NativeDialect(), router, visit_of(websocket)).run()
 
-    if key := key_of(settings):
-        app.add_middleware(KeyMiddleware, key=key)
+    app.add_middleware(
+        Gate, settings=settings, authenticator=authenticator, refusals=router.refusals, clock=router.clock
+    )
     return app

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.cli.analytics import ask
-from api.cli.context import log_errors, settings_of
+from api.cli.context import key_of, log_errors, settings_of
 from api.cli.output import print_table
 from api.cli.running import Progress, platform_supervisor, tell_leftovers, with_port
 from api.client import CallResult, Spoken, load_turns, place_call
@@ -135,7 +135,7 @@ async def _call(settings: Settings, script: Script, turns: Sequence[Spoken]) -> 
             turns,
             agent=script.agent,
             caller="demo",
-            key=settings.api.key.get_secret_value() if settings.api.key is not None else "",
+            key=key_of(settings),
             on_event=view.event,
             on_turn=view.turn,
         )

@@ -14,7 +14,6 @@ import uvicorn
 import uvloop
 
 from api.app import create_app
-from api.auth import ExposedError, require_key_if_exposed
 from api.door import SOCKETS_SPARE
 from api.session_router import SessionRouter
 from streams import logs, ready, standby
@@ -81,8 +80,7 @@ class GatewayServer(uvicorn.Server):
 
 
 def make_server(settings: Settings) -> GatewayServer:
-    """The server of the settings; raises ExposedError, ConfigError."""
-    require_key_if_exposed(settings)
+    """The server of the settings; raises ConfigError."""
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -113,12 +111,12 @@ def inherited_listener() -> socket.socket | None:
 
 
 def main() -> int:
-    """Serves until SIGTERM or SIGINT; 0 after an orderly stop, 78 where the settings or an agent's file are wrong."""
+    """Serves until SIGTERM or SIGINT; 0 after an orderly stop, 78 where an agent's file is wrong."""
     settings = Settings()
     logs.configure(settings, COMPONENT)
     try:
         server = make_server(settings)
-    except (ExposedError, ConfigError) as error:
+    except ConfigError as error:
         print(f"api: {error}", file=sys.stderr)
         return os.EX_CONFIG
     listener = inherited_listener()

@@ -224,6 +224,9 @@ class AgentFile(_Part):
 
     name: str = Field(min_length=1, max_length=80)
     description: str = ""
+    tenant: str = Field(
+        "", max_length=100, description="whose it is, and no other tenant may call it; empty: everybody's"
+    )
     languages: tuple[str, ...] = Field(("en",), min_length=1)
     voice: Voice = Voice()
     greeting: Variants

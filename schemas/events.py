@@ -226,6 +226,42 @@ class Intent(Event):
     compute_ms: float = 0.0
 
 
+class RefusalKind(StrEnum):
+    """unauthenticated: nothing was shown that lets in. forbidden: the key's role may not do that. foreign: what was
+    asked for is another tenant's; who asked was told that it does not exist. limited: the key asked more often than it
+    may.
+    """
+
+    UNKNOWN = "unknown"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    FOREIGN = "foreign"
+    LIMITED = "limited"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal(Event):
+    """Somebody asked for what is not theirs: who, what, why. It holds no secret that was shown."""
+
+    NAME: ClassVar[str] = "refusal"
+    TOPIC: ClassVar[str] = "voice.refusals"
+    CE_TYPE: ClassVar[str] = "trunkline.refusal"
+    PII: ClassVar[frozenset[str]] = frozenset()
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": RefusalKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
+
+    kind: RefusalKind
+    component: str
+    key_id: str = ""
+    role: str = ""
+    action: str = ""
+    target: str = ""
+    permission: str = ""
+    reason: str = ""
+    count: int = 1
+
+
 class ResponseKind(StrEnum):
     """sentence: one sentence to be spoken. tool_called / tool_returned: around an effect in another system. completed:
     nothing more comes for this turn. cancelled: the rest was dropped, for a barge-in or because the caller went on.
@@ -399,6 +435,7 @@ EVENTS: tuple[type[Event], ...] = (
     Delivery,
     Health,
     Intent,
+    Refusal,
     Response,
     Session,
     SpeechChunk,

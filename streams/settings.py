@@ -5,9 +5,9 @@ The embedded platform hands its choices to its processes as the same variables t
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, IPvAnyNetwork, SecretStr
+from pydantic import BaseModel, Field, IPvAnyNetwork, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -77,7 +77,9 @@ class ApiSettings(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
-    key: SecretStr | None = Field(None, description="demanded of every client when host is not loopback")
+    key: SecretStr | None = Field(
+        None, description="an admin's key for all tenants, beside those that `trunkline keys` makes (docs/access.md)"
+    )
     sessions_max: int = Field(100, ge=1, description="concurrent calls of one gateway; more are refused")
     partitions: tuple[int, ...] = Field((), description="whose calls this gateway takes, as a JSON list; empty: all")
     frame_ms: int = Field(40, ge=20, le=100, description="length of the audio frames that the gateway writes")
@@ -96,6 +98,29 @@ class ApiSettings(BaseModel):
     )
     public_url: str = Field("", description="the gateway's address as the telephone company reaches it, https://...")
     twilio_auth_token: SecretStr | None = Field(None, description="Twilio's requests must be signed with it")
+
+
+class AccessSettings(BaseModel):
+    """Who may ask the API, besides those who have keys; see docs/access.md."""
+
+    closed: bool = Field(False, description="nobody comes in without a key, not even over loopback before there is one")
+    requests_per_s: float = Field(50.0, gt=0, description="of a key without a limit of its own; twice that at once")
+    issuer: str = Field("", description="OpenID Connect issuer (`iss`) whose tokens are taken; empty: none are")
+    audience: str = Field("", description="what a token must be meant for (`aud`)")
+    jwks: str = Field("", description="the issuer's keys: a URL or a file; empty: where its discovery document says")
+    jwks_s: float = Field(300.0, gt=0, description="after so long the issuer's keys are looked at again")
+    role_claim: str = Field("roles", description="the claim that names roles; dots lead into it: realm_access.roles")
+    role_names: dict[str, str] = Field(
+        default_factory=dict,
+        description='roles by what the issuer calls them, where that differs: {"voice-auditors": "auditor"}',
+    )
+    tenant_claim: str = Field("tenant", description="the claim that names the tenant; * is all tenants")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.issuer and not self.audience:
+            raise ValueError("audience: with an issuer it is needed, or tokens made for others would be taken")
+        return self
 
 
 class EngineSettings(BaseModel):
@@ -208,6 +233,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings())
     clickhouse: ClickHouseSettings = Field(default_factory=lambda: ClickHouseSettings())
     api: ApiSettings = Field(default_factory=lambda: ApiSettings())
+    access: AccessSettings = Field(default_factory=lambda: AccessSettings())
     engines: EngineSettings = Field(default_factory=lambda: EngineSettings())
     load: LoadSettings = Field(default_factory=lambda: LoadSettings())
     webhooks: WebhookSettings = Field(default_factory=lambda: WebhookSettings())

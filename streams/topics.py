@@ -1,5 +1,5 @@
 """The catalogue: every topic of the platform, made from the schemas, plus one compacted topic of snapshots per stage,
-and those of webhook subscriptions and of how far the relay is with each.
+those of webhook subscriptions and of how far the relay is with each, and that of API keys.
 
 Audio is kept for a month, so that last month's calls can be replayed through a new model; words for a little over a
 year; dead letters for a quarter, time enough to be looked at. `kafka.retention_days` in the settings overrides any.
@@ -16,6 +16,7 @@ from streams.settings import Settings
 
 STAGES = ("stt", "intent", "llm", "tts")
 SUBSCRIPTIONS = "voice.webhooks"
+KEYS = "voice.keys"
 CONVERSATION = (
     "voice.sessions",
     "voice.audio.in",
@@ -38,7 +39,7 @@ _RECORD_BYTES_MAX = {"voice.deadletters": 2 * _MIB}
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic; `event` is None where values are not events but a stage's snapshots, or subscriptions.
+    """One topic; `event` is None where values are not events but a stage's snapshots, subscriptions, or keys.
 
     Events are keyed by session id, and every topic has `kafka.partitions` partitions, so that a session lives in the
     same partition number of each. `retention_ms` is the default, -1 for ever; `config` says what applies.
@@ -103,7 +104,7 @@ def _catalogue() -> Mapping[str, Topic]:
     ]
     topics += [
         Topic(name=name, event=None, retention_ms=-1, cleanup="compact", conversation=False)
-        for name in (*(state_topic(stage) for stage in (*STAGES, "webhooks")), SUBSCRIPTIONS)
+        for name in (*(state_topic(stage) for stage in (*STAGES, "webhooks")), SUBSCRIPTIONS, KEYS)
     ]
     return MappingProxyType({topic.name: topic for topic in topics})
 

@@ -23,6 +23,11 @@ def settings_of(data_dir: Path | None) -> Settings:
         raise OperatorError(f"{name}: {first['msg']}") from error
 
 
+def key_of(settings: Settings) -> str:
+    """The key that a command shows where it was given none; empty when there is none."""
+    return settings.api.key.get_secret_value() if settings.api.key is not None else ""
+
+
 def running_settings(data_dir: Path | None) -> Settings:
     """The settings with the addresses of the platform that runs on the data directory, where one does.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from api.errors import OperatorError
+from processors.access.roles import Role
 
 app = typer.Typer(
     name="trunkline",
@@ -31,6 +32,7 @@ DataDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line where there are several.")]
 Url = Annotated[str, typer.Option(help="The API's base.", show_default="that of the running platform")]
+Key = Annotated[str, typer.Option(help="The API key to show.", show_default="TRUNKLINE_API__KEY, where it is set")]
 Webhook = Annotated[str, typer.Argument(metavar="ID", help="As `webhooks list` shows it.")]
 Platform, Log, Single = "The platform", "What the log holds", "One process, in the foreground (for containers)"
 
@@ -99,6 +101,7 @@ def call(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="WAV files of any kind, one for each turn.")],
     agent: Annotated[str, typer.Option(help="Which agent answers.", show_default="the first")] = "",
     url: Url = "",
+    key: Key = "",
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write the call as stereo WAV: caller left, agent right."),
@@ -109,7 +112,7 @@ def call(
     """Call an agent and speak the files in real time, each after the reply to the one before."""
     from api.cli import calling
 
-    raise typer.Exit(asyncio.run(calling.call(files, agent, url, out, data_dir, as_json)))
+    raise typer.Exit(asyncio.run(calling.call(files, agent, url, key, out, data_dir, as_json)))
 
 
 @app.command(rich_help_panel=Platform)
@@ -259,11 +262,11 @@ app.add_typer(webhooks, name="webhooks", rich_help_panel=Platform)
 
 
 @webhooks.command("list")
-def list_webhooks(url: Url = "", data_dir: DataDir = None, as_json: Json = False) -> None:
+def list_webhooks(url: Url = "", key: Key = "", data_dir: DataDir = None, as_json: Json = False) -> None:
     """List the webhooks, and how they fare."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, as_json).list()
+    Webhooks(data_dir, url, key, as_json).list()
 
 
 @webhooks.command("add")
@@ -277,21 +280,22 @@ def add_webhook(
     since: Annotated[str, typer.Option(help="Also what happened since, in ISO 8601; `start` is all.")] = "",
     description: Annotated[str, typer.Option(help="For people.")] = "",
     url: Url = "",
+    key: Key = "",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Tell a URL of events from now on; prints the secret, which is not shown again."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, as_json).add(address, event, agent or [], since, description)
+    Webhooks(data_dir, url, key, as_json).add(address, event, agent or [], since, description)
 
 
 @webhooks.command("show")
-def show_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+def show_webhook(webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None) -> None:
     """Show one webhook as JSON."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, True).show(webhook)
+    Webhooks(data_dir, url, key, True).show(webhook)
 
 
 @webhooks.command("replay")
@@ -302,12 +306,13 @@ def replay_webhook(
         str, typer.Option("--from", metavar="TOPIC:PARTITION:OFFSET", help="A place, as deliveries carry it.")
     ] = "",
     url: Url = "",
+    key: Key = "",
     data_dir: DataDir = None,
 ) -> None:
     """Deliver once more, from a time or a place on, under the same ids."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, True).replay(webhook, since, place)
+    Webhooks(data_dir, url, key, True).replay(webhook, since, place)
 
 
 @webhooks.command("rotate")
@@ -315,45 +320,98 @@ def rotate_webhook(
     webhook: Webhook,
     overlap_s: Annotated[int, typer.Option(min=0, help="How long the old secret signs, too.")] = 86_400,
     url: Url = "",
+    key: Key = "",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Make a new secret, and print it."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, as_json).rotate(webhook, overlap_s)
+    Webhooks(data_dir, url, key, as_json).rotate(webhook, overlap_s)
 
 
 @webhooks.command("test")
-def try_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None, as_json: Json = False) -> None:
+def try_webhook(
+    webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None, as_json: Json = False
+) -> None:
     """Send a signed test; exits with 1 when it is not taken."""
     from api.cli.webhooks import Webhooks
 
-    raise typer.Exit(Webhooks(data_dir, url, as_json).test(webhook))
+    raise typer.Exit(Webhooks(data_dir, url, key, as_json).test(webhook))
 
 
 @webhooks.command("on")
-def switch_on_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+def switch_on_webhook(webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None) -> None:
     """Go on where it stopped, also after the relay has switched it off."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, True).switch(webhook, True)
+    Webhooks(data_dir, url, key, True).switch(webhook, True)
 
 
 @webhooks.command("off")
-def switch_off_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+def switch_off_webhook(webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None) -> None:
     """Stop telling it, and keep the place."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, True).switch(webhook, False)
+    Webhooks(data_dir, url, key, True).switch(webhook, False)
 
 
 @webhooks.command("remove")
-def remove_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+def remove_webhook(webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None) -> None:
     """Remove it."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, False).remove(webhook)
+    Webhooks(data_dir, url, key, False).remove(webhook)
+
+
+keys = typer.Typer(
+    help="API keys: who may do what, and of which tenant.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(keys, name="keys", rich_help_panel=Platform)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="For people: whose it is.")],
+    role: Annotated[Role, typer.Option(help="What it allows; docs/access.md has the table.")],
+    tenant: Annotated[
+        str, typer.Option(help="Whose calls it reaches, no others; * is all.", show_default="the platform's own")
+    ] = "",
+    days: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, max=3650, help="After so many it opens nothing more.", show_default="no end"),
+    ] = None,
+    requests_per_s: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.01, max=10_000, help="How often it may ask.", show_default="access.requests_per_s"),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key, and print it; it is not shown again. From the first one on nobody comes in without."""
+    from api.cli import keys
+
+    asyncio.run(keys.create(name, role, tenant, days, requests_per_s, data_dir, as_json))
+
+
+@keys.command("list")
+def list_keys(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the keys, revoked ones too."""
+    from api.cli import keys
+
+    asyncio.run(keys.show(data_dir, as_json))
+
+
+@keys.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")], data_dir: DataDir = None
+) -> None:
+    """Revoke a key: it opens nothing from now on, at no gateway."""
+    from api.cli import keys
+
+    asyncio.run(keys.revoke(key, data_dir))
 
 
 @app.command(rich_help_panel=Single)

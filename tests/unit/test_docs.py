@@ -22,6 +22,7 @@ DOCUMENTS = [
     "docs/running.md",
     "docs/analytics.md",
     "docs/webhooks.md",
+    "docs/access.md",
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

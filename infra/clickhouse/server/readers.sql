@@ -27,6 +27,7 @@ GRANT SELECT, SHOW ON trunkline.intents TO bi;
 GRANT SELECT, SHOW ON trunkline.latencies TO bi;
 GRANT SELECT, SHOW ON trunkline.latency_by_minute TO bi;
 GRANT SELECT, SHOW ON trunkline.messages TO bi;
+GRANT SELECT, SHOW ON trunkline.refusals TO bi;
 GRANT SELECT, SHOW ON trunkline.responses TO bi;
 GRANT SELECT, SHOW ON trunkline.sessions TO bi;
 GRANT SELECT, SHOW ON trunkline.speculation TO bi;
@@ -56,6 +57,9 @@ CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.health FOR SELECT
     USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
 
 CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.intents FOR SELECT
+    USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
+
+CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.refusals FOR SELECT
     USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
 
 CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.responses FOR SELECT

@@ -20,12 +20,12 @@ from api.dialects.dialect import (
     Start,
     bad_token,
 )
-from api.limits import Bucket
 from api.line import Line
 from api.resume import take_up
 from api.resume_tokens import ResumeToken
 from api.session_router import SessionRouter
 from api.visit import Visit
+from processors.access.limits import Bucket
 from schemas.events import RefusalKind
 from streams.client import LogError
 

@@ -10,11 +10,11 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import GUEST, LOCAL, Authenticator, UnauthenticatedError
-from api.limits import Buckets
 from api.permissions import WEBSOCKET, Rule, is_known, rule_of
 from api.problems import ProblemError
-from api.refusals import Refusals
 from api.visit import Visit
+from processors.access.limits import Buckets
+from processors.access.refusals import Refusals
 from processors.access.roles import GRANTS, Permission, Principal
 from schemas.events import RefusalKind
 from streams.clock import Clock

@@ -19,9 +19,6 @@ class Metrics:
             "trunkline_api_sessions_resumed", "Calls whose callers came back.", ["channel"], registry=self.registry
         )
         self.refused = Counter("trunkline_api_refused", "Calls not taken.", ["reason"], registry=self.registry)
-        self.denied = Counter(
-            "trunkline_api_denied", "What was not allowed to who asked.", ["kind", "reason"], registry=self.registry
-        )
         self.frames_in = Counter(
             "trunkline_api_audio_frames_in", "Frames of callers' audio written.", registry=self.registry
         )

@@ -7,8 +7,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from api.refusals import Refusals
 from api.visit import visit_of
+from processors.access.refusals import Refusals
 from schemas.events import RefusalKind
 from streams.client import LogError
 

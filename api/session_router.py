@@ -12,8 +12,8 @@ import structlog
 from api.door import Counts, Door
 from api.history import Histories
 from api.metrics import Metrics
-from api.refusals import Refusals
 from api.resume_tokens import ResumeTokens, resume_tokens
+from processors.access.refusals import Refusals
 from processors.access.roles import Principal
 from processors.agents import Agent
 from schemas.event import Event
@@ -135,7 +135,7 @@ class SessionRouter:
         self.histories = Histories(settings, self.codec, self.clock)
         self.recent: deque[Summary] = deque(maxlen=RECENT_MAX)
         self.door = Door(settings, metrics, self.clock, self._counts)
-        self.refusals = Refusals(settings, metrics, self.clock)
+        self.refusals = Refusals(self.name, settings.tenant, self.clock)
         self.closing = False
         self._sockets = 0
         self._tokens: ResumeTokens | None = None

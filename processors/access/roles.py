@@ -26,6 +26,7 @@ class Permission(StrEnum):
     SESSIONS_READ = "sessions:read"
     SESSIONS_END = "sessions:end"
     WORDS_READ = "words:read"
+    SQL_READ = "sql:read"
     WEBHOOKS_READ = "webhooks:read"
     WEBHOOKS_RUN = "webhooks:run"
     WEBHOOKS_WRITE = "webhooks:write"
@@ -58,6 +59,9 @@ GRANTS: Mapping[Permission, Grant] = MappingProxyType(
         ),
         Permission.SESSIONS_END: Grant("end calls", frozenset({_ADMIN, _OPERATOR})),
         Permission.WORDS_READ: Grant("read what was said, and who called", frozenset({_ADMIN, _ANALYST, _AUDITOR})),
+        Permission.SQL_READ: Grant(
+            "ask the embedded ClickHouse about all of it", frozenset({_ADMIN, _ANALYST, _AUDITOR})
+        ),
         Permission.WEBHOOKS_READ: Grant(
             "see webhooks and how they fare, without secrets", frozenset({_ADMIN, _OPERATOR, _AUDITOR})
         ),

@@ -27,6 +27,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from processors.access.keyring import Keyring
+from processors.access.refusals import Refusals
 from processors.clickhouse.readers import Readers
 from processors.clickhouse.sight import Sight, sight
 from processors.clickhouse.store import connect
@@ -40,6 +42,7 @@ RESULT_ROWS_MAX = 1_000_000
 QUERY_BYTES_MAX = 262_144
 QUERY_MEMORY_BYTES_MAX = 1_073_741_824
 QUERY_THREADS_MAX = 2
+ACTION = "SQL"
 _READING = re.compile(r"\(*\s*(SELECT|WITH|SHOW|DESCRIBE|DESC|EXPLAIN|EXISTS)\b", re.IGNORECASE)
 _ALLOWED_TABLE_FUNCTIONS = frozenset(
     {"numbers", "values", "view", "zeros", "null", "format", "generateseries", "generate_series"}
@@ -82,13 +85,24 @@ class RefusedError(Exception):
         self.status = status
 
 
+class UnknownReaderError(RefusedError):
+    """A wrong name or password, or a key that may not ask."""
+
+
 class Questions:
     """Answers questions on connections of its own, a few at a time."""
 
-    def __init__(self, settings: Settings, concurrency: int = 2) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        concurrency: int = 2,
+        keyring: Keyring | None = None,
+        refusals: Refusals | None = None,
+    ) -> None:
         self._asking = 0
         self._database = settings.clickhouse.database
-        self._readers = Readers(settings)
+        self._readers = Readers(settings, keyring)
+        self._refusals = refusals
         self._sights: dict[str, Sight] = {}
         self._clients: asyncio.Queue[Client] = asyncio.Queue()
         for _ in range(concurrency):
@@ -108,6 +122,10 @@ class Questions:
             client = await self._clients.get()
             try:
                 return await asyncio.to_thread(self._answer, client, question)
+            except UnknownReaderError:
+                if self._refusals is not None:
+                    self._refusals.tell(*self._readers.refusal(question.password), action=ACTION)
+                raise
             finally:
                 self._clients.put_nowait(client)
         finally:
@@ -120,7 +138,7 @@ class Questions:
             detail = (
                 f"{question.user}: Authentication failed: password is incorrect, or there is no user with such name."
             )
-            raise RefusedError(516, "AUTHENTICATION_FAILED", 403, detail)
+            raise UnknownReaderError(516, "AUTHENTICATION_FAILED", 403, detail)
         # Clients that were not told a database name the one that servers come with.
         if question.database not in ("", "default", self._database):
             raise RefusedError(81, "UNKNOWN_DATABASE", 404, f"Database {question.database} does not exist.")

@@ -19,6 +19,8 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from prometheus_client import Counter, Gauge, start_http_server
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
+from processors.access.keyring import Keyring
+from processors.access.refusals import Refusals
 from processors.clickhouse.http import Questions, serve
 from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row
 from processors.clickhouse.store import Store, connect
@@ -211,10 +213,15 @@ async def work(settings: Settings) -> None:
     await sink.start()
     reports = HealthReports(producer.publish, "clickhouse", settings.worker, settings.tenant, clock)
     watch = BudgetWatch(tiers, lambda: connect(settings), reports, clock, lambda: sink.batch, settings.sla_look_s)
+    keyring = Keyring(settings, clock)
+    refusals = Refusals(f"clickhouse.{settings.worker}", settings.tenant, clock)
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
     facts = {"metrics_port": server.server_port}
     if not settings.clickhouse.host:
-        http, serving, facts["http_port"] = await serve(settings, await asyncio.to_thread(Questions, settings))
+        refusals.open(producer.publish)
+        await keyring.open()
+        questions = await asyncio.to_thread(Questions, settings, keyring=keyring, refusals=refusals)
+        http, serving, facts["http_port"] = await serve(settings, questions)
     running = loop.create_task(sink.run(), name="sink")
     watching = loop.create_task(watch.run(), name="budgets")
     ready.announce(settings, "clickhouse", **facts)
@@ -228,6 +235,8 @@ async def work(settings: Settings) -> None:
     if not settings.clickhouse.host:
         http.should_exit = True
         await serving
+        await keyring.close()
+        await refusals.close()
     await producer.close()
     await asyncio.to_thread(store.close)
     watch.close()

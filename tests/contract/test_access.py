@@ -6,6 +6,7 @@ The broker is this file's own: a key in its log closes every gateway that reads 
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from typing import Any
 import httpx
 import pytest
 import websockets
+from pydantic import SecretStr
+from twilio.request_validator import RequestValidator
 
 from processors.access.keys import new_key, stored_keys, write
 from processors.access.roles import Role
@@ -428,6 +431,35 @@ async def test_an_agent_of_one_tenant_is_not_there_for_another(gateway: Gateway,
             assert started.tenant_id == "acme"
 
 
+async def test_a_telephone_call_is_its_agents_tenants(settings: Settings, peer: Peer) -> None:
+    api = settings.api.model_copy(update={"twilio_auth_token": SecretStr("t0ken"), "public_url": "https://voice.test"})
+    path, form = "/v1/twilio/voice?agent=acmes", {"CallSid": f"CA{uuid.uuid4().hex}", "From": "+15550001"}
+    proof = RequestValidator("t0ken").compute_signature(f"https://voice.test{path}", form)
+    async with running_gateway(settings.model_copy(update={"api": api})) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.http, timeout=60) as http:
+            forged = await http.post(path, data=form, headers={"X-Twilio-Signature": "forged"})
+            assert (forged.status_code, forged.json()["code"]) == (403, "bad_signature")
+            twiml = await http.post(path, data=form, headers={"X-Twilio-Signature": proof})
+        given = dict(re.findall(r'<Parameter name="(\w+)" value="([^"]*)"/>', twiml.text))
+        start = {"streamSid": "MZ1", "callSid": form["CallSid"], "tracks": ["inbound"]}
+        start |= {"mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}}
+        for parameters in ({**given, "trunkline_token": "guess"}, given):
+            async with websockets.connect(f"{gateway.ws}/v1/twilio/media") as socket:
+                await socket.send(json.dumps({"event": "connected", "protocol": "Call", "version": "1.0.0"}))
+                message = {"event": "start", "start": {**start, "customParameters": parameters}, "streamSid": "MZ1"}
+                await socket.send(json.dumps(message))
+                if parameters is given:
+                    started = await peer.seen(lambda e: isinstance(e, Session) and e.channel == "twilio")
+                    assert (started.tenant_id, started.agent_id) == ("acme", "acmes")
+                else:
+                    assert await Caller(socket).closed() == 1008
+    for reason, action in (
+        ("bad_signature", "POST /v1/twilio/voice"),
+        ("bad_call_token", "WEBSOCKET /v1/twilio/media"),
+    ):
+        assert await refusals(settings, kind="unauthenticated", reason=reason, action=action)
+
+
 async def test_roles_hold_on_the_wire(gateway: Gateway, make_key: Keys, settings: Settings) -> None:
     identity, analyst = await make_key(Role.ANALYST, "acme")
     _, operator = await make_key(Role.OPERATOR, None)
@@ -446,7 +478,7 @@ async def test_roles_hold_on_the_wire(gateway: Gateway, make_key: Keys, settings
         }
     async with asking(gateway, operator) as http:
         metrics = await http.get("/metrics")
-        assert 'trunkline_api_denied_total{kind="forbidden",reason="role"}' in metrics.text
+        assert 'trunkline_access_refused_total{kind="forbidden",reason="role"}' in metrics.text
         assert (await http.get(f"/v1/sessions/{uuid.uuid4()}/events")).status_code == 403
 
 
@@ -566,7 +598,12 @@ async def test_the_log_holds_digests_and_garbage_in_it_locks_nobody_out(
     assert key.rpartition("_")[2].encode() not in values
 
 
-async def test_refusals_are_rows_of_clickhouse(
+async def questioned(sink: SinkProcess, password: str, query: str) -> httpx.Response:
+    async with httpx.AsyncClient(timeout=60) as http:
+        return await http.post(f"http://127.0.0.1:{sink.port}/", content=query, auth=("anybody", password))
+
+
+async def test_refusals_are_rows_of_clickhouse_which_takes_keys_for_passwords(
     gateway: Gateway, make_key: Keys, broker: TestBroker, tmp_path: Path
 ) -> None:
     identity, key = await make_key(Role.SERVICE, "gamma")
@@ -583,6 +620,22 @@ async def test_refusals_are_rows_of_clickhouse(
             "gamma\tservice\tGET /v1/keys\tkeys:read\trole",
             "gamma\tservice\tGET /v1/sessions\tsessions:read\trole",
         ]
+        # A key is a password there, too.
+        _, analyst = await make_key(Role.ANALYST, "gamma")
+        _, other = await make_key(Role.ANALYST, "delta")
+        counted = "SELECT count() FROM refusals WHERE tenant_id = 'gamma'"
+        for shown, expected in ((analyst, "2"), (other, "0")):
+
+            async def answered(password: str = shown) -> bool:
+                return (await questioned(sink, password, counted)).status_code == 200
+
+            await until(answered)
+            assert (await questioned(sink, shown, counted)).text.strip() == expected
+        refused = await questioned(sink, key, counted)
+        assert (refused.status_code, refused.headers["x-clickhouse-exception-code"]) == (403, "516")
+        assert "service" not in refused.text
+        where = f"FROM refusals FINAL WHERE key_id = '{identity}' AND action = 'SQL' AND component = 'clickhouse.0'"
+        await asyncio.to_thread(sink.wait_for, f"SELECT count() {where}", 1)
     finally:
         sink.kill()
 

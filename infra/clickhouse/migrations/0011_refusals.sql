@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS refusals
     component       LowCardinality(String) COMMENT 'The process that refused, such as api.0.',
     key_id          String COMMENT 'Who was refused: a key''s id, api.key, or jwt: and the token''s subject; empty where that is not known.',
     role            LowCardinality(String) COMMENT 'The roles of who was refused, separated by commas; empty where that is not known.',
-    action          LowCardinality(String) COMMENT 'What was asked for: a method and a route, such as GET /v1/sessions/{session_id}.',
+    action          LowCardinality(String) COMMENT 'What was asked for: a method and a route, such as GET /v1/sessions/{session_id}; of ClickHouse, SQL.',
     target          String COMMENT 'The id in the route: a session''s, a webhook''s, a key''s; empty where there is none, or it looks like no id.',
     permission      LowCardinality(String) COMMENT 'Of forbidden: what the role lacks, such as words:read.',
     reason          LowCardinality(String) COMMENT 'Why, in a word, such as no_key, unknown_key, revoked_key, expired_token, role, tenant, rate.',

@@ -11,10 +11,9 @@ from starlette.routing import BaseRoute
 from api.app import create_app
 from api.auth import KEY_OF_SETTINGS, LOCAL, UnauthenticatedError
 from api.gate import Gate
-from api.metrics import Metrics
 from api.permissions import RULES, WEBSOCKET, Rule, rule_of, table
-from api.refusals import Refusals
 from processors.access import roles
+from processors.access.refusals import Refusals
 from processors.access.roles import Permission, Principal, Role
 from schemas.event import Event
 from schemas.events import Refusal, RefusalKind
@@ -113,7 +112,7 @@ class Behind:
         self.reached: list[str] = []
         self.events: list[Refusal] = []
         self.answers: list[dict[str, Any]] = []
-        self._refusals = Refusals(given, Metrics(), clock)
+        self._refusals = Refusals("api.0", "demo", clock)
         known: Any = Known(principal)
         self._gate = Gate(self._app, given, known, self._refusals, clock)
 
@@ -204,7 +203,7 @@ async def test_many_refusals_at_once_are_told_by_number() -> None:
     async def publish(event: Any) -> None:
         events.append(event)
 
-    refusals = Refusals(Settings(), Metrics(), SystemClock())
+    refusals = Refusals("api.0", "demo", SystemClock())
     refusals.open(publish)
     principal = Principal("k1", frozenset({ADMIN}), "acme")
     for number in range(3000):
@@ -228,7 +227,7 @@ async def test_a_log_that_is_away_hurts_nobody() -> None:
     async def publish(event: Any) -> None:
         raise OSError("away")
 
-    refusals = Refusals(Settings(), Metrics(), SystemClock())
+    refusals = Refusals("api.0", "demo", SystemClock())
     refusals.open(publish)
     refusals.tell(RefusalKind.LIMITED, "rate")
     await refusals.close()

@@ -1,29 +1,29 @@
-"""What a gateway refuses, told on `voice.refusals`: who asked, for what, and why not."""
+"""What a process refuses, told on `voice.refusals`: who asked, for what, and why not."""
 
 import asyncio
+import collections
 import contextlib
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
+from prometheus_client import Counter
 
-from api.limits import Bucket
-from api.metrics import Metrics
+from processors.access.limits import Bucket
 from processors.access.roles import Principal
 from processors.stage import event_id
 from schemas.event import Event
 from schemas.events import Refusal, RefusalKind
 from streams.clock import Clock
-from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 EVENTS_PER_S = 50.0
 EVENTS_AT_ONCE = 500.0
 SUM_UP_S = 1.0
+told = Counter("trunkline_access_refused", "What was not allowed to who asked.", ["kind", "reason"])
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -47,16 +47,16 @@ class Refusals:
     Never waits and never raises: that the log is away opens no door, and closes none.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, clock: Clock) -> None:
-        self._tenant = settings.tenant
-        self._component = f"api.{settings.worker}"
-        self._session_id = event_id("refusals", self._component)
-        self._metrics = metrics
+    def __init__(self, component: str, tenant: str, clock: Clock) -> None:
+        """`component` is the process's name, such as api.0, and `tenant` the platform's own."""
+        self._component = component
+        self._tenant = tenant
+        self._session_id = event_id("refusals", component)
         self._clock = clock
         self._started_us = clock.now_us()
         self._seq = 0
         self._bucket = Bucket(EVENTS_PER_S, EVENTS_AT_ONCE, clock.monotonic_s())
-        self._summed: Counter[Refused] = Counter()
+        self._summed: collections.Counter[Refused] = collections.Counter()
         self._publish: Callable[[Event], Awaitable[Any]] | None = None
         self._sending: set[asyncio.Future[Any]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -85,7 +85,7 @@ class Refusals:
         permission: str = "",
     ) -> None:
         """Something was refused; of a target that does not look like an id nothing is said."""
-        self._metrics.denied.labels(kind.value, reason).inc()
+        told.labels(kind.value, reason).inc()
         refused = Refused(
             kind,
             reason,
@@ -107,7 +107,7 @@ class Refusals:
             self._tell_summed()
 
     def _tell_summed(self) -> None:
-        summed, self._summed = self._summed, Counter()
+        summed, self._summed = self._summed, collections.Counter()
         for refused, count in summed.items():
             self._write(refused, count)
 

@@ -58,7 +58,7 @@ REPLICAS_MAX = 9
 GRACE_S = 2.0  # for asks at work when the process is told to stop
 # An ask at work that nobody waits for any more means a hung engine, once it has gone on for much longer than work that
 # cannot be interrupted ever took here; the factor is for a machine that has become slower.
-STUCK_S_MIN = 6.0  # a busy machine must not lose its engines for being slow
+STUCK_S_MIN = 10.0  # a busy machine must not lose its engines for being slow
 STUCK_S_MAX = 20.0
 STUCK_FACTOR = 4.0
 _LATE_S = 0.5

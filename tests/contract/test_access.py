@@ -215,7 +215,7 @@ async def test_nothing_that_is_shown_in_vain_is_answered_differently(
     (known,) = await refusals(settings, reason="revoked_key", action="GET /v1/sessions")
     assert (known.key_id, known.tenant_id, known.role) == (identity, "acme", "admin")
     every = b"".join(
-        record.value or b"" for topic in (Refusal.TOPIC, KEYS) for record in await records(settings, topic)
+        record.value or b"" for record in [*await records(settings, Refusal.TOPIC), *await records(settings, KEYS)]
     )
     for text in (revoked, expired, admin, shown["expired_token"]):
         assert text.rpartition("_")[2].encode() not in every

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,14 @@ log = structlog.get_logger(__name__)
 REQUESTS_MAX = 200
 MESSAGE_BYTES_MAX = 1024 * 1024
 COMPONENT = "api"
+
+
+class _Refusals(logging.Filter):
+    """Uvicorn takes each socket that is refused for an app's mistake, and says so."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
+        return record.msg != "ASGI callable returned without completing handshake."
 
 
 class GatewayServer(uvicorn.Server):
@@ -79,9 +88,13 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+_REFUSALS = _Refusals()
+
+
 def make_server(settings: Settings) -> GatewayServer:
     """The server of the settings; raises ConfigError."""
     app = create_app(settings)
+    logging.getLogger("uvicorn.error").addFilter(_REFUSALS)
     config = uvicorn.Config(
         app,
         host=settings.api.host,

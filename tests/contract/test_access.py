@@ -58,6 +58,13 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
         yield one
 
 
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[TestBroker]:
+    """A broker without any key."""
+    with running_broker(tmp_path / "kafka", provisioned=True) as one:
+        yield one
+
+
 @pytest.fixture(scope="module")
 def agents_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An agent of everybody's and one of acme's."""
@@ -250,48 +257,47 @@ async def test_the_issuers_new_keys_are_known_and_its_old_ones_forgotten(gateway
         assert await ask(old) == 401
 
 
-async def test_an_open_gateway_closes_with_the_first_key_and_stays_closed(tmp_path: Path) -> None:
+async def test_an_open_gateway_closes_with_the_first_key_and_stays_closed(fresh: TestBroker) -> None:
     """Made by the command line, known to two gateways, and to one that starts later."""
-    with running_broker(tmp_path / "kafka", provisioned=True) as kafka:
-        first = kafka.settings(api={"port": 0})
-        second = kafka.settings(api={"port": 0}, worker="1")
-        async with running_gateway(first) as one, running_gateway(second) as two:
-            async with asking(one) as http:
-                assert (await http.get("/v1/sessions")).status_code == 200
-                for headers in ({"Origin": "https://evil.test"}, {"Host": "evil.test:8080"}, {"Origin": "null"}):
-                    assert (await http.get("/v1/sessions", headers=headers)).status_code == 401
-                for headers in ({"Origin": "http://localhost:3000"}, {"Host": "[::1]:8080"}):
-                    assert (await http.get("/v1/sessions", headers=headers)).status_code == 200
-                assert (await http.get("/v1/keys")).json() == {"keys": []}
-            created = await cli(kafka, "create", "ann", "--role", "analyst", "--tenant", "acme", "--json")
-            key = json.loads(created)
-            assert (key["tenant"], key["role"], key["state"]) == ("acme", "analyst", "valid")
-            for gateway in (one, two):
+    first = fresh.settings(api={"port": 0})
+    second = fresh.settings(api={"port": 0}, worker="1")
+    async with running_gateway(first) as one, running_gateway(second) as two:
+        async with asking(one) as http:
+            assert (await http.get("/v1/sessions")).status_code == 200
+            for headers in ({"Origin": "https://evil.test"}, {"Host": "evil.test:8080"}, {"Origin": "null"}):
+                assert (await http.get("/v1/sessions", headers=headers)).status_code == 401
+            for headers in ({"Origin": "http://localhost:3000"}, {"Host": "[::1]:8080"}):
+                assert (await http.get("/v1/sessions", headers=headers)).status_code == 200
+            assert (await http.get("/v1/keys")).json() == {"keys": []}
+        created = await cli(fresh, "create", "ann", "--role", "analyst", "--tenant", "acme", "--json")
+        key = json.loads(created)
+        assert (key["tenant"], key["role"], key["state"]) == ("acme", "analyst", "valid")
+        for gateway in (one, two):
 
-                async def closed(at: Gateway = gateway) -> bool:
-                    async with asking(at) as http:
-                        return (await http.get("/v1/sessions")).status_code == 401
-
-                await until(closed)
-                async with asking(gateway, key["key"]) as http:
-                    assert (await http.get("/v1/sessions")).status_code == 200
-                    assert (await http.get("/v1/keys")).status_code == 403
-        async with running_gateway(first) as later:
-            async with asking(later) as http:
-                assert (await http.get("/v1/sessions")).status_code == 401
-            async with asking(later, key["key"]) as http:
-                assert (await http.get("/v1/sessions")).status_code == 200
-                assert key["id"] in await cli(kafka, "list")
-                assert (await cli(kafka, "revoke", key["id"])).strip() == "revoked"
-                assert "revoked" in await cli(kafka, "list")
-
-                async def gone() -> bool:
+            async def closed(at: Gateway = gateway) -> bool:
+                async with asking(at) as http:
                     return (await http.get("/v1/sessions")).status_code == 401
 
-                await until(gone)
-        assert await cli(kafka, "revoke", "0123456789abcdef", expect=2)
-        assert await cli(kafka, "create", "x", "--role", "king", expect=2)
-        assert "name" in await cli(kafka, "create", "", "--role", "admin", expect=2)
+            await until(closed)
+            async with asking(gateway, key["key"]) as http:
+                assert (await http.get("/v1/sessions")).status_code == 200
+                assert (await http.get("/v1/keys")).status_code == 403
+    async with running_gateway(first) as later:
+        async with asking(later) as http:
+            assert (await http.get("/v1/sessions")).status_code == 401
+        async with asking(later, key["key"]) as http:
+            assert (await http.get("/v1/sessions")).status_code == 200
+            assert key["id"] in await cli(fresh, "list")
+            assert (await cli(fresh, "revoke", key["id"])).strip() == "revoked"
+            assert "revoked" in await cli(fresh, "list")
+
+            async def gone() -> bool:
+                return (await http.get("/v1/sessions")).status_code == 401
+
+            await until(gone)
+    assert await cli(fresh, "revoke", "0123456789abcdef", expect=2)
+    assert await cli(fresh, "create", "x", "--role", "king", expect=2)
+    assert "name" in await cli(fresh, "create", "", "--role", "admin", expect=2)
 
 
 async def cli(kafka: TestBroker, *arguments: str, expect: int = 0) -> str:
@@ -314,17 +320,16 @@ async def cli(kafka: TestBroker, *arguments: str, expect: int = 0) -> str:
     return done.stdout if expect == 0 else done.stderr
 
 
-async def test_bound_to_more_than_loopback_nobody_gets_in_without_a_key(tmp_path: Path) -> None:
-    with running_broker(tmp_path / "kafka", provisioned=True) as kafka:
-        settings = kafka.settings(api={"port": 0, "host": "127.0.0.2"})
-        async with running_gateway(settings) as gateway:
-            base = gateway.http.replace("127.0.0.1", "127.0.0.2")
-            async with httpx.AsyncClient(base_url=base, timeout=60) as http:
-                assert (await http.get("/healthz")).status_code == 200
-                assert (await http.get("/v1/agents")).status_code == 401
-                twiml = await http.post("/v1/twilio/voice", data={"CallSid": "CA1"})
-                assert (twiml.status_code, twiml.json()["code"]) == (403, "no_auth_token")
-                assert await refusals(settings, reason="no_auth_token")
+async def test_bound_to_more_than_loopback_nobody_gets_in_without_a_key(fresh: TestBroker) -> None:
+    settings = fresh.settings(api={"port": 0, "host": "127.0.0.2"})
+    async with running_gateway(settings) as gateway:
+        base = gateway.http.replace("127.0.0.1", "127.0.0.2")
+        async with httpx.AsyncClient(base_url=base, timeout=60) as http:
+            assert (await http.get("/healthz")).status_code == 200
+            assert (await http.get("/v1/agents")).status_code == 401
+            twiml = await http.post("/v1/twilio/voice", data={"CallSid": "CA1"})
+            assert (twiml.status_code, twiml.json()["code"]) == (403, "no_auth_token")
+            assert await refusals(settings, reason="no_auth_token")
 
 
 # Who sees what.

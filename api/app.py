@@ -16,6 +16,7 @@ from api.metrics import Metrics
 from api.session_router import SessionRouter
 from api.visit import visit_of
 from api.waiting import adopt
+from api.witness import Witness
 from processors.agents import Agent, load_agents
 from streams.clock import Clock
 from streams.settings import Settings
@@ -64,6 +65,7 @@ def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, cl
     async def calls(websocket: WebSocket) -> None:
         await Connection(websocket, NativeDialect(), router, visit_of(websocket)).run()
 
+    app.add_middleware(Witness, router=router)
     app.add_middleware(
         Gate, settings=settings, authenticator=authenticator, refusals=router.refusals, clock=router.clock
     )

@@ -11,6 +11,41 @@ from typing import ClassVar
 from schemas.event import Event, Part
 
 
+class AccessKind(StrEnum):
+    """read: the events of a call were shown. listed: which calls there were. followed: events were shown as they came.
+    exported: a call was written to a bundle. replayed: events were sent to another system once more. queried: a
+    question was asked in SQL. verified: the record of calls was checked, without showing any.
+    """
+
+    UNKNOWN = "unknown"
+    READ = "read"
+    LISTED = "listed"
+    FOLLOWED = "followed"
+    EXPORTED = "exported"
+    REPLAYED = "replayed"
+    QUERIED = "queried"
+    VERIFIED = "verified"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access(Event):
+    """Somebody looked at what is kept of calls: who, which call, when, by which way."""
+
+    NAME: ClassVar[str] = "access"
+    TOPIC: ClassVar[str] = "voice.accesses"
+    CE_TYPE: ClassVar[str] = "trunkline.access"
+    PII: ClassVar[frozenset[str]] = frozenset()
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": AccessKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
+
+    kind: AccessKind
+    actor: str
+    via: str
+    what: str = ""
+    query: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioFrame(Event):
     """A piece of the caller's audio, in order, without gaps in sample_index unless audio was lost on the way."""
@@ -27,6 +62,36 @@ class AudioFrame(Event):
     sample_index: int
     sample_rate_hz: int = 16000
     captured_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChainHead(Part):
+    """One of `heads`."""
+
+    record_key: str
+    topic: str
+    partition: int
+    position: int
+    offset: int
+    link: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(Event):
+    """The platform's signature under how far the hash chains of the audit record are."""
+
+    NAME: ClassVar[str] = "checkpoint"
+    TOPIC: ClassVar[str] = "voice.checkpoints"
+    CE_TYPE: ClassVar[str] = "trunkline.checkpoint"
+    PII: ClassVar[frozenset[str]] = frozenset()
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {"heads": ChainHead}
+    LISTS: ClassVar[tuple[str, ...]] = ()
+
+    statement: str
+    signature: str
+    public_key: str
+    heads: tuple[ChainHead, ...] = ()
 
 
 class ControlKind(StrEnum):
@@ -429,7 +494,9 @@ class Transcript(Event):
 
 
 EVENTS: tuple[type[Event], ...] = (
+    Access,
     AudioFrame,
+    Checkpoint,
     Control,
     DeadLetter,
     Delivery,

@@ -185,6 +185,12 @@ class WebhookSettings(BaseModel):
     subscriptions_max: int = Field(100, ge=1, le=1000)
 
 
+class AuditSettings(BaseModel):
+    """The audit record."""
+
+    checkpoint_s: float = Field(60.0, gt=0, description="how often the sink signs how far the hash chains are")
+
+
 class Settings(BaseSettings):
     """Everything that can be set; `TRUNKLINE_KAFKA__PARTITIONS=16` sets `kafka.partitions`.
 
@@ -210,7 +216,8 @@ class Settings(BaseSettings):
     sla_dir: Path = Field(REPOSITORY / "infra" / "sla", description="what tenants were promised, a YAML file a tier")
     sla_look_s: float = Field(60.0, gt=0, description="how often the sink looks at tenants' error budgets")
     signing_key_file: Path | None = Field(
-        None, description="Ed25519 private key (PEM) that signs reports; empty: signing.key in the data directory"
+        None,
+        description="Ed25519 private key (PEM) that signs reports and checkpoints; empty: signing.key in data_dir",
     )
     schema_registry_url: str = Field("", description="a Confluent-compatible registry; empty: the gateway's own")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0: any")
@@ -237,6 +244,7 @@ class Settings(BaseSettings):
     engines: EngineSettings = Field(default_factory=lambda: EngineSettings())
     load: LoadSettings = Field(default_factory=lambda: LoadSettings())
     webhooks: WebhookSettings = Field(default_factory=lambda: WebhookSettings())
+    audit: AuditSettings = Field(default_factory=lambda: AuditSettings())
 
     @classmethod
     def settings_customise_sources(

@@ -2,7 +2,8 @@
 those of webhook subscriptions and of how far the relay is with each, and that of API keys.
 
 Audio is kept for a month, so that last month's calls can be replayed through a new model; words for a little over a
-year; dead letters for a quarter, time enough to be looked at. `kafka.retention_days` in the settings overrides any.
+year; dead letters for a quarter, time enough to be looked at; checkpoints of the audit record for ever.
+`kafka.retention_days` in the settings overrides any.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ _DAY_MS = 24 * 60 * _MINUTE_MS
 _MIB = 1024 * 1024
 _RETENTION_DAYS = {"voice.audio.in": 32, "voice.audio.out": 32, "voice.deadletters": 92, "voice.deliveries": 92}
 _TEXT_RETENTION_DAYS = 400
+# Each names the one before, down to the first, which auditors may ask for.
+_KEPT_FOR_EVER = frozenset({"voice.checkpoints"})
 # A dead letter holds a whole record of another topic and its envelope. Kafka applies the limit to a batch, not to a
 # record: none is below librdkafka's default batch of 1,000,000 bytes, or other people's bursts would be refused whole.
 _RECORD_BYTES_MAX = {"voice.deadletters": 2 * _MIB}
@@ -91,12 +94,16 @@ def consumer_group(stage: str) -> str:
     return f"trunkline.{stage}"
 
 
+def _retention_ms(name: str) -> int:
+    return -1 if name in _KEPT_FOR_EVER else _RETENTION_DAYS.get(name, _TEXT_RETENTION_DAYS) * _DAY_MS
+
+
 def _catalogue() -> Mapping[str, Topic]:
     topics = [
         Topic(
             name=event.TOPIC,
             event=event,
-            retention_ms=_RETENTION_DAYS.get(event.TOPIC, _TEXT_RETENTION_DAYS) * _DAY_MS,
+            retention_ms=_retention_ms(event.TOPIC),
             conversation=event.TOPIC in CONVERSATION,
             record_bytes_max=_RECORD_BYTES_MAX.get(event.TOPIC, _MIB),
         )

@@ -253,6 +253,75 @@ def public_key(data_dir: DataDir = None) -> None:
     sla.key(data_dir)
 
 
+audit = typer.Typer(
+    no_args_is_help=True, help="The audit record: verify it, export a call, keep a copy of what is signed."
+)
+app.add_typer(audit, name="audit", rich_help_panel=Log)
+Keys = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option(help="A public key that is trusted, in PEM; repeat for older ones.", show_default="this platform's"),
+]
+
+
+@audit.command(name="verify")
+def verify_calls(
+    session: Annotated[str, typer.Argument(help="A session's id, as `sessions` lists it.", show_default=False)] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Everything that is there.")] = False,
+    key: Keys = None,
+    anchor: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A checkpoint kept elsewhere (`audit anchor`), which must be there still."),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Compare Kafka, ClickHouse and what was signed; exits with 1 and names what is not as it was."""
+    from api.cli import audit
+
+    if bool(session) == everything:
+        raise OperatorError("expected a session or --all")
+    raise typer.Exit(asyncio.run(audit.verify(session, key or [], anchor, data_dir, as_json)))
+
+
+@audit.command(name="export")
+def export_call(
+    session: Annotated[str, typer.Argument(help="A session's id, as `sessions` lists it.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A new folder.", show_default="audit-SESSION", file_okay=False),
+    ] = None,
+    key: Keys = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Write a call to a folder that anybody can verify without Trunkline. It holds what was said."""
+    from api.cli import audit
+
+    asyncio.run(audit.export(session, out, key or [], data_dir, as_json))
+
+
+@audit.command(name="anchor")
+def keep_anchor(
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write it there.", dir_okay=False),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print the newest signed checkpoint, to be kept elsewhere."""
+    from api.cli import audit
+
+    audit.anchor(out, data_dir)
+
+
+@audit.command(name="key")
+def audit_key(data_dir: DataDir = None) -> None:
+    """Print the public key that checkpoints can be verified with."""
+    from api.cli import audit
+
+    audit.key(data_dir)
+
+
 webhooks = typer.Typer(
     help="Tell other systems of calls over HTTP, signed and in order.",
     no_args_is_help=True,

@@ -8,7 +8,9 @@ from typing import Any
 from schemas.event import Event, Part
 from schemas.events import (
     EVENTS,
+    Access,
     AudioFrame,
+    Checkpoint,
     Control,
     DeadLetter,
     Delivery,
@@ -20,10 +22,13 @@ from schemas.events import (
     SpeechChunk,
     Transcript,
 )
-from streams.codec import CodecError
+from streams.codec import Codec, CodecError
+from streams.consumer import Record
 
 TABLES: Mapping[type[Event], str] = {
+    Access: "accesses",
     AudioFrame: "audio_frames",
+    Checkpoint: "checkpoints",
     Control: "controls",
     DeadLetter: "dead_letters",
     Delivery: "deliveries",
@@ -48,6 +53,12 @@ Extract = Callable[[Any], Any]
 def columns(event: type[Event]) -> tuple[str, ...]:
     """The columns that a row of this kind fills, in the order of `row`."""
     return (*(column for column, _ in _PLANS[event]), "kafka_partition", "kafka_offset")
+
+
+def row_of(codec: Codec, record: Record) -> tuple[Event, tuple[Any, ...]]:
+    """The record's event and its row: what the sink writes, and what the audit expects. Raises CodecError."""
+    event = codec.decode_keyed(record.topic, record.key, record.value)
+    return event, row(event, record.partition, record.offset)
 
 
 def row(event: Event, partition: int, offset: int) -> tuple[Any, ...]:

@@ -3,9 +3,13 @@
 It reads every topic of events, without a consumer group's rebalances, and writes batches. A batch is first planned
 (which offsets of which partitions), then written table by table under a token that makes a repeat harmless, then the
 offsets move. A crash in between repeats exactly the planned batch, so every record has one row.
+
+It sees every record, so it also keeps the audit record: hash chains over what is stored (`processors/audit`), written
+with the batch, and checkpoints that sign how far they are.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -21,8 +25,12 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from processors.access.keyring import Keyring
 from processors.access.refusals import Refusals
+from processors.audit import ledger
+from processors.audit.accesses import Accesses
+from processors.audit.anchor import Anchor
+from processors.audit.ledger import Ledger
 from processors.clickhouse.http import Questions, serve
-from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row
+from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row_of
 from processors.clickhouse.store import Store, connect
 from processors.dead_letters import DeadLetters
 from processors.health import Health as HealthReports
@@ -30,7 +38,7 @@ from processors.sla.objectives import load_tiers
 from processors.sla.watch import BudgetWatch
 from processors.stage import Position
 from schemas.event import Event
-from schemas.events import AudioFrame, DeadLetter, Delivery, Health, SpeechChunk
+from schemas.events import Access, AudioFrame, Checkpoint, DeadLetter, Delivery, Health, SpeechChunk
 from streams import ready, standby
 from streams.client import LogError, Partition
 from streams.clock import Clock, SystemClock
@@ -40,14 +48,17 @@ from streams.logs import configure
 from streams.producer import LogProducer
 from streams.registry import codec_for
 from streams.settings import Settings
+from streams.signing import SignatureError
 from streams.yamlfile import ConfigError
 
 log = structlog.get_logger(__name__)
 
 GROUP = "trunkline.clickhouse"
 # Topics that no stage reads: the sink sends their undecodable records to the dead letters.
-GUARDED = frozenset(event.TOPIC for event in (SpeechChunk, Delivery, DeadLetter, Health))
+GUARDED = frozenset(event.TOPIC for event in (SpeechChunk, Delivery, DeadLetter, Health, Access, Checkpoint))
 SEEN_MAX = 200_000
+# An orderly stop waits so long for its last checkpoint; the next start signs what this one did not.
+LAST_CHECKPOINT_S = 5.0
 # Nobody listens to rows: where processors are short, calls go first.
 NICENESS = 5
 
@@ -70,6 +81,12 @@ class Sink:
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._unshown: dict[Partition, int] = {}
         self._batch = 0
+        self._ledger = Ledger()
+        self._anchor = Anchor(settings, producer.publish, codec, clock, self._ledger)
+        self._offsets: dict[Partition, int] = {}
+        self._replayed: dict[Partition, int] = {}
+        # What a batch has entered into the chains is signed once it is written.
+        self._writing = asyncio.Lock()
 
     @property
     def batch(self) -> int:
@@ -85,7 +102,8 @@ class Sink:
             log.info("batch_repeated", batch=self._batch)
             ranges = {partition: (first, last + 1) for partition, (first, last) in plan.items()}
             records = [record async for record in read_range(self._settings, ranges, f"{GROUP}.repeat")]
-            await self._write(self._batch, plan, await self._tables(records))
+            self._replayed = {partition: first for partition, (first, _) in plan.items()}
+            await self._write(plan, await self._tables(records), await self._entries(records, plan))
 
     async def run(self) -> None:
         """Reads from where the tables end, for ever."""
@@ -97,13 +115,34 @@ class Sink:
                 for partition in await reader.partitions(topic):
                     starts[partition] = offsets.get(partition, BEGINNING)
             first = await reader.begin_offsets(starts)
-            await reader.add({partition: max(start, first[partition]) for partition, start in starts.items()})
+            starts = {partition: max(start, first[partition]) for partition, start in starts.items()}
+            await self._begin_signing(starts)
+            await reader.add(starts)
             while await reader.more():
                 await self._clock.sleep(self._settings.clickhouse.batch_wait_ms / 1000)
                 records = reader.take()
                 if records:
                     await self._store_batch(records)
                 await self._show(reader)
+
+    async def _begin_signing(self, starts: Mapping[Partition, int]) -> None:
+        """Chains that have grown since the last checkpoint are in the tables; of what was replayed, in memory, too."""
+        self._offsets = dict(starts)
+        since = {place: min(start, self._replayed.get(place, start)) for place, start in starts.items()}
+        if await self._anchor.start(since, starts):
+            self._ledger.grown = dict(await patiently(self._store.heads_since, self._ledger.covered))
+
+    async def sign(self) -> None:
+        """Signs how far the chains are, again and again, for ever."""
+        while True:
+            await self._clock.sleep(self._settings.audit.checkpoint_s)
+            await self.sign_now()
+
+    async def sign_now(self) -> None:
+        """Signs what is written so far; nothing before `run` has found where the chains are."""
+        async with self._writing:
+            if self._anchor.started:
+                await self._anchor.sign(self._offsets)
 
     async def _show(self, reader: LogReader) -> None:
         """Commits how far the tables are, for people and their tools who look at the group's lag; the sink itself goes
@@ -124,9 +163,11 @@ class Sink:
             partition = Partition(record.topic, record.partition)
             ranges[partition] = (ranges.get(partition, (record.offset, 0))[0], record.offset)
         tables = await self._tables(records)
-        self._batch += 1
-        await patiently(self._store.plan, self._batch, ranges)
-        await self._write(self._batch, ranges, tables)
+        async with self._writing:
+            entries = await self._entries(records, ranges)
+            self._batch += 1
+            await patiently(self._store.plan, self._batch, ranges)
+            await self._write(ranges, tables, entries)
         self._unshown |= {partition: last + 1 for partition, (_, last) in ranges.items()}
         waiting.set(0)
 
@@ -136,8 +177,7 @@ class Sink:
         letters = []
         for record in records:
             try:
-                event = self._codec.decode_keyed(record.topic, record.key, record.value)
-                found = row(event, record.partition, record.offset)
+                event, found = row_of(self._codec, record)
             except CodecError as error:
                 unreadable.labels(error.reason).inc()
                 if record.topic in GUARDED:
@@ -164,16 +204,28 @@ class Sink:
             self._seen.popitem(last=False)
         return True
 
+    async def _entries(
+        self, records: Sequence[Record], ranges: Mapping[Partition, tuple[int, int]]
+    ) -> list[tuple[Any, ...]]:
+        """The records in their chains, as rows; those of a batch that is written again go on from before it."""
+        if keys := self._ledger.unknown(records):
+            below = {partition: first for partition, (first, _) in ranges.items()}
+            self._ledger.learn(keys, await patiently(self._store.heads, keys, below))
+        return [ledger.row_of(entry) for entry in self._ledger.enter(records)]
+
     async def _write(
         self,
-        batch: int,
         ranges: Mapping[Partition, tuple[int, int]],
         tables: Mapping[type[Event], list[tuple[Any, ...]]],
+        entries: list[tuple[Any, ...]],
     ) -> None:
         for event, rows in tables.items():
-            await patiently(self._store.write, batch, TABLES[event], columns(event), rows)
+            await patiently(self._store.write, self._batch, TABLES[event], columns(event), rows)
             rows_written.labels(TABLES[event]).inc(len(rows))
+        if entries:
+            await patiently(self._store.write, self._batch, ledger.TABLE, ledger.COLUMNS, entries)
         await patiently(self._store.written, ranges)
+        self._offsets |= {partition: last + 1 for partition, (_, last) in ranges.items()}
         batches_written.inc()
 
 
@@ -220,18 +272,23 @@ async def work(settings: Settings) -> None:
     if not settings.clickhouse.host:
         refusals.open(producer.publish)
         await keyring.open()
-        questions = await asyncio.to_thread(Questions, settings, keyring=keyring, refusals=refusals)
+        accesses = Accesses(producer.publish, clock, "clickhouse")
+        questions = await asyncio.to_thread(Questions, settings, accesses.note, keyring=keyring, refusals=refusals)
         http, serving, facts["http_port"] = await serve(settings, questions)
     running = loop.create_task(sink.run(), name="sink")
+    signing = loop.create_task(sink.sign(), name="checkpoints")
     watching = loop.create_task(watch.run(), name="budgets")
     ready.announce(settings, "clickhouse", **facts)
     stopped = loop.create_task(stopping.wait())
-    await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({running, signing, stopped}, return_when=asyncio.FIRST_COMPLETED)
     ready.withdraw(settings, "clickhouse")
-    failure = running.exception() if running.done() else None
-    running.cancel()
-    watching.cancel()
-    await asyncio.gather(running, watching, return_exceptions=True)
+    failure = next((task.exception() for task in (running, signing) if task.done()), None)
+    for task in (running, signing, watching):
+        task.cancel()
+    await asyncio.gather(running, signing, watching, return_exceptions=True)
+    if failure is None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(sink.sign_now(), LAST_CHECKPOINT_S)
     if not settings.clickhouse.host:
         http.should_exit = True
         await serving
@@ -246,13 +303,13 @@ async def work(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Exits 0 after an orderly stop, 1 after a failure, 78 where a file of objectives is wrong."""
+    """Exits 0 after an orderly stop, 1 after a failure, 78 where a file of objectives or the signing key is wrong."""
     os.nice(NICENESS)
     settings = Settings()
     configure(settings, "clickhouse")
     try:
         uvloop.run(work(settings))
-    except ConfigError as error:
+    except (ConfigError, SignatureError) as error:
         log.critical("sink_not_started", why=str(error))
         return os.EX_CONFIG
     except Exception:

@@ -11,12 +11,15 @@ import structlog
 from clickhouse_connect.datatypes.base import ClickHouseType
 from clickhouse_connect.driver.client import Client
 
+from processors.audit.chain import Chain, Head
+from processors.audit.ledger import TABLE as AUDIT_RECORDS
 from streams.client import Partition
 from streams.settings import REPOSITORY, Settings
 
 log = structlog.get_logger(__name__)
 
 _CONNECT_S = 5
+_NO_OFFSET = 2**63
 MIGRATIONS = REPOSITORY / "infra" / "clickhouse" / "migrations"
 
 Ranges = Mapping[Partition, tuple[int, int]]
@@ -54,6 +57,31 @@ class Store:
             parameters={"group": self._group},
         ).result_rows
         return {Partition(topic, partition): offset for topic, partition, offset in rows}
+
+    def heads(self, keys: Sequence[str], below: Mapping[Partition, int]) -> list[tuple[Chain, Head]]:
+        """The heads of all chains of these keys, of records below those offsets where they name the partition."""
+        return self._heads("record_key IN {keys:Array(String)} AND kafka_offset <", below, _NO_OFFSET, keys)
+
+    def heads_since(self, offsets: Mapping[Partition, int]) -> list[tuple[Chain, Head]]:
+        """The heads of the chains that have records at or above those offsets."""
+        return self._heads("{keys:Array(String)} = [] AND kafka_offset >=", offsets, 0, ())
+
+    def _heads(
+        self, where: str, offsets: Mapping[Partition, int], otherwise: int, keys: Sequence[str]
+    ) -> list[tuple[Chain, Head]]:
+        rows = self._client.query(
+            "SELECT record_key, kafka_topic, kafka_partition, argMax(position, kafka_offset), max(kafka_offset), "
+            f"hex(argMax(link, kafka_offset)) FROM {AUDIT_RECORDS} WHERE {where} "
+            "transform(concat(kafka_topic, '/', toString(kafka_partition)), {places:Array(String)}, "
+            "{offsets:Array(UInt64)}, {otherwise:UInt64}) GROUP BY record_key, kafka_topic, kafka_partition",
+            parameters={
+                "keys": list(keys),
+                "places": [f"{topic}/{number}" for topic, number in offsets],
+                "offsets": list(offsets.values()),
+                "otherwise": otherwise,
+            },
+        ).result_rows
+        return [(Chain(*row[:3]), Head(row[3], row[4], bytes.fromhex(row[5]))) for row in rows]
 
     def last_plan(self) -> tuple[int, dict[Partition, tuple[int, int]]]:
         """Number and ranges (first and last offset) of the batch planned last; 0 and nothing before the first."""

@@ -446,7 +446,7 @@ async def test_a_telephone_call_is_its_agents_tenants(settings: Settings, peer: 
             assert (forged.status_code, forged.json()["code"]) == (403, "bad_signature")
             twiml = await http.post(path, data=form, headers={"X-Twilio-Signature": proof})
         given = dict(re.findall(r'<Parameter name="(\w+)" value="([^"]*)"/>', twiml.text))
-        start = {"streamSid": "MZ1", "callSid": form["CallSid"], "tracks": ["inbound"]}
+        start: dict[str, Any] = {"streamSid": "MZ1", "callSid": form["CallSid"], "tracks": ["inbound"]}
         start |= {"mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1}}
         for parameters in ({**given, "trunkline_token": "guess"}, given):
             async with websockets.connect(f"{gateway.ws}/v1/twilio/media") as socket:

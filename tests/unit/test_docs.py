@@ -23,6 +23,7 @@ DOCUMENTS = [
     "docs/analytics.md",
     "docs/webhooks.md",
     "docs/access.md",
+    "docs/audit.md",
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

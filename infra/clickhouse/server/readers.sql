@@ -10,11 +10,13 @@ CREATE SETTINGS PROFILE IF NOT EXISTS bi SETTINGS readonly = 2, max_execution_ti
 CREATE QUOTA IF NOT EXISTS bi FOR INTERVAL 1 minute MAX queries = 600 TO bi;
 
 -- One by one: a materialised view hands on its table's rows without the table's policy, and the sink's memory is its own.
+GRANT SELECT, SHOW ON trunkline.accesses TO bi;
 GRANT SELECT, SHOW ON trunkline.audio TO bi;
 GRANT SELECT, SHOW ON trunkline.audio_frames TO bi;
 GRANT SELECT, SHOW ON trunkline.call_audio TO bi;
 GRANT SELECT, SHOW ON trunkline.call_summaries TO bi;
 GRANT SELECT, SHOW ON trunkline.calls TO bi;
+GRANT SELECT, SHOW ON trunkline.checkpoints TO bi;
 GRANT SELECT, SHOW ON trunkline.controls TO bi;
 GRANT SELECT, SHOW ON trunkline.costs TO bi;
 GRANT SELECT, SHOW ON trunkline.dead_letters TO bi;
@@ -38,10 +40,16 @@ GRANT SELECT, SHOW ON trunkline.turn_costs TO bi;
 GRANT SELECT, SHOW ON trunkline.turn_times TO bi;
 GRANT SELECT, SHOW ON trunkline.turns TO bi;
 
+CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.accesses FOR SELECT
+    USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
+
 CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.audio_frames FOR SELECT
     USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
 
 CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.call_audio FOR SELECT
+    USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
+
+CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.checkpoints FOR SELECT
     USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
 
 CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.controls FOR SELECT

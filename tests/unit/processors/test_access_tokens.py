@@ -201,7 +201,7 @@ async def test_roles_are_found_below_a_claim_and_under_the_issuers_names(issuer:
     )
     claims: dict[str, Any] = {"realm_access": {"roles": ["voice-auditors", "offline"]}}
     principal = await tokens.principal(issuer.token(None, None, **{"https://trunkline.test/tenant": "acme"}, **claims))
-    assert (principal.roles, principal.tenant) == ({Role.AUDITOR}, "acme")
+    assert (principal.roles, principal.tenant) == (frozenset({Role.AUDITOR}), "acme")
     claims["realm_access"] = "admin"
     assert await reason(tokens, issuer.token(None, "acme", **{"https://trunkline.test/tenant": "acme"}, **claims)) == (
         "token_without_role"

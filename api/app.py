@@ -23,7 +23,8 @@ from streams.settings import Settings
 
 
 def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, clock: Clock | None = None) -> FastAPI:
-    """The whole gateway; its lifespan opens and closes the log. `app.state.router` holds the live calls.
+    """The whole gateway; its lifespan opens and closes the log. `app.state.router` holds the live calls,
+    `app.state.authenticator` knows who may come in.
 
     Raises ConfigError where an agent's file has a mistake.
     """
@@ -32,12 +33,11 @@ def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, cl
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        keys_known = asyncio.create_task(authenticator.open())
+        authenticator.begin()
         try:
             await router.start()
-            await keys_known
+            await authenticator.open()
         except BaseException:
-            keys_known.cancel()
             await authenticator.close()
             raise
         adopting = asyncio.create_task(adopt(router))
@@ -50,6 +50,7 @@ def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, cl
 
     app = FastAPI(title="Trunkline", description="Self-hosted voice AI: the call is the log.", lifespan=lifespan)
     app.state.router = router
+    app.state.authenticator = authenticator
     problems.install(app, router.refusals)
     for routes in (
         rest.sessions_routes(router),

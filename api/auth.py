@@ -50,6 +50,10 @@ class Authenticator:
         key = settings.api.key.get_secret_value() if settings.api.key is not None else ""
         self._key = key.encode()
 
+    def begin(self) -> None:
+        """Begins to read the keys; see `Keyring`."""
+        self._keyring.begin()
+
     async def open(self) -> None:
         """Returns when the keys are known, however long the log takes."""
         await self._keyring.open()

@@ -15,6 +15,7 @@ import uvicorn
 import uvloop
 
 from api.app import create_app
+from api.auth import Authenticator
 from api.door import SOCKETS_SPARE
 from api.session_router import SessionRouter
 from streams import logs, ready, standby
@@ -40,10 +41,13 @@ class _Refusals(logging.Filter):
 class GatewayServer(uvicorn.Server):
     """Tells when it is ready, and ends the calls before it closes their sockets."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, router: SessionRouter) -> None:
+    def __init__(
+        self, config: uvicorn.Config, settings: Settings, router: SessionRouter, authenticator: Authenticator
+    ) -> None:
         super().__init__(config)
         self._settings = settings
         self._router = router
+        self._authenticator = authenticator
         self._interrupted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -64,6 +68,7 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn; a spare waits for its turn before it, and afterwards the process is announced."""
         standby.show_life()
+        self._authenticator.begin()
         await standby.turn()
         await super().startup(sockets)
         if self.should_exit or not self.servers:
@@ -114,7 +119,7 @@ def make_server(settings: Settings) -> GatewayServer:
         proxy_headers=False,
         server_header=False,
     )
-    return GatewayServer(config, settings, app.state.router)
+    return GatewayServer(config, settings, app.state.router, app.state.authenticator)
 
 
 def inherited_listener() -> socket.socket | None:

@@ -28,9 +28,14 @@ class Keyring:
         self._known = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    def begin(self) -> None:
+        """Begins to follow, unless it has; a process does so while it waits for its turn."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._follow())
+
     async def open(self) -> None:
         """Returns when the keys are known, however long the log takes."""
-        self._task = asyncio.create_task(self._follow())
+        self.begin()
         await self._known.wait()
 
     async def close(self) -> None:

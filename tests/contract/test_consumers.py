@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from schemas import json_form
 from schemas.event import Event
-from schemas.events import EVENTS, Access, Checkpoint, Health
+from schemas.events import EVENTS, Access, Checkpoint, Health, Refusal
 from streams.codec import CONTENT_TYPE, default_codec
 from streams.jars import client_class_path
 from streams.java import find_java
@@ -34,7 +34,7 @@ EXAMPLES = REPOSITORY / "docs" / "examples"
 PATIENCE_S = 300.0
 LINES_MAX = 39
 # Events of the platform, not of calls: the consumers leave their topics alone.
-BESIDE = (Access, Checkpoint, Health)
+BESIDE = (Access, Checkpoint, Health, Refusal)
 
 
 def events_of(session_id: str) -> list[Event]:

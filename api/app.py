@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
 from api import keys, problems, registry, rest, twilio, webhooks
+from api.assist import Followers
 from api.auth import Authenticator
 from api.connection import Connection
 from api.dialects.native import NativeDialect
@@ -65,6 +66,12 @@ def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, cl
     @app.websocket("/v1/calls")
     async def calls(websocket: WebSocket) -> None:
         await Connection(websocket, NativeDialect(), router, visit_of(websocket)).run()
+
+    followers = Followers(router)
+
+    @app.websocket("/v1/assist/{session_id}")
+    async def assist(websocket: WebSocket, session_id: str) -> None:
+        await followers.serve(websocket, session_id, visit_of(websocket).principal)
 
     app.add_middleware(Witness, router=router)
     app.add_middleware(

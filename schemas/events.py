@@ -131,6 +131,41 @@ class Control(Event):
     reason: str = ""
 
 
+class CustomerKind(StrEnum):
+    """scored: a call is over, and says how the customer fares."""
+
+    UNKNOWN = "unknown"
+    SCORED = "scored"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Customer(Event):
+    """How a call went, and how the customer who called fares since."""
+
+    NAME: ClassVar[str] = "customer"
+    TOPIC: ClassVar[str] = "voice.customers"
+    CE_TYPE: ClassVar[str] = "trunkline.customer"
+    PII: ClassVar[frozenset[str]] = frozenset({"caller", "summary"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": CustomerKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ("intents",)
+
+    kind: CustomerKind
+    customer: str = ""
+    caller: str | None = field(default=None, repr=False)
+    score: int = 0
+    score_before: int = -1
+    calls: int = 1
+    call_score: int = 0
+    disposition: str = ""
+    sentiment: float = 0.0
+    summary: str = field(default="", repr=False)
+    intents: tuple[str, ...] = ()
+    turns: int = 0
+    duration_ms: int = 0
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter(Event):
     """A record that could not be processed, whole."""
@@ -442,6 +477,38 @@ class SpeechChunk(Event):
     compute_ms: float = 0.0
 
 
+class SuggestionKind(StrEnum):
+    """answer: what to say, from the intent's template. action: what to look up or do, the agent's tool. passage: what
+    the agent's documents say. record: who calls.
+    """
+
+    UNKNOWN = "unknown"
+    ANSWER = "answer"
+    ACTION = "action"
+    PASSAGE = "passage"
+    RECORD = "record"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion(Event):
+    """A hint for a person who follows the call."""
+
+    NAME: ClassVar[str] = "suggestion"
+    TOPIC: ClassVar[str] = "voice.assist"
+    CE_TYPE: ClassVar[str] = "trunkline.suggestion"
+    PII: ClassVar[frozenset[str]] = frozenset({"text"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": SuggestionKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
+
+    kind: SuggestionKind
+    intent: str = ""
+    title: str = ""
+    text: str = field(default="", repr=False)
+    document: str = ""
+    score: float = 0.0
+
+
 class TranscriptKind(StrEnum):
     """speech_started: the caller begins to speak. partial: the best reading so far; with pause_ms > 0 it is worth
     working on speculatively. speech_resumed: the caller went on, the last revision is void. final: the utterance is
@@ -498,6 +565,7 @@ EVENTS: tuple[type[Event], ...] = (
     AudioFrame,
     Checkpoint,
     Control,
+    Customer,
     DeadLetter,
     Delivery,
     Health,
@@ -506,5 +574,6 @@ EVENTS: tuple[type[Event], ...] = (
     Response,
     Session,
     SpeechChunk,
+    Suggestion,
     Transcript,
 )

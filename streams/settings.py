@@ -191,6 +191,22 @@ class AuditSettings(BaseModel):
     checkpoint_s: float = Field(60.0, gt=0, description="how often the sink signs how far the hash chains are")
 
 
+class CrmSettings(BaseModel):
+    """Workflows in other systems; their pace and breakers are the adapters' own."""
+
+    key: SecretStr | None = Field(
+        None, description="makes customers' pseudonyms; empty: crm.key in the data directory, which is to be kept"
+    )
+    retry_s: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (1, 5, 30, 120, 600, 1800, 3600, 7200, 14_400),
+        description="waits between the attempts, as a JSON list; after the last one the workflow is dead",
+    )
+    open_max: int = Field(1000, ge=1, le=100_000, description="workflows neither done nor dead; then it reads no more")
+    settle_s: float = Field(
+        3.0, ge=0, le=60, description="how long after its end a call is waited for to be whole in the log"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set; `TRUNKLINE_KAFKA__PARTITIONS=16` sets `kafka.partitions`.
 
@@ -213,6 +229,16 @@ class Settings(BaseSettings):
     tenant: str = "demo"
     agents_dir: Path = REPOSITORY / "infra" / "agents"
     models_file: Path = REPOSITORY / "infra" / "models.yaml"
+    adapters_dir: Path = Field(
+        REPOSITORY / "infra" / "adapters", description="how other systems are asked, a YAML file for each"
+    )
+    adapter_urls: dict[str, str] = Field(
+        default_factory=dict,
+        description='addresses of adapters, as JSON: {"sap": "https://host/odata/v4/service"}; with one, it is in use',
+    )
+    workflows_file: Path | None = Field(
+        None, description="what is done in other systems when calls end how; a YAML file"
+    )
     sla_dir: Path = Field(REPOSITORY / "infra" / "sla", description="what tenants were promised, a YAML file a tier")
     sla_look_s: float = Field(60.0, gt=0, description="how often the sink looks at tenants' error budgets")
     signing_key_file: Path | None = Field(
@@ -245,6 +271,7 @@ class Settings(BaseSettings):
     load: LoadSettings = Field(default_factory=lambda: LoadSettings())
     webhooks: WebhookSettings = Field(default_factory=lambda: WebhookSettings())
     audit: AuditSettings = Field(default_factory=lambda: AuditSettings())
+    crm: CrmSettings = Field(default_factory=lambda: CrmSettings())
 
     @classmethod
     def settings_customise_sources(

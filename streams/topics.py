@@ -1,9 +1,9 @@
 """The catalogue: every topic of the platform, made from the schemas, plus one compacted topic of snapshots per stage,
-those of webhook subscriptions and of how far the relay is with each, and that of API keys.
+those of webhook subscriptions and of how far the relay is with each, that of API keys, and that of customers' health.
 
 Audio is kept for a month, so that last month's calls can be replayed through a new model; words for a little over a
-year; dead letters for a quarter, time enough to be looked at; checkpoints of the audit record for ever.
-`kafka.retention_days` in the settings overrides any.
+year; dead letters, attempts to tell others and hints for a quarter, time enough to be looked at; checkpoints of the
+audit record for ever. `kafka.retention_days` in the settings overrides any.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,13 @@ CONVERSATION = (
 _MINUTE_MS = 60 * 1000
 _DAY_MS = 24 * 60 * _MINUTE_MS
 _MIB = 1024 * 1024
-_RETENTION_DAYS = {"voice.audio.in": 32, "voice.audio.out": 32, "voice.deadletters": 92, "voice.deliveries": 92}
+_RETENTION_DAYS = {
+    "voice.audio.in": 32,
+    "voice.audio.out": 32,
+    "voice.assist": 92,
+    "voice.deadletters": 92,
+    "voice.deliveries": 92,
+}
 _TEXT_RETENTION_DAYS = 400
 # Each names the one before, down to the first, which auditors may ask for.
 _KEPT_FOR_EVER = frozenset({"voice.checkpoints"})
@@ -111,7 +117,7 @@ def _catalogue() -> Mapping[str, Topic]:
     ]
     topics += [
         Topic(name=name, event=None, retention_ms=-1, cleanup="compact", conversation=False)
-        for name in (*(state_topic(stage) for stage in (*STAGES, "webhooks")), SUBSCRIPTIONS, KEYS)
+        for name in (*(state_topic(stage) for stage in (*STAGES, "webhooks", "crm")), SUBSCRIPTIONS, KEYS)
     ]
     return MappingProxyType({topic.name: topic for topic in topics})
 

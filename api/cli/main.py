@@ -519,6 +519,14 @@ def relay(data_dir: DataDir = None) -> None:
 
 
 @app.command(rich_help_panel=Single)
+def crm(data_dir: DataDir = None) -> None:
+    """Run the CRM's process: workflows in other systems, customers' health."""
+    from api.cli import running
+
+    running.become(data_dir, "processors.crm.clerk")
+
+
+@app.command(rich_help_panel=Single)
 def broker(
     data_dir: DataDir = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where Kafka listens.")] = 9092,

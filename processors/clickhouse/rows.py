@@ -12,6 +12,7 @@ from schemas.events import (
     AudioFrame,
     Checkpoint,
     Control,
+    Customer,
     DeadLetter,
     Delivery,
     Health,
@@ -20,6 +21,7 @@ from schemas.events import (
     Response,
     Session,
     SpeechChunk,
+    Suggestion,
     Transcript,
 )
 from streams.codec import Codec, CodecError
@@ -30,6 +32,7 @@ TABLES: Mapping[type[Event], str] = {
     AudioFrame: "audio_frames",
     Checkpoint: "checkpoints",
     Control: "controls",
+    Customer: "customers",
     DeadLetter: "dead_letters",
     Delivery: "deliveries",
     Health: "health",
@@ -38,6 +41,7 @@ TABLES: Mapping[type[Event], str] = {
     Response: "responses",
     Session: "sessions",
     SpeechChunk: "speech_chunks",
+    Suggestion: "suggestions",
     Transcript: "transcripts",
 }
 TABLE_OF_TOPIC: Mapping[str, str] = {event.TOPIC: TABLES[event] for event in EVENTS}

@@ -38,7 +38,18 @@ from processors.sla.objectives import load_tiers
 from processors.sla.watch import BudgetWatch
 from processors.stage import Position
 from schemas.event import Event
-from schemas.events import Access, AudioFrame, Checkpoint, DeadLetter, Delivery, Health, Refusal, SpeechChunk
+from schemas.events import (
+    Access,
+    AudioFrame,
+    Checkpoint,
+    Customer,
+    DeadLetter,
+    Delivery,
+    Health,
+    Refusal,
+    SpeechChunk,
+    Suggestion,
+)
 from streams import ready, standby
 from streams.client import LogError, Partition
 from streams.clock import Clock, SystemClock
@@ -55,7 +66,10 @@ log = structlog.get_logger(__name__)
 
 GROUP = "trunkline.clickhouse"
 # Topics that no stage reads: the sink sends their undecodable records to the dead letters.
-GUARDED = frozenset(event.TOPIC for event in (SpeechChunk, Delivery, DeadLetter, Health, Refusal, Access, Checkpoint))
+GUARDED = frozenset(
+    event.TOPIC
+    for event in (SpeechChunk, Customer, Delivery, DeadLetter, Health, Suggestion, Refusal, Access, Checkpoint)
+)
 SEEN_MAX = 200_000
 # An orderly stop waits so long for its last checkpoint; the next start signs what this one did not.
 LAST_CHECKPOINT_S = 5.0

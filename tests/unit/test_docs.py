@@ -24,6 +24,7 @@ DOCUMENTS = [
     "docs/webhooks.md",
     "docs/access.md",
     "docs/audit.md",
+    "docs/crm.md",
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

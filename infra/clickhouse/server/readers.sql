@@ -19,6 +19,7 @@ GRANT SELECT, SHOW ON trunkline.calls TO bi;
 GRANT SELECT, SHOW ON trunkline.checkpoints TO bi;
 GRANT SELECT, SHOW ON trunkline.controls TO bi;
 GRANT SELECT, SHOW ON trunkline.costs TO bi;
+GRANT SELECT, SHOW ON trunkline.customers TO bi;
 GRANT SELECT, SHOW ON trunkline.dead_letters TO bi;
 GRANT SELECT, SHOW ON trunkline.deliveries TO bi;
 GRANT SELECT, SHOW ON trunkline.dialogue TO bi;
@@ -34,6 +35,7 @@ GRANT SELECT, SHOW ON trunkline.responses TO bi;
 GRANT SELECT, SHOW ON trunkline.sessions TO bi;
 GRANT SELECT, SHOW ON trunkline.speculation TO bi;
 GRANT SELECT, SHOW ON trunkline.speech_chunks TO bi;
+GRANT SELECT, SHOW ON trunkline.suggestions TO bi;
 GRANT SELECT, SHOW ON trunkline.tool_calls TO bi;
 GRANT SELECT, SHOW ON trunkline.transcripts TO bi;
 GRANT SELECT, SHOW ON trunkline.turn_costs TO bi;
@@ -53,6 +55,9 @@ CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.checkpoints FOR SELECT
     USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
 
 CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.controls FOR SELECT
+    USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
+
+CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.customers FOR SELECT
     USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
 
 CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.dead_letters FOR SELECT
@@ -77,6 +82,9 @@ CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.sessions FOR SELECT
     USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
 
 CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.speech_chunks FOR SELECT
+    USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
+
+CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.suggestions FOR SELECT
     USING tenant_id = arrayElement(splitByChar('@', currentUser()), -1) TO bi;
 
 CREATE ROW POLICY IF NOT EXISTS of_tenant ON trunkline.transcripts FOR SELECT

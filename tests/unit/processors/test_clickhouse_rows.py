@@ -15,7 +15,14 @@ from schemas.events import EVENTS, AudioFrame, Transcript
 from streams.codec import CodecError
 
 UUIDS = [(event, name) for event in EVENTS for name in ("event_id", "session_id", "causation_id")]
-OF_TOPICS = ("0001_topics.sql", "0004_health.sql", "0011_refusals.sql", "0012_audit_topics.sql")
+OF_TOPICS = (
+    "0001_topics.sql",
+    "0004_health.sql",
+    "0011_refusals.sql",
+    "0012_audit_topics.sql",
+    "0014_customers.sql",
+    "0015_suggestions.sql",
+)
 ADDED = ("0005_gateway.sql", "0006_unread.sql", "0008_heard.sql", "0010_budgets.sql")
 TIMES = ("occurred_at", "captured_at", "speech_ended_at")
 

@@ -17,6 +17,8 @@ from schemas.events import (
     HealthKind,
     Intent,
     IntentKind,
+    Refusal,
+    RefusalKind,
     Response,
     ResponseKind,
     Session,
@@ -79,6 +81,8 @@ class KnownCalls:
         self._delivery("A2", "crm", "m2", DeliveryKind.DEAD, 7, attempt=1, status_code=410, reason="gone")
         breaker = {"component": "stt", "engine": "stt.0", "reason": "3 timeouts"}
         self._put(Health, "stt", 0, 3600, kind=HealthKind.BREAKER_OPENED, **breaker)
+        refused = {"kind": RefusalKind.FORBIDDEN, "component": "api.0", "reason": "role", "permission": "call"}
+        self._put(Refusal, "api", 0, 3602, **refused)
         letter = {"source_topic": "voice.transcripts", "source_partition": 0, "source_offset": 1}
         self._put(DeadLetter, "A3", 0, 3601, stage="intent", reason="invalid_field", **letter)
 
@@ -88,6 +92,7 @@ class KnownCalls:
         self._turn("B1", 1, 40, (300, 10, 50, 40), words, 0.95, "balance", 0.9, 1.0, "template", "ended")
         for at in range(10):
             self._frame("B1", at)
+        self._put(Refusal, "B1", 0, 51, kind=RefusalKind.LIMITED, component="api.0", reason="rate", count=9)
         self._delivery("B1", "erp", "m3", DeliveryKind.DELIVERED, 50, attempt=1, status_code=200)
 
     def at(self, seconds: float) -> str:

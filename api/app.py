@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
-from api import keys, problems, registry, rest, twilio, webhooks
+from api import keys, privacy, problems, registry, rest, twilio, webhooks
 from api.assist import Followers
 from api.auth import Authenticator
 from api.connection import Connection
@@ -55,6 +55,7 @@ def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, cl
     problems.install(app, router.refusals)
     for routes in (
         rest.sessions_routes(router),
+        privacy.routes(router),
         rest.health_routes(router),
         webhooks.routes(router),
         keys.routes(router),

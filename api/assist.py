@@ -15,7 +15,7 @@ from schemas.event import Event
 from schemas.events import Session, SessionKind, Suggestion
 from schemas.json_form import to_json
 from streams.client import LogError, Partition
-from streams.codec import CodecError, default_codec
+from streams.codec import CodecError
 from streams.consumer import LogReader, Record
 from streams.keys import partition_of
 
@@ -81,7 +81,7 @@ class Followers:
         async with LogReader(settings, _NAME) as reader:
             await reader.add(await reader.offsets_at(partitions, since_ms))
             async for record in reader:
-                event = _event(record) if record.key == key else None
+                event = self._event(record) if record.key == key else None
                 if event is None or event.event_id in seen or not follower.sees(event.tenant_id):
                     continue
                 seen.add(event.event_id)
@@ -91,18 +91,17 @@ class Followers:
                     await websocket.send_text(_message({"type": "ended", "reason": event.reason}))
                     return
 
+    def _event(self, record: Record) -> Event | None:
+        try:
+            return self._router.codec.decode(record.topic, record.value)
+        except CodecError:
+            return None
+
 
 async def _left(websocket: WebSocket) -> None:
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):
         while (await websocket.receive())["type"] != "websocket.disconnect":
             pass
-
-
-def _event(record: Record) -> Event | None:
-    try:
-        return default_codec().decode(record.topic, record.value)
-    except CodecError:
-        return None
 
 
 def _message(value: dict[str, Any]) -> str:

@@ -49,6 +49,8 @@ RULES = (
     Rule("GET", "/v1/sessions/{session_id}", Permission.SESSIONS_READ),
     Rule("GET", "/v1/sessions/{session_id}/events", Permission.WORDS_READ),
     Rule(WEBSOCKET, "/v1/assist/{session_id}", Permission.WORDS_READ),
+    Rule("GET", "/v1/sessions/{session_id}/keys", Permission.WORDS_READ),
+    Rule("POST", "/v1/sessions/{session_id}/erase", Permission.SESSIONS_ERASE),
     Rule("POST", "/v1/sessions/{session_id}/hang_up", Permission.SESSIONS_END),
     Rule("DELETE", "/v1/sessions/{session_id}", Permission.SESSIONS_END),
     Rule("GET", "/v1/webhooks", Permission.WEBHOOKS_READ),

@@ -91,8 +91,10 @@ def with_absolute_paths(settings: Settings) -> Settings:
     """The settings for processes that run in another directory than this one."""
     names = ("data_dir", "agents_dir", "models_file", "sla_dir", "adapters_dir", "workflows_file")
     paths = {name: getattr(settings, name) for name in names}
-    changed = settings.model_copy(update={name: path and path.absolute() for name, path in paths.items()})
-    for cached in ("run_dir", "log_dir"):  # a copy takes these along, made for the path as it was given
+    inner = {"keys_dir": settings.keys_dir.absolute(), "policies_dir": settings.privacy.policies_dir.absolute()}
+    update: dict[str, object] = {name: path and path.absolute() for name, path in paths.items()}
+    changed = settings.model_copy(update=update | {"privacy": settings.privacy.model_copy(update=inner)})
+    for cached in ("run_dir", "log_dir", "keys_dir"):  # a copy takes these along, made for the path as it was given
         changed.__dict__.pop(cached, None)
     return changed
 
@@ -110,6 +112,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "TRUNKLINE_ADAPTERS_DIR": str(settings.adapters_dir),
         "TRUNKLINE_ADAPTER_URLS": json.dumps(settings.adapter_urls),
         **({"TRUNKLINE_WORKFLOWS_FILE": str(settings.workflows_file)} if settings.workflows_file else {}),
+        "TRUNKLINE_PRIVACY__KEYS_DIR": str(settings.keys_dir),
+        "TRUNKLINE_PRIVACY__POLICIES_DIR": str(settings.privacy.policies_dir),
         "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
         "TRUNKLINE_CLICKHOUSE__HTTP_PORT": str(settings.clickhouse.http_port),
         "TRUNKLINE_API__HOST": settings.api.host,

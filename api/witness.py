@@ -32,7 +32,7 @@ class _Rule:
 
 _RULES = (
     _Rule("GET", re.compile("/v1/sessions"), AccessKind.LISTED),
-    _Rule("GET", re.compile(f"/v1/sessions/{_SESSION}(?:/events)?"), AccessKind.READ),
+    _Rule("GET", re.compile(f"/v1/sessions/{_SESSION}(?:/events|/keys)?"), AccessKind.READ),
     _Rule("POST", re.compile("/v1/webhooks/[^/]+/replay"), AccessKind.REPLAYED),
 )
 

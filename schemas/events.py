@@ -58,7 +58,7 @@ class AudioFrame(Event):
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
     LISTS: ClassVar[tuple[str, ...]] = ()
 
-    pcm: bytes = field(repr=False)
+    pcm: bytes = field(default=b"", repr=False)
     sample_index: int
     sample_rate_hz: int = 16000
     captured_at: int
@@ -96,8 +96,9 @@ class Checkpoint(Event):
 
 class ControlKind(StrEnum):
     """barge_in: the caller spoke over the agent; the turn's remaining speech is void. dtmf: a key was pressed. playout:
-    how much of a turn the caller has heard. transfer, hang_up: end of the agent's part. erase: forget the call. quiet:
-    the caller's side is connected and has sent no audio for a second, so what was said is over.
+    how much of a turn the caller has heard. transfer, hang_up: end of the agent's part. erase: forget the call; nobody
+    can read its personal fields from here on. erased: a store has done so, or all have. quiet: the caller's side is
+    connected and has sent no audio for a second, so what was said is over.
     """
 
     UNKNOWN = "unknown"
@@ -108,6 +109,7 @@ class ControlKind(StrEnum):
     HANG_UP = "hang_up"
     ERASE = "erase"
     QUIET = "quiet"
+    ERASED = "erased"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,7 @@ class Control(Event):
     heard_text: str = field(default="", repr=False)
     target: str = ""
     reason: str = ""
+    document: str = ""
 
 
 class CustomerKind(StrEnum):
@@ -315,7 +318,7 @@ class Intent(Event):
     intent: str
     confidence: float
     alternatives: tuple[Alternative, ...] = ()
-    entities: tuple[Entity, ...] = ()
+    entities: tuple[Entity, ...] = field(default=(), repr=False)
     sentiment: float = 0.0
     text: str = field(default="", repr=False)
     utterance: int = 0
@@ -548,7 +551,7 @@ class Transcript(Event):
     utterance: int
     revision: int = 0
     text: str = field(default="", repr=False)
-    words: tuple[Word, ...] = ()
+    words: tuple[Word, ...] = field(default=(), repr=False)
     confidence: float = 0.0
     language: str = "en"
     pause_ms: int = 0

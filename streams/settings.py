@@ -207,6 +207,20 @@ class CrmSettings(BaseModel):
     )
 
 
+class PrivacySettings(BaseModel):
+    """Personal data at rest."""
+
+    seal: bool = Field(True, description="personal fields are written to the log encrypted, under a key for each call")
+    keys_dir: Path | None = Field(
+        None, description="the calls' keys, the same for all processes; empty: keys in the data directory"
+    )
+    kms: str = Field("local", description="wraps those keys: local files, or package.module:factory of your own")
+    look_s: float = Field(3600.0, gt=0, description="how often the sink looks for what tenants no longer keep")
+    policies_dir: Path = Field(
+        REPOSITORY / "infra" / "privacy", description="what is masked and how long kept, a YAML file for some tenants"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set; `TRUNKLINE_KAFKA__PARTITIONS=16` sets `kafka.partitions`.
 
@@ -272,6 +286,7 @@ class Settings(BaseSettings):
     webhooks: WebhookSettings = Field(default_factory=lambda: WebhookSettings())
     audit: AuditSettings = Field(default_factory=lambda: AuditSettings())
     crm: CrmSettings = Field(default_factory=lambda: CrmSettings())
+    privacy: PrivacySettings = Field(default_factory=lambda: PrivacySettings())
 
     @classmethod
     def settings_customise_sources(
@@ -289,6 +304,11 @@ class Settings(BaseSettings):
     def run_dir(self) -> Path:
         """Where the running platform keeps its state files and sockets."""
         return self.data_dir / "run"
+
+    @cached_property
+    def keys_dir(self) -> Path:
+        """Where the data keys of calls and the keys of tenants are kept."""
+        return self.privacy.keys_dir or self.data_dir / "keys"
 
     @cached_property
     def log_dir(self) -> Path:

@@ -1,11 +1,13 @@
 """The catalogue: every topic of the platform, made from the schemas, plus one compacted topic of snapshots per stage,
-those of webhook subscriptions and of how far the relay is with each, that of API keys, and that of customers' health.
+those of webhook subscriptions and of how far the relay is with each, that of API keys, that of customers' health, and
+that of words in the clear.
 
 Audio is kept for a month, so that last month's calls can be replayed through a new model; words for a little over a
 year; dead letters, attempts to tell others and hints for a quarter, time enough to be looked at; checkpoints of the
 audit record for ever. `kafka.retention_days` in the settings overrides any.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,6 +20,7 @@ from streams.settings import Settings
 STAGES = ("stt", "intent", "llm", "tts")
 SUBSCRIPTIONS = "voice.webhooks"
 KEYS = "voice.keys"
+CLEAR = "voice.clear"
 CONVERSATION = (
     "voice.sessions",
     "voice.audio.in",
@@ -41,6 +44,8 @@ _RETENTION_DAYS = {
 _TEXT_RETENTION_DAYS = 400
 # Each names the one before, down to the first, which auditors may ask for.
 _KEPT_FOR_EVER = frozenset({"voice.checkpoints"})
+# Nothing there can be erased: it is gone soon by itself.
+_CLEAR_RETENTION_DAYS = 7
 # A dead letter holds a whole record of another topic and its envelope. Kafka applies the limit to a batch, not to a
 # record: none is below librdkafka's default batch of 1,000,000 bytes, or other people's bursts would be refused whole.
 _RECORD_BYTES_MAX = {"voice.deadletters": 2 * _MIB}
@@ -48,7 +53,7 @@ _RECORD_BYTES_MAX = {"voice.deadletters": 2 * _MIB}
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic; `event` is None where values are not events but a stage's snapshots, subscriptions, or keys.
+    """One topic; `event` is None where values are no Avro events: snapshots, subscriptions, keys, words in the clear.
 
     Events are keyed by session id, and every topic has `kafka.partitions` partitions, so that a session lives in the
     same partition number of each. `retention_ms` is the default, -1 for ever; `config` says what applies.
@@ -64,6 +69,11 @@ class Topic:
     def partitions(self, settings: Settings) -> int:
         """How many partitions it has."""
         return settings.kafka.partitions
+
+    def retention_days(self, settings: Settings) -> float:
+        """For how long records are kept; infinite: for ever."""
+        days = settings.kafka.retention_days.get(self.name, self.retention_ms / _DAY_MS)
+        return math.inf if days < 0 else days
 
     def config(self, settings: Settings) -> dict[str, str]:
         """The topic's configuration, as Kafka's AdminClient takes it."""
@@ -119,6 +129,7 @@ def _catalogue() -> Mapping[str, Topic]:
         Topic(name=name, event=None, retention_ms=-1, cleanup="compact", conversation=False)
         for name in (*(state_topic(stage) for stage in (*STAGES, "webhooks", "crm")), SUBSCRIPTIONS, KEYS)
     ]
+    topics.append(Topic(name=CLEAR, event=None, retention_ms=_CLEAR_RETENTION_DAYS * _DAY_MS, conversation=False))
     return MappingProxyType({topic.name: topic for topic in topics})
 
 

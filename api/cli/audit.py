@@ -24,7 +24,7 @@ from processors.audit.verify import Report, Verifier
 from schemas.events import AccessKind
 from streams import signing
 from streams.clock import SystemClock
-from streams.codec import default_codec
+from streams.registry import codec_for
 from streams.settings import Settings
 
 ANCHOR = "trunkline.audit.anchor"
@@ -58,7 +58,7 @@ async def export(session: str, out: Path | None, keys: Sequence[Path], data_dir:
         await note_access(settings, AccessKind.EXPORTED, session, "audit export")
         try:
             report, records = await export_call(
-                folder, settings, default_codec(), _asker(settings), trusted, session, SystemClock()
+                folder, settings, codec_for(settings), _asker(settings), trusted, session, SystemClock()
             )
         except (BundleError, signing.SignatureError, OSError) as error:
             raise OperatorError(str(error)) from error
@@ -81,7 +81,7 @@ def anchor(out: Path | None, data_dir: Path | None) -> None:
 async def _newest(data_dir: Path | None) -> str:
     settings = running_settings(data_dir)
     with log_errors(settings):
-        found = await last_checkpoint(settings, default_codec(), _own_key(settings))
+        found = await last_checkpoint(settings, codec_for(settings), _own_key(settings))
     if found is None:
         raise OperatorError("there is no checkpoint yet; the ClickHouse sink writes the first when it starts")
     signature = {"algorithm": signing.ALGORITHM, "public_key": found.public_key, "value": found.signature}
@@ -98,7 +98,7 @@ def key(data_dir: Path | None) -> None:
 async def _verified(
     settings: Settings, trusted: Sequence[Ed25519PublicKey], session: str, kept: Statement | None
 ) -> Report:
-    verifier = Verifier(settings, default_codec(), _asker(settings), trusted, SystemClock())
+    verifier = Verifier(settings, codec_for(settings), _asker(settings), trusted, SystemClock())
     return await verifier.verify(session or None, kept)
 
 

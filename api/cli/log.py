@@ -31,8 +31,9 @@ from schemas.events import (
     Transcript,
 )
 from streams.client import Partition, client_config
-from streams.codec import Codec, CodecError, default_codec
+from streams.codec import Codec, CodecError
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range, session_records
+from streams.registry import codec_for
 from streams.settings import Settings
 from streams.topics import TOPICS
 
@@ -167,7 +168,7 @@ async def sessions(data_dir: Path | None, limit: int, as_json: bool) -> None:
 
 async def _calls(settings: Settings) -> list[_Call]:
     """Every call that is on voice.sessions, by its start."""
-    codec = default_codec()
+    codec = codec_for(settings)
     calls: dict[str, _Call] = {}
     async for record in read_range(settings, await _whole(settings, ["voice.sessions"])):
         event = _decoded(codec, record)
@@ -198,7 +199,7 @@ async def show(session: str, data_dir: Path | None, as_json: bool) -> None:
             await note_access(settings, AccessKind.READ, session, "show")
     if not records:
         raise OperatorError(f"no session is called {session}; `trunkline sessions` lists them")
-    codec = default_codec()
+    codec = codec_for(settings)
     timeline = [(record, _decoded(codec, record)) for record in records]
     if as_json:
         for record, event in timeline:
@@ -248,7 +249,7 @@ async def tail(names: Sequence[str], session: str, from_start: bool, data_dir: P
     """Prints events as they come, without end."""
     chosen = _topics_named(names)
     settings = running_settings(data_dir)
-    codec = default_codec()
+    codec = codec_for(settings)
     with log_errors(settings):
         await note_access(settings, AccessKind.FOLLOWED, session, f"tail {' '.join(chosen)}")
         async with LogReader(settings, "trunkline.tail") as reader:

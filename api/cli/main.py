@@ -198,6 +198,32 @@ def sql(
 
 
 @app.command(rich_help_panel=Log)
+def erase(
+    session: Annotated[str, typer.Argument(help="A session's id, as `sessions` lists it.", show_default=False)] = "",
+    caller: Annotated[str, typer.Option(help="Erase every session of this caller instead.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; the certificate says so. Name nobody in it.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also a call that is going on.")] = False,
+    verify: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Erase nothing: check that this certificate is what the platform signed.", dir_okay=False),
+    ] = None,
+    key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="With --verify, the public key that is trusted, in PEM.", show_default="this platform's"),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The signed certificates, one a line.")] = False,
+) -> None:
+    """Forget calls for good: destroy their keys, empty ClickHouse, and certify it. There is no way back."""
+    from api.cli import erasure
+
+    if verify is not None:
+        erasure.verify(verify, key, data_dir)
+    else:
+        erasure.erase(session, caller, reason, force, data_dir, as_json)
+
+
+@app.command(rich_help_panel=Log)
 def bi_user(
     name: Annotated[str, typer.Argument(help="The user's name.")],
     tenant: Annotated[str, typer.Option(help="Whose calls the user may ask about; no others.")],

@@ -25,6 +25,7 @@ class Permission(StrEnum):
     AGENTS_READ = "agents:read"
     SESSIONS_READ = "sessions:read"
     SESSIONS_END = "sessions:end"
+    SESSIONS_ERASE = "sessions:erase"
     WORDS_READ = "words:read"
     SQL_READ = "sql:read"
     WEBHOOKS_READ = "webhooks:read"
@@ -58,6 +59,7 @@ GRANTS: Mapping[Permission, Grant] = MappingProxyType(
             frozenset({_ADMIN, _OPERATOR, _ANALYST, _AUDITOR}),
         ),
         Permission.SESSIONS_END: Grant("end calls", frozenset({_ADMIN, _OPERATOR})),
+        Permission.SESSIONS_ERASE: Grant("forget calls for good", frozenset({_ADMIN})),
         Permission.WORDS_READ: Grant("read what was said, and who called", frozenset({_ADMIN, _ANALYST, _AUDITOR})),
         Permission.SQL_READ: Grant(
             "ask the embedded ClickHouse about all of it", frozenset({_ADMIN, _ANALYST, _AUDITOR})

@@ -4,7 +4,7 @@ import math
 import re
 import struct
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from processors.audit.chain import Chain, Entry
@@ -146,11 +146,12 @@ class Tables:
         found = re.search(r"TTL .*toIntervalDay\((\d+)\)", engine)
         return int(found[1]) if found else None
 
-    def shown(self, event: Event, row: Sequence[Any]) -> Expected:
-        """The row that an event gives, as `rows` shows it once it is there."""
+    def shown(self, event: Event, row: Sequence[Any], unproved: Collection[str]) -> Expected:
+        """The row that an event gives, as `rows` shows it once it is there; without what cannot be proved."""
         types = self._types_of(TABLE_OF_TOPIC[event.TOPIC])
         named = dict(zip(columns(type(event)), row, strict=True))
-        del named["kafka_partition"], named["kafka_offset"]
+        for name in ("kafka_partition", "kafka_offset", *("pcm_bytes" if one == "pcm" else one for one in unproved)):
+            del named[name]
         return Expected(
             event.event_id, event.occurred_at, {name: _written(types[name], value) for name, value in named.items()}
         )

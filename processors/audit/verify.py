@@ -31,6 +31,7 @@ from processors.audit.signed import Series, Signed, read_series, series_of
 from processors.audit.tables import Ask, Tables
 from processors.clickhouse.rows import TABLE_OF_TOPIC, row_of
 from processors.clickhouse.sink import GROUP
+from processors.privacy import load_policies
 from schemas.events import Checkpoint
 from streams.client import Partition
 from streams.clock import Clock
@@ -89,6 +90,7 @@ class Verifier:
     ) -> None:
         self._settings = settings
         self._codec = codec
+        self._policies = load_policies(settings.privacy.policies_dir)
         self._ask = ask
         self._trusted = trusted
         self._clock = clock
@@ -281,7 +283,8 @@ class Verifier:
         expected = {}
         for record in records:
             with contextlib.suppress(CodecError):
-                expected[record.offset] = tables.shown(*row_of(self._codec, record))
+                event, row = row_of(self._codec, self._policies, record)
+                expected[record.offset] = tables.shown(event, row, self._codec.unproved(event))
         return expected
 
     async def _truly_missing(

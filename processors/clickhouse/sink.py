@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -29,11 +29,15 @@ from processors.audit import ledger
 from processors.audit.accesses import Accesses
 from processors.audit.anchor import Anchor
 from processors.audit.ledger import Ledger
+from processors.clear import WORDS, clear_record
 from processors.clickhouse.http import Questions, serve
 from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row_of
 from processors.clickhouse.store import Store, connect
 from processors.dead_letters import DeadLetters
+from processors.erasure import erased_event
 from processors.health import Health as HealthReports
+from processors.privacy import Policies, load_policies
+from processors.retention import Retention
 from processors.sla.objectives import load_tiers
 from processors.sla.watch import BudgetWatch
 from processors.stage import Position
@@ -42,6 +46,8 @@ from schemas.events import (
     Access,
     AudioFrame,
     Checkpoint,
+    Control,
+    ControlKind,
     Customer,
     DeadLetter,
     Delivery,
@@ -57,14 +63,17 @@ from streams.codec import Codec, CodecError
 from streams.consumer import BEGINNING, LogReader, Record, read_range
 from streams.logs import configure
 from streams.producer import LogProducer
-from streams.registry import codec_for
+from streams.registry import codec_for, keyring_for
 from streams.settings import Settings
 from streams.signing import SignatureError
+from streams.topics import CLEAR, TOPICS
 from streams.yamlfile import ConfigError
 
 log = structlog.get_logger(__name__)
 
 GROUP = "trunkline.clickhouse"
+STORE = "clickhouse"
+Tables = Mapping[type[Event], list[tuple[Any, ...]]]
 # Topics that no stage reads: the sink sends their undecodable records to the dead letters.
 GUARDED = frozenset(
     event.TOPIC
@@ -80,17 +89,28 @@ rows_written = Counter("trunkline_sink_rows", "Rows written.", ["table"])
 batches_written = Counter("trunkline_sink_batches", "Batches written.")
 repeats = Counter("trunkline_sink_repeats", "Records whose event was already there.")
 unreadable = Counter("trunkline_sink_unreadable", "Records that are no event.", ["reason"])
+erased = Counter("trunkline_sink_erased", "Calls whose personal columns were emptied.")
 waiting = Gauge("trunkline_sink_waiting", "Records read and not yet written.")
 
 
 class Sink:
     """Turns records into batches; `run` works until it is cancelled."""
 
-    def __init__(self, settings: Settings, store: Store, producer: LogProducer, codec: Codec, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        producer: LogProducer,
+        codec: Codec,
+        clock: Clock,
+        policies: Policies,
+    ) -> None:
         self._settings = settings
         self._store = store
         self._codec = codec
         self._clock = clock
+        self._policies = policies
+        self._producer = producer
         self._letters = DeadLetters("clickhouse", producer.publish, clock, settings.dead_letters_per_minute_max)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._unshown: dict[Partition, int] = {}
@@ -117,7 +137,8 @@ class Sink:
             ranges = {partition: (first, last + 1) for partition, (first, last) in plan.items()}
             records = [record async for record in read_range(self._settings, ranges, f"{GROUP}.repeat")]
             self._replayed = {partition: first for partition, (first, _) in plan.items()}
-            await self._write(plan, await self._tables(records), await self._entries(records, plan))
+            tables, erases = await self._tables(records)
+            await self._write(plan, tables, await self._entries(records, plan), erases)
 
     async def run(self) -> None:
         """Reads from where the tables end, for ever."""
@@ -176,28 +197,33 @@ class Sink:
         for record in records:
             partition = Partition(record.topic, record.partition)
             ranges[partition] = (ranges.get(partition, (record.offset, 0))[0], record.offset)
-        tables = await self._tables(records)
+        tables, erases = await self._tables(records)
         async with self._writing:
             entries = await self._entries(records, ranges)
             self._batch += 1
             await patiently(self._store.plan, self._batch, ranges)
-            await self._write(ranges, tables, entries)
+            await self._write(ranges, tables, entries, erases)
         self._unshown |= {partition: last + 1 for partition, (_, last) in ranges.items()}
         waiting.set(0)
 
-    async def _tables(self, records: Sequence[Record]) -> Mapping[type[Event], list[tuple[Any, ...]]]:
-        """Rows by kind of event; what is no event goes to the dead letters before its batch is written."""
+    async def _tables(self, records: Sequence[Record]) -> tuple[Tables, list[Control]]:
+        """Rows by kind of event, and which calls are to be erased.
+
+        What is no event goes to the dead letters before its batch is written, and masked words to the clear topic of
+        tenants who want it.
+        """
         tables: dict[type[Event], list[tuple[Any, ...]]] = defaultdict(list)
-        letters = []
+        erases: list[Control] = []
+        told: list[Awaitable[Any]] = []
         for record in records:
             try:
-                event, found = row_of(self._codec, record)
+                event, found = row_of(self._codec, self._policies, record)
             except CodecError as error:
                 unreadable.labels(error.reason).inc()
                 if record.topic in GUARDED:
                     position = Position(record.topic, record.partition, record.offset)
                     headers = {name: value for name, value in record.headers if value is not None}
-                    letters.append(
+                    told.append(
                         asyncio.ensure_future(
                             self._letters.send(position, record.key, record.value, headers, error.reason, error.detail)
                         )
@@ -205,8 +231,23 @@ class Sink:
                 continue
             if isinstance(event, AudioFrame) or self._first(event.event_id):
                 tables[type(event)].append(found)
-        await asyncio.gather(*letters)
-        return tables
+            if record.topic in WORDS and self._policies.of(event.tenant_id).clear_topic:
+                told.append(self._publish_clear(event, Position(record.topic, record.partition, record.offset)))
+            if isinstance(event, Control) and event.kind is ControlKind.ERASE:
+                erases.append(event)
+        await asyncio.gather(*told)
+        return tables, erases
+
+    def _publish_clear(self, event: Event, position: Position) -> Awaitable[Any]:
+        record = clear_record(event, position)
+        return self._producer.publish_raw(CLEAR, record.key, record.value, record.headers)
+
+    async def _erase(self, erase: Control) -> None:
+        """Empties what is personal in the call's rows, and tells the log."""
+        rows = await patiently(self._store.erase, [erase.session_id])
+        erased.inc()
+        log.info("erased", session_id=erase.session_id, rows=sum(rows.values()))
+        await self._producer.publish(erased_event(erase, STORE, {"rows": rows}, self._clock.now_us()))
 
     def _first(self, event_id: str) -> bool:
         """The first event with an id is the truth; a repeat long after is merged away by the table itself."""
@@ -230,14 +271,18 @@ class Sink:
     async def _write(
         self,
         ranges: Mapping[Partition, tuple[int, int]],
-        tables: Mapping[type[Event], list[tuple[Any, ...]]],
+        tables: Tables,
         entries: list[tuple[Any, ...]],
+        erases: Sequence[Control],
     ) -> None:
         for event, rows in tables.items():
             await patiently(self._store.write, self._batch, TABLES[event], columns(event), rows)
             rows_written.labels(TABLES[event]).inc(len(rows))
         if entries:
             await patiently(self._store.write, self._batch, ledger.TABLE, ledger.COLUMNS, entries)
+        # Before the offsets move, so that a crash repeats it.
+        for erase in erases:
+            await self._erase(erase)
         await patiently(self._store.written, ranges)
         self._offsets |= {partition: last + 1 for partition, (_, last) in ranges.items()}
         batches_written.inc()
@@ -262,52 +307,66 @@ async def patiently(work: Any, *arguments: Any) -> Any:
     raise AssertionError("tries without end")
 
 
+@contextlib.asynccontextmanager
+async def answering(settings: Settings, producer: LogProducer, clock: Clock) -> AsyncIterator[dict[str, int]]:
+    """The embedded ClickHouse's HTTP interface; yields what is to be announced of it. A server has its own."""
+    if settings.clickhouse.host:
+        yield {}
+        return
+    keyring = Keyring(settings, clock)
+    refusals = Refusals(f"clickhouse.{settings.worker}", settings.tenant, clock)
+    accesses = Accesses(producer.publish, clock, "clickhouse")
+    refusals.open(producer.publish)
+    await keyring.open()
+    questions = await asyncio.to_thread(Questions, settings, accesses.note, keyring=keyring, refusals=refusals)
+    http, serving, port = await serve(settings, questions)
+    try:
+        yield {"http_port": port}
+    finally:
+        http.should_exit = True
+        await serving
+        await keyring.close()
+        await refusals.close()
+
+
 async def work(settings: Settings) -> None:
     """Runs the sink, and the embedded ClickHouse's HTTP interface, until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     standby.show_life()
     codec = codec_for(settings)
     producer = LogProducer(settings, GROUP, codec)
-    tiers = load_tiers(settings.sla_dir)
+    tiers, policies = load_tiers(settings.sla_dir), load_policies(settings.privacy.policies_dir)
     await standby.turn()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     store = await patiently(Store, settings, GROUP)
     clock = SystemClock()
-    sink = Sink(settings, store, producer, codec, clock)
+    sink = Sink(settings, store, producer, codec, clock, policies)
     await sink.start()
     reports = HealthReports(producer.publish, "clickhouse", settings.worker, settings.tenant, clock)
     watch = BudgetWatch(tiers, lambda: connect(settings), reports, clock, lambda: sink.batch, settings.sla_look_s)
-    keyring = Keyring(settings, clock)
-    refusals = Refusals(f"clickhouse.{settings.worker}", settings.tenant, clock)
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
-    facts = {"metrics_port": server.server_port}
-    if not settings.clickhouse.host:
-        refusals.open(producer.publish)
-        await keyring.open()
-        accesses = Accesses(producer.publish, clock, "clickhouse")
-        questions = await asyncio.to_thread(Questions, settings, accesses.note, keyring=keyring, refusals=refusals)
-        http, serving, facts["http_port"] = await serve(settings, questions)
     running = loop.create_task(sink.run(), name="sink")
     signing = loop.create_task(sink.sign(), name="checkpoints")
-    watching = loop.create_task(watch.run(), name="budgets")
-    ready.announce(settings, "clickhouse", **facts)
-    stopped = loop.create_task(stopping.wait())
-    await asyncio.wait({running, signing, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    ready.withdraw(settings, "clickhouse")
-    failure = next((task.exception() for task in (running, signing) if task.done()), None)
-    for task in (running, signing, watching):
-        task.cancel()
-    await asyncio.gather(running, signing, watching, return_exceptions=True)
-    if failure is None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(sink.sign_now(), LAST_CHECKPOINT_S)
-    if not settings.clickhouse.host:
-        http.should_exit = True
-        await serving
-        await keyring.close()
-        await refusals.close()
+    kept_days = max(topic.retention_days(settings) for topic in TOPICS.values() if topic.event and topic.event.PII)
+    retention = Retention(keyring_for(settings), policies, producer.publish, clock, kept_days, settings.privacy.look_s)
+    watching = [
+        loop.create_task(watch.run(), name="budgets"),
+        loop.create_task(retention.run(), name="retention"),
+    ]
+    async with answering(settings, producer, clock) as facts:
+        ready.announce(settings, "clickhouse", metrics_port=server.server_port, **facts)
+        stopped = loop.create_task(stopping.wait())
+        await asyncio.wait({running, signing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        ready.withdraw(settings, "clickhouse")
+        failure = next((task.exception() for task in (running, signing) if task.done()), None)
+        for task in (running, signing, *watching):
+            task.cancel()
+        await asyncio.gather(running, signing, *watching, return_exceptions=True)
+        if failure is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(sink.sign_now(), LAST_CHECKPOINT_S)
     await producer.close()
     await asyncio.to_thread(store.close)
     watch.close()
@@ -317,7 +376,7 @@ async def work(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Exits 0 after an orderly stop, 1 after a failure, 78 where a file of objectives or the signing key is wrong."""
+    """Exits 0 after an orderly stop, 1 after a failure, 78 where objectives, policies or the signing key are wrong."""
     os.nice(NICENESS)
     settings = Settings()
     configure(settings, "clickhouse")

@@ -352,7 +352,7 @@ class Conversation:
                 return Step(_heard_out(step.state, event), step.outcomes)
             case ControlKind.PLAYOUT if event.reason == "end_of_turn" and event.turn == state.saying:
                 return Step(_heard_out(state, event))
-            case ControlKind.HANG_UP | ControlKind.ERASE:
+            case ControlKind.HANG_UP | ControlKind.ERASE | ControlKind.ERASED:
                 return self._end(state, now_us)
             case ControlKind.TRANSFER:
                 state, void = self._leave(state, now_us)

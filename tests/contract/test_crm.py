@@ -31,9 +31,10 @@ from schemas.events import (
     Suggestion,
 )
 from streams.client import Partition
-from streams.codec import CodecError, default_codec
+from streams.codec import CodecError
 from streams.consumer import BEGINNING, END, LogReader, read_range
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import ApiSettings, Settings
 from tests.support.cap import SECRETS, Cap
 from tests.support.component import Component
@@ -237,7 +238,7 @@ class Line:
 
     async def all(self, cls: type[Event]) -> list[Any]:
         """The first event with each id."""
-        codec, found = default_codec(), dict[str, Event]()
+        codec, found = codec_for(self.settings), dict[str, Event]()
         async with LogReader(self.settings, "test.crm") as reader:
             ranges: Mapping[Partition, tuple[int, int]] = dict.fromkeys(
                 await reader.partitions(cls.TOPIC), (BEGINNING, END)

@@ -25,6 +25,7 @@ DOCUMENTS = [
     "docs/access.md",
     "docs/audit.md",
     "docs/crm.md",
+    "docs/privacy.md",
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

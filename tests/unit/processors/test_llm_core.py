@@ -665,7 +665,9 @@ def test_hanging_up_waits_for_a_tool_with_an_effect(call: Call) -> None:
     assert call.kinds(1) == ["tool_called", "tool_returned", "cancelled"]
 
 
-@pytest.mark.parametrize("event", [ended(), control(ControlKind.HANG_UP, 1), control(ControlKind.ERASE, 1)])
+@pytest.mark.parametrize(
+    "event", [ended(), *(control(kind, 1) for kind in (ControlKind.HANG_UP, ControlKind.ERASE, ControlKind.ERASED))]
+)
 def test_the_end_of_the_call_stops_everything(call: Call, event: Event) -> None:
     call.receive(intent(1, "order_status", "order 1042", order_number="1042"))
     call.receive(event)

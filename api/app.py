@@ -72,7 +72,7 @@ def create_app(settings: Settings, agents: Mapping[str, Agent] | None = None, cl
 
     @app.websocket("/v1/assist/{session_id}")
     async def assist(websocket: WebSocket, session_id: str) -> None:
-        await followers.serve(websocket, session_id, visit_of(websocket).principal)
+        await followers.serve(websocket, session_id, visit_of(websocket))
 
     app.add_middleware(Witness, router=router)
     app.add_middleware(

@@ -10,9 +10,9 @@ import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.session_router import SessionRouter
-from processors.access.roles import Principal
+from api.visit import Visit
 from schemas.event import Event
-from schemas.events import Session, SessionKind, Suggestion
+from schemas.events import RefusalKind, Session, SessionKind, Suggestion
 from schemas.json_form import to_json
 from streams.client import LogError, Partition
 from streams.codec import CodecError
@@ -34,7 +34,7 @@ class Followers:
         self._router = router
         self._open = 0
 
-    async def serve(self, websocket: WebSocket, session_id: str, follower: Principal) -> None:
+    async def serve(self, websocket: WebSocket, session_id: str, visit: Visit) -> None:
         """Sends hints until the call ends (1000), or the follower leaves; of another tenant's call nothing comes."""
         offered = websocket.scope.get("subprotocols", [])
         await websocket.accept(subprotocol="trunkline" if "trunkline" in offered else None)
@@ -47,14 +47,14 @@ class Followers:
         self._open += 1
         self._router.connected(1)
         try:
-            await self._follow(websocket, session_id, follower)
+            await self._follow(websocket, session_id, visit)
         finally:
             self._router.connected(-1)
             self._open -= 1
 
-    async def _follow(self, websocket: WebSocket, session_id: str, follower: Principal) -> None:
+    async def _follow(self, websocket: WebSocket, session_id: str, visit: Visit) -> None:
         """Until either side ends it; what the follower sends is not looked at."""
-        sending = asyncio.create_task(self._send(websocket, session_id, follower))
+        sending = asyncio.create_task(self._send(websocket, session_id, visit))
         leaving = asyncio.create_task(_left(websocket))
         done, pending = await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -72,9 +72,10 @@ class Followers:
         else:
             await websocket.close(1000, "ended")
 
-    async def _send(self, websocket: WebSocket, session_id: str, follower: Principal) -> None:
+    async def _send(self, websocket: WebSocket, session_id: str, visit: Visit) -> None:
         """Returns when the call has ended."""
         settings, key, seen = self._router.settings, session_id.encode(), set[str]()
+        is_foreign = False
         number = partition_of(session_id, settings.kafka.partitions)
         partitions = [Partition(topic, number) for topic in (Suggestion.TOPIC, Session.TOPIC)]
         since_ms = self._router.clock.now_us() // 1000 - BACK_S * 1000
@@ -82,7 +83,12 @@ class Followers:
             await reader.add(await reader.offsets_at(partitions, since_ms))
             async for record in reader:
                 event = self._event(record) if record.key == key else None
-                if event is None or event.event_id in seen or not follower.sees(event.tenant_id):
+                if event is None or event.event_id in seen:
+                    continue
+                if not visit.principal.sees(event.tenant_id):
+                    if not is_foreign:
+                        is_foreign = True
+                        self._refused(visit)
                     continue
                 seen.add(event.event_id)
                 if isinstance(event, Suggestion):
@@ -96,6 +102,9 @@ class Followers:
             return self._router.codec.decode(record.topic, record.value)
         except CodecError:
             return None
+
+    def _refused(self, visit: Visit) -> None:
+        self._router.refusals.tell(RefusalKind.FOREIGN, "tenant", visit.principal, visit.action, visit.target)
 
 
 async def _left(websocket: WebSocket) -> None:

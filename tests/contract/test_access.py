@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from twilio.request_validator import RequestValidator
 
 from processors.access.keys import new_key, stored_keys, write
 from processors.access.roles import Role
-from schemas.events import Refusal, Session, SessionKind, TranscriptKind
+from schemas import json_form
+from schemas.events import Refusal, Session, SessionKind, Suggestion, TranscriptKind
 from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range
 from streams.producer import LogProducer
@@ -387,6 +389,32 @@ async def test_a_tenants_calls_are_nobody_elses(
         assert ended.tenant_id == "acme"
         assert sid not in await listed(foreign)
         assert (await foreign.delete(f"/v1/sessions/{sid}")).status_code == 404
+
+
+async def test_hints_about_a_call_are_its_tenants(
+    gateway: Gateway, make_key: Keys, peer: Peer, settings: Settings
+) -> None:
+    _, ours = await make_key(Role.ANALYST, "acme")
+    stranger_id, theirs = await make_key(Role.ANALYST, "beta")
+    sid = str(uuid.uuid4())
+    address = f"{gateway.ws}/v1/assist/{sid}"
+    async with (
+        asking(gateway, ours),
+        asking(gateway, theirs),
+        websockets.connect(address, additional_headers=bearer(ours)) as follower,
+        websockets.connect(address, additional_headers=bearer(theirs)) as stranger,
+    ):
+        example = json_form.examples(Suggestion)[0]
+        await peer.publish(replace(example, event_id=str(uuid.uuid4()), session_id=sid, tenant_id="acme"))
+        assert json.loads(await asyncio.wait_for(follower.recv(), 6 * PATIENCE_S))["type"] == "suggestion"
+
+        async def told() -> bool:
+            action = "WEBSOCKET /v1/assist/{session_id}"
+            return bool(await refusals(settings, kind="foreign", action=action, target=sid, key_id=stranger_id))
+
+        await until(told)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stranger.recv(), 0.1)
 
 
 async def test_a_call_is_resumed_by_its_tenant_alone(gateway: Gateway, make_key: Keys, settings: Settings) -> None:

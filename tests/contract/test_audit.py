@@ -27,6 +27,7 @@ from processors.audit.comparison import BOTH, CLICKHOUSE, KAFKA, Finding
 from processors.audit.export import export_call
 from processors.audit.tables import Ask
 from processors.audit.verify import Report, Verifier
+from processors.erasure import erase_event
 from schemas import json_form
 from schemas.event import Event
 from schemas.events import (
@@ -44,10 +45,10 @@ from schemas.events import (
 from streams import signing
 from streams.client import LogError, Partition
 from streams.clock import SystemClock
-from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, session_records
 from streams.keys import partition_of
 from streams.producer import LogProducer
+from streams.registry import codec_for, keyring_for
 from streams.settings import REPOSITORY, Settings
 from tests.support.gateway import running_gateway
 from tests.support.kafka import TestBroker, running_broker
@@ -90,7 +91,9 @@ class Audited:
 
     async def verified(self, session: str | None, anchor: checkpoints.Statement | None = None) -> Report:
         trusted = [signing.public_key(self.settings)]
-        return await Verifier(self.settings, default_codec(), self.ask, trusted, SystemClock()).verify(session, anchor)
+        return await Verifier(self.settings, codec_for(self.settings), self.ask, trusted, SystemClock()).verify(
+            session, anchor
+        )
 
     async def call(self) -> str:
         """A call with some events of each kind, whose records are signed."""
@@ -181,11 +184,12 @@ async def test_an_altered_byte_in_kafkas_file_is_named(audited: Audited, what: s
     place = Partition(Transcript.TOPIC, number)
     records = await session_records(audited.settings, session_id, [Transcript.TOPIC])
     record = records[2]
-    words = f"word 2 of {session_id}".encode()
+    assert record.value is not None
+    sealed = record.value[-16:]
     # The key stands before the value, the event's id in the value and in a header behind it.
-    event_id = default_codec().decode(record.topic, record.value).event_id.encode()
+    event_id = codec_for(audited.settings).decode(record.topic, record.value).event_id.encode()
     before, after = {
-        "value": (words, words.replace(b"word", b"ward")),
+        "value": (sealed, sealed[::-1]),
         "key": (_between(session_id.encode(), record.value), _between(session_id.encode()[::-1], record.value)),
         "header": (b"ce_id" + b"\x48" + event_id, b"ce_id" + b"\x48" + event_id[::-1]),
     }[what]
@@ -369,7 +373,7 @@ async def test_what_retention_has_taken_is_told_apart_from_what_was_removed(audi
 
 async def test_a_history_that_was_cut_off_is_known_by_a_checkpoint_kept_elsewhere(audited: Audited) -> None:
     session_id = await audited.call()
-    newest = await last_checkpoint(audited.settings, default_codec(), signing.public_key(audited.settings))
+    newest = await last_checkpoint(audited.settings, codec_for(audited.settings), signing.public_key(audited.settings))
     assert newest is not None
     kept = checkpoints.statement_of(newest)
     assert (await audited.verified(session_id, kept)).findings == []
@@ -383,7 +387,7 @@ async def logged(audited: Audited) -> list[tuple[int, Checkpoint]]:
     series = checkpoints.series_of(signing.public_key(audited.settings))
     place = place_of(audited.settings, series)
     async with LogReader(audited.settings, "test.audit", note_ends=True) as reader:
-        return await read_checkpoints(reader, default_codec(), series, place, BEGINNING, END)
+        return await read_checkpoints(reader, codec_for(audited.settings), series, place, BEGINNING, END)
 
 
 async def test_checkpoints_are_numbered_without_gaps_and_repeat_nothing(audited: Audited) -> None:
@@ -445,7 +449,7 @@ async def exported(audited: Audited, folder: Path) -> str:
     session_id = await audited.call()
     trusted = [signing.public_key(audited.settings)]
     report, records = await export_call(
-        folder, audited.settings, default_codec(), audited.ask, trusted, session_id, SystemClock()
+        folder, audited.settings, codec_for(audited.settings), audited.ask, trusted, session_id, SystemClock()
     )
     assert (report.findings, records) == ([], EACH * len(KINDS))
     return session_id
@@ -484,7 +488,7 @@ async def test_a_bundle_is_verified_without_the_platform(audited: Audited, tmp_p
 
 async def accesses(settings: Settings, **wanted: str) -> list[Access]:
     """The accesses with these fields that the log holds."""
-    codec = default_codec()
+    codec = codec_for(settings)
     found = []
     session_id = wanted.pop("session_id")
     for record in await session_records(settings, session_id, [Access.TOPIC]):
@@ -542,3 +546,20 @@ async def test_what_cannot_be_written_down_is_not_shown() -> None:
     async with LogProducer(settings, "test.audit", timeout_s=1) as producer:
         with pytest.raises(LogError):
             await Accesses(producer.publish, SystemClock(), "rest").note(AccessKind.READ, "local")
+
+
+# What is erased.
+
+
+async def test_an_erased_call_is_as_it_was_signed(audited: Audited) -> None:
+    """What is stored has not changed; what nobody can read any more is not compared."""
+    session_id = await audited.call()
+    keyring_for(audited.settings).destroy(session_id, audited.settings.tenant)
+    erase = erase_event(session_id, audited.settings.tenant, "shop", "asked for", SystemClock().now_us())
+    await publish(audited.settings, [erase])
+    await audited.signed(session_id, EACH * len(KINDS) + 2)
+    query = f"SELECT count() FROM transcripts WHERE session_id = '{session_id}' AND text != ''"
+    await asyncio.to_thread(audited.sink.wait_for, query, 0)
+    report = await audited.verified(session_id)
+    assert (report.findings, report.records) == ([], EACH * len(KINDS) + 2)
+    assert (await audited.verified(None)).findings == []

@@ -60,7 +60,7 @@ def words_in_rows(platform: Platform, session_id: str) -> int:
     return sum(
         platform.number(
             f"SELECT count() FROM {table} WHERE session_id = '{session_id}' AND NOT ("
-            + " AND ".join(f"empty(ifNull({name}, {empty}))" for name, empty in columns.items())
+            + " AND ".join(f"empty(assumeNotNull({name}))" for name in columns)
             + ")"
         )
         for event, table in TABLES.items()

@@ -32,6 +32,7 @@ from processors.crm.standings import Standing, Standings
 from processors.crm.workflows import Workflow, load_workflows
 from processors.dead_letters import DeadLetters
 from processors.health import Health
+from processors.privacy import load_policies
 from processors.rungs import ladder, reporter
 from processors.secrets import secrets_of
 from processors.stage import event_id
@@ -49,7 +50,7 @@ from streams.keyfile import kept_key
 from streams.keys import Position
 from streams.logs import configure
 from streams.producer import LogProducer
-from streams.registry import codec_for
+from streams.registry import codec_for, keyring_for
 from streams.settings import Settings
 from streams.yamlfile import ConfigError
 
@@ -112,8 +113,18 @@ class Clerk:
         self._standings = Standings(settings, producer)
         self._letters = DeadLetters(COMPONENT, producer.publish, clock, settings.dead_letters_per_minute_max)
         crm = settings.crm
+        self._policies = load_policies(settings.privacy.policies_dir)
+        self._keyring = keyring_for(settings)
         office = Office(
-            adapters, clock, chance, self._letters, producer.publish, self._number, crm.retry_s, crm.open_max
+            adapters,
+            clock,
+            chance,
+            self._letters,
+            producer.publish,
+            self._number,
+            self._is_erased,
+            crm.retry_s,
+            crm.open_max,
         )
         self._errands = {adapter: Errands(adapter, office, self._over) for adapter in adapters.known}
         self._files: OrderedDict[str, File] = OrderedDict()
@@ -194,8 +205,13 @@ class Clerk:
                 self._take(entry)
                 self._positions[entry.partition] = entry.record.offset + 1
 
+    def _is_erased(self, session_id: str) -> bool:
+        """Looked at before each attempt: a call may have been erased since the first."""
+        file = self._keyring.file(session_id)
+        return file is not None and bool(file.erased_at)
+
     def _take(self, entry: Entry) -> None:
-        event = entry.event
+        event = self._policies.redacted(entry.event)
         file = self._files.get(event.session_id)
         if file is None:
             file = self._files[event.session_id] = File(Call(event.session_id, self._key))
@@ -403,7 +419,7 @@ async def work(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Exits 0 after an orderly stop, 1 after a failure, 78 where an adapter or a workflow is wrong."""
+    """Exits 0 after an orderly stop, 1 after a failure, 78 where an adapter, a workflow or a policy is wrong."""
     settings = Settings()
     configure(settings, COMPONENT)
     try:

@@ -52,7 +52,7 @@ class Errand:
 
 @dataclass(frozen=True, slots=True)
 class Office:
-    """What the errands of all systems share; `number` counts the process's events."""
+    """What the errands of all systems share; `number` counts the process's events, `is_erased` tells of a session."""
 
     adapters: Adapters
     clock: Clock
@@ -60,6 +60,7 @@ class Office:
     letters: DeadLetters
     publish: Callable[[Event], Awaitable[Any]]
     number: Callable[[], int]
+    is_erased: Callable[[str], bool]
     retry_s: tuple[float, ...]
     open_max: int
 
@@ -116,6 +117,8 @@ class Errands:
 
     async def _performed(self, errand: Errand) -> tuple[Answer, int]:
         """What is to become of the errand, and the HTTP status as it was."""
+        if self._office.is_erased(errand.event.session_id):
+            return Answer(400, "the call was erased", final=True), 0
         began_s = self._office.clock.monotonic_s()
         try:
             done = await self._office.adapters.perform(errand.workflow.operation, errand.arguments, errand.key)

@@ -34,7 +34,7 @@ from streams.client import Partition
 from streams.codec import CodecError
 from streams.consumer import BEGINNING, END, LogReader, read_range
 from streams.producer import LogProducer
-from streams.registry import codec_for
+from streams.registry import codec_for, keyring_for
 from streams.settings import ApiSettings, Settings
 from tests.support.cap import SECRETS, Cap
 from tests.support.component import Component
@@ -326,7 +326,7 @@ async def test_the_caller_is_known_before_the_greeting_and_the_call_is_logged(er
     await line.write(line.said(session_id, "order_status", "where is 1042", order_number="1042"))
     said = await line.until(Response, session_id, lambda found: kinds(found).count("completed") == 2)
     assert said[-1].text == "It is shipped."
-    await line.write(line.said(session_id, "call_back", "please call me back", turn=2))
+    await line.write(line.said(session_id, "call_back", "call me back, my card is 4111 1111 1111 1111", turn=2))
     await line.until(Response, session_id, lambda found: kinds(found).count("completed") == 3)
     await line.write(line.over(session_id))
     (scored,) = await line.until(Customer, session_id, bool)
@@ -339,7 +339,9 @@ async def test_the_caller_is_known_before_the_greeting_and_the_call_is_logged(er
     (logged,) = [row for row in await asyncio.to_thread(erp.rows, "Calls") if row["summary"] == scored.summary]
     assert (logged["caller"], logged["disposition"], logged["durationS"]) == ("+15550142", "resolved", 61)
     problems = [row["problem"] for row in await asyncio.to_thread(erp.rows, "Tickets")]
-    assert problems == ["call back: please call me back"]
+    assert problems == [
+        "call back: call me back, my card is **** **** **** ****"
+    ]  # masked, as in whatever leaves the log
 
 
 async def test_an_unknown_caller_is_greeted_all_the_same(erp: Cap, line: Line, start: Any) -> None:
@@ -417,6 +419,16 @@ def _turn_ended(found: list[Any], turn: int) -> bool:
 
 def _delivered(found: list[Any]) -> set[str]:
     return {event.endpoint_id for event in found if event.kind == "delivered"}
+
+
+async def test_of_a_call_that_was_erased_nothing_more_is_told(line: Line, start: Any) -> None:
+    start("crm", "http://127.0.0.1:1")  # where nobody listens
+    session_id = str(uuid.uuid4())
+    await line.write(line.begun(session_id), line.over(session_id))
+    await line.until(Delivery, session_id, lambda found: "attempted" in kinds(found))
+    keyring_for(line.settings).destroy(session_id, "demo")
+    told = await line.until(Delivery, session_id, lambda found: "dead" in kinds(found))
+    assert told[-1].reason == "the call was erased"
 
 
 async def test_a_person_who_follows_the_call_gets_hints(erp: Cap, line: Line, start: Any, tmp_path: Path) -> None:

@@ -31,8 +31,6 @@ EXPECTED: dict[str, frozenset[Role]] = {
     "GET /v1/sessions/{session_id}/keys": frozenset({ADMIN, ANALYST, AUDITOR}),
     "POST /v1/sessions/{session_id}/erase": frozenset({ADMIN}),
     "WEBSOCKET /v1/assist/{session_id}": frozenset({ADMIN, ANALYST, AUDITOR}),
-    "GET /v1/sessions/{session_id}/keys": frozenset({ADMIN, ANALYST, AUDITOR}),
-    "POST /v1/sessions/{session_id}/erase": frozenset({ADMIN}),
     "POST /v1/sessions/{session_id}/hang_up": frozenset({ADMIN, OPERATOR}),
     "DELETE /v1/sessions/{session_id}": frozenset({ADMIN, OPERATOR}),
     "GET /v1/webhooks": frozenset({ADMIN, OPERATOR, AUDITOR}),

@@ -10,8 +10,10 @@ from api.client import load_turns, place_call
 from processors.clickhouse.rows import TABLES, personal_columns
 from schemas.event import Event
 from schemas.events import AudioFrame, SpeechChunk, Transcript, TranscriptKind
+from streams.codec import BuiltInIds, Codec
 from streams.consumer import session_records
-from streams.registry import codec_for
+from streams.keyring import Keyring
+from streams.kms import key_management
 from streams.settings import REPOSITORY
 from tests.support.platform import Platform, running_platform
 
@@ -26,7 +28,8 @@ def platform() -> Iterator[Platform]:
 
 
 async def events_of(platform: Platform, session_id: str) -> list[Event]:
-    codec = codec_for(platform.settings)
+    """Opened with the keys as they are now: none is remembered from before an erase."""
+    codec = Codec(BuiltInIds(), Keyring(platform.settings.keys_dir, key_management(platform.settings)))
     records = await session_records(platform.settings, session_id)
     return [codec.decode(record.topic, record.value) for record in records]
 

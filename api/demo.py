@@ -171,14 +171,19 @@ def facts_of(events: Sequence[Event]) -> Facts:
     kinds = Counter((event.TOPIC, str(getattr(event, "kind", ""))) for event in events)
     facts: Facts = {name: str(kinds[TOPIC_OF[table], kind]) for name, (table, kind) in COUNTS.items()}
     intents = {event.turn: event.intent for event in events if isinstance(event, Intent)}
-    ended, sounded = dict[int, int](), dict[int, int]()
+    finals = dict[int, Transcript]()
+    sounded = dict[tuple[int, int], int]()
     for event in events:
         if isinstance(event, Transcript) and event.kind is TranscriptKind.FINAL and event.speech_ended_at is not None:
-            ended[event.turn] = min(event.speech_ended_at, ended.get(event.turn, event.speech_ended_at))
+            finals.setdefault(event.turn, event)
         elif isinstance(event, SpeechChunk) and event.kind is SpeechChunkKind.AUDIO:
-            sounded[event.turn] = min(event.occurred_at, sounded.get(event.turn, event.occurred_at))
-    for turn in ended.keys() & sounded.keys():
-        facts[f"turn {turn}"] = _turn_fact(intents.get(turn, ""), (sounded[turn] - ended[turn]) / 1000)
+            reply = event.turn, event.revision
+            sounded[reply] = min(event.occurred_at, sounded.get(reply, event.occurred_at))
+    for turn, final in finals.items():
+        if final.speech_ended_at is not None and (first_us := sounded.get((turn, final.revision))) is not None:
+            # What was made ahead of the final is not heard before it.
+            total_us = max(first_us, final.occurred_at) - final.speech_ended_at
+            facts[f"turn {turn}"] = _turn_fact(intents.get(turn, ""), total_us / 1000)
     return facts
 
 

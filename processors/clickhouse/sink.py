@@ -153,6 +153,9 @@ class Sink:
             starts = {partition: max(start, first[partition]) for partition, start in starts.items()}
             await self._begin_signing(starts)
             await reader.add(starts)
+            # What was written just before a crash has not been shown, and its partition may never have another record.
+            self._unshown = {partition: start for partition, start in starts.items() if start > 0}
+            await self._show(reader)
             while await reader.more():
                 await self._clock.sleep(self._settings.clickhouse.batch_wait_ms / 1000)
                 records = reader.take()

@@ -18,9 +18,11 @@ import httpx
 import pytest
 
 from processors.clickhouse.rows import TABLE_OF_TOPIC
+from processors.clickhouse.sink import GROUP
 from processors.clickhouse.store import MIGRATIONS
 from schemas import json_form
 from schemas.events import EVENTS, DeadLetter, Delivery, SpeechChunk
+from streams.client import Partition
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range
 from streams.producer import LogProducer
 from streams.registry import codec_for
@@ -233,6 +235,31 @@ async def test_a_sink_that_dies_at_a_step_repeats_the_batch_and_no_row(
         await publish(settings, burst_of(session_id, 5))
         await asyncio.to_thread(sink.start)
         rows_are_events(sink, session_id, 15)
+    finally:
+        sink.kill()
+
+
+async def test_what_a_dead_sink_had_written_is_shown_by_the_next(
+    kafka: TestBroker, settings: Settings, tmp_path: Path
+) -> None:
+    """No record comes after it: the group's lag must not stand for ever."""
+    sink = SinkProcess(tmp_path, kafka.bootstrap_servers)
+    await publish(settings, burst_of(str(uuid.uuid4()), 10))
+
+    async def behind() -> list[Partition]:
+        async with LogReader(settings, "test.lag", GROUP) as reader:
+            partitions = [one for topic in TABLE_OF_TOPIC for one in await reader.partitions(topic)]
+            ends, shown = await reader.end_offsets(partitions), await reader.committed(partitions)
+        return [partition for partition in partitions if ends[partition] and shown[partition] != ends[partition]]
+
+    try:
+        sink.start(False, "tests.support.failing_sink", "written", "after", "die", "1")
+        assert await asyncio.to_thread(sink.ended) == 9
+        assert await behind()
+        await asyncio.to_thread(sink.start)
+        deadline_s = time.monotonic() + PATIENCE_S
+        while left := await behind():
+            assert time.monotonic() < deadline_s, left
     finally:
         sink.kill()
 

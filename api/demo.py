@@ -171,19 +171,18 @@ def facts_of(events: Sequence[Event]) -> Facts:
     kinds = Counter((event.TOPIC, str(getattr(event, "kind", ""))) for event in events)
     facts: Facts = {name: str(kinds[TOPIC_OF[table], kind]) for name, (table, kind) in COUNTS.items()}
     intents = {event.turn: event.intent for event in events if isinstance(event, Intent)}
-    finals = dict[int, Transcript]()
+    finals = dict[int, tuple[int, int, int]]()
     sounded = dict[tuple[int, int], int]()
     for event in events:
         if isinstance(event, Transcript) and event.kind is TranscriptKind.FINAL and event.speech_ended_at is not None:
-            finals.setdefault(event.turn, event)
+            finals.setdefault(event.turn, (event.revision, event.speech_ended_at, event.occurred_at))
         elif isinstance(event, SpeechChunk) and event.kind is SpeechChunkKind.AUDIO:
             reply = event.turn, event.revision
             sounded[reply] = min(event.occurred_at, sounded.get(reply, event.occurred_at))
-    for turn, final in finals.items():
-        if final.speech_ended_at is not None and (first_us := sounded.get((turn, final.revision))) is not None:
+    for turn, (revision, ended_us, final_us) in finals.items():
+        if (first_us := sounded.get((turn, revision))) is not None:
             # What was made ahead of the final is not heard before it.
-            total_us = max(first_us, final.occurred_at) - final.speech_ended_at
-            facts[f"turn {turn}"] = _turn_fact(intents.get(turn, ""), total_us / 1000)
+            facts[f"turn {turn}"] = _turn_fact(intents.get(turn, ""), (max(first_us, final_us) - ended_us) / 1000)
     return facts
 
 

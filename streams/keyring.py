@@ -6,6 +6,7 @@ that nobody makes it others.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -92,8 +93,6 @@ class Keyring:
         path = self._path(session_id)
         found = _read(path)
         if found is None:
-            # A power failure leaves an empty file where one was just being made.
-            path.unlink(missing_ok=True)
             wrapped = {
                 name: self._management.wrap(tenant_id, secrets.token_bytes(KEY_BYTES), _context(session_id, name))
                 for name in files.CLASSES
@@ -136,15 +135,19 @@ class Keyring:
         where it lies and flushed before what is left gets its name.
         """
         path = self._path(session_id)
-        found = _read(path)
+        with _locked(path.parent):
+            rest = self._destroy(path, session_id, tenant_id, classes)
         self.forget(session_id)
+        return rest
+
+    def _destroy(self, path: Path, session_id: str, tenant_id: str, classes: Collection[str]) -> KeyFile:
+        found = _read(path)
         if found is not None and (found.erased_at or not found.wrapped.keys() & set(classes)):
             return found
         now_us = self._clock.now_us()
         left = {name: key for name, key in found.wrapped.items() if name not in classes} if found is not None else {}
         made_at, owner = (now_us, tenant_id) if found is None else (found.made_at, found.tenant_id)
         rest = KeyFile(session_id, owner, made_at, left, erased_at=0 if left else now_us)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if found is not None:
             with path.open("r+b") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -205,12 +208,22 @@ def _read(path: Path) -> KeyFile | None:
 
 
 def _place(path: Path, content: KeyFile) -> None:
-    """Puts the file there unless one is."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = _written(path, content)
-    with contextlib.suppress(FileExistsError):
-        os.link(fresh, path)
-    fresh.unlink()
+    """Puts the file there unless one is. A power failure leaves an empty one where one was just being made."""
+    with _locked(path.parent):
+        if _read(path) is None:
+            _written(path, content).replace(path)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One at a time, of all processes: whoever finds no key makes one, and of two keys one would be lost."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _written(path: Path, content: KeyFile, flushed: bool = False) -> Path:

@@ -159,8 +159,8 @@ class LoadSettings(BaseModel):
     depth_max: int = Field(100, ge=1, description="asks and unacknowledged events of a worker")
     oldest_ms_max: int = Field(1000, ge=1, description="age of the oldest record that a worker has not processed")
     waiting_ms_max: int = Field(600, ge=1, description="how long asks wait for an engine, on average")
-    utilisation_max: float = Field(0.65, gt=0, le=1, description="share of engines' time that calls may take together")
-    machine_max: float = Field(0.9, gt=0, description="share of the machine's processors; above 1 it is not looked at")
+    utilisation_max: float = Field(0.5, gt=0, le=1, description="share of engines' time that calls may take together")
+    machine_max: float = Field(0.8, gt=0, description="share of the machine's processors; above 1 it is not looked at")
     reply_ms_max: int = Field(2000, ge=1, description="replies slower than that (95th percentile) are overload, anyhow")
 
 

@@ -103,10 +103,11 @@ class Audited:
         return session_id
 
     async def signed(self, session_id: str, count: int) -> None:
-        """Waits until so many records of the call are under signed heads, and ClickHouse has these checkpoints."""
+        """Waits until so many records of the call are under heads that this sink signed, and ClickHouse has those."""
+        series = checkpoints.series_of(signing.public_key(self.settings))
         signed = (
             f"SELECT sum(last) FROM (SELECT max(head.position) AS last FROM checkpoints ARRAY JOIN heads AS head "
-            f"WHERE head.record_key = '{session_id}' GROUP BY head.topic)"
+            f"WHERE session_id = '{series}' AND head.record_key = '{session_id}' GROUP BY head.topic)"
         )
         await asyncio.to_thread(self.sink.wait_for, signed, count)
 
@@ -289,7 +290,7 @@ async def test_kills_while_writing_leave_one_unbroken_chain(broker: TestBroker, 
     audited = Audited(broker, tmp_path / "killed")
     audited.sink.environment["TRUNKLINE_CLICKHOUSE__BATCH_ROWS_MAX"] = "50"
     chosen = random.Random(5)
-    sessions = [str(uuid.uuid4()) for _ in range(10)]
+    sessions = [str(uuid.uuid4()) for _ in range(4)]
     try:
         audited.sink.start()
         for _ in range(4):
@@ -560,4 +561,4 @@ async def test_an_erased_call_is_as_it_was_signed(audited: Audited) -> None:
     await asyncio.to_thread(audited.sink.wait_for, query, 0)
     report = await audited.verified(session_id)
     assert (report.findings, report.records) == ([], EACH * len(KINDS) + 2)
-    assert (await audited.verified(None)).findings == []
+    assert [one for one in (await audited.verified(None)).findings if one.key == session_id] == []

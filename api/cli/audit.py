@@ -21,11 +21,13 @@ from processors.audit.comparison import Finding
 from processors.audit.export import as_json as report_json
 from processors.audit.export import export_call
 from processors.audit.verify import Report, Verifier
+from processors.privacy import load_policies
 from schemas.events import AccessKind
 from streams import signing
 from streams.clock import SystemClock
 from streams.registry import codec_for
 from streams.settings import Settings
+from streams.yamlfile import ConfigError
 
 ANCHOR = "trunkline.audit.anchor"
 
@@ -47,8 +49,10 @@ async def verify(session: str, keys: Sequence[Path], anchor: Path | None, data_d
     return 1 if report.findings else 0
 
 
-async def export(session: str, out: Path | None, keys: Sequence[Path], data_dir: Path | None, as_json: bool) -> None:
-    """Writes the bundle, with what its verification finds now."""
+async def export(
+    session: str, out: Path | None, keys: Sequence[Path], masked: bool, data_dir: Path | None, as_json: bool
+) -> None:
+    """Writes the bundle, with what its verification finds now; `masked`: without what the call's tenant masks."""
     settings = running_settings(data_dir)
     # The manifest is signed with this platform's key, whoever signed checkpoints before.
     own = _own_key(settings)
@@ -58,9 +62,16 @@ async def export(session: str, out: Path | None, keys: Sequence[Path], data_dir:
         await note_access(settings, AccessKind.EXPORTED, session, "audit export")
         try:
             report, records = await export_call(
-                folder, settings, codec_for(settings), _asker(settings), trusted, session, SystemClock()
+                folder,
+                settings,
+                codec_for(settings),
+                _asker(settings),
+                trusted,
+                session,
+                SystemClock(),
+                load_policies(settings.privacy.policies_dir) if masked else None,
             )
-        except (BundleError, signing.SignatureError, OSError) as error:
+        except (BundleError, ConfigError, signing.SignatureError, OSError) as error:
             raise OperatorError(str(error)) from error
     if as_json:
         print_json({"folder": str(folder), **report_json(session, report)})

@@ -317,13 +317,14 @@ def export_call(
         typer.Option(help="A new folder.", show_default="audit-SESSION", file_okay=False),
     ] = None,
     key: Keys = None,
+    masked: Annotated[bool, typer.Option(help="Without what the call's tenant masks: words, and their sound.")] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Write a call to a folder that anybody can verify without Trunkline. It holds what was said."""
     from api.cli import audit
 
-    asyncio.run(audit.export(session, out, key or [], data_dir, as_json))
+    asyncio.run(audit.export(session, out, key or [], masked, data_dir, as_json))
 
 
 @audit.command(name="anchor")

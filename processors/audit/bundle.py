@@ -19,11 +19,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from processors.audit import checkpoints
 from processors.audit.chain import Entry, content_of, leaf_of, path_of
+from processors.audit.masked import masked
+from processors.privacy import Policies
 from schemas import files, json_form
 from schemas.event import Event
 from schemas.events import AudioFrame, Checkpoint, SpeechChunk
 from streams import signing
-from streams.codec import Codec, CodecError
+from streams.codec import Codec, CodecError, default_codec
 from streams.consumer import Record
 from streams.settings import REPOSITORY, Settings
 
@@ -45,12 +47,15 @@ Without it the keys in keys/ are believed.
 - events.jsonl: what happened, for people and programs to read; audio is replaced by its length.
 - caller.wav, agent.wav: what the caller said, and all that was made for the caller to hear, in the order of the log.
 - chain.jsonl: every record of the call as it is stored: key, topic, partition, offset, position in its chain, digest,
-  link, content (base64; null where retention has taken the record).
+  link, content (base64; null where retention has taken the record, or where it holds what this export masks).
 - checkpoints.jsonl: signed statements about the chains' heads, with what leads from each head to the signed root.
 - audio.jsonl: which bytes of the WAV files are which bytes of which record.
 - report.json: what `trunkline audit verify` found when this was exported.
 - schemas/: the Avro schemas of the records' values, by the ids that they carry.
 """
+
+
+_Decoded = tuple[Record, Event | CodecError]
 
 
 class BundleError(ValueError):
@@ -95,8 +100,9 @@ def write_bundle(
     trusted: Iterable[Ed25519PublicKey],
     report: Mapping[str, Any],
     at_us: int,
+    policies: Policies | None = None,
 ) -> None:
-    """Writes the call into a folder of its own, which must be new or empty.
+    """Writes the call into a folder of its own, which must be new or empty; with `policies` as their tenants mask it.
 
     Raises BundleError, and signing.SignatureError where there is no key to sign the manifest with.
     """
@@ -105,8 +111,11 @@ def write_bundle(
     for name in ("keys", "schemas"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     key = entries[0].chain.key
-    events = [(record, _decoded(codec, record)) for record in records]
-    _write_lines(folder / "chain.jsonl", _chain_lines(entries, records))
+    events: list[_Decoded] = [(record, _decoded(codec, record)) for record in records]
+    stored = records
+    if policies is not None:
+        stored, events = _shown(events, policies)
+    _write_lines(folder / "chain.jsonl", _chain_lines(entries, stored))
     _write_lines(folder / "checkpoints.jsonl", _checkpoint_lines(signed, key))
     _write_lines(folder / "events.jsonl", (_event_line(record, event) for record, event in events))
     _write_audio(folder, events)
@@ -121,6 +130,24 @@ def write_bundle(
     manifest = {"kind": KIND, "session": key, "at_us": at_us, "files": _digests(folder)}
     (folder / "manifest.json").write_bytes(signing.canonical(manifest))
     _write_json(folder / "manifest.sig", signing.sign(settings, manifest))
+
+
+def _shown(events: Sequence[_Decoded], policies: Policies) -> tuple[list[Record], list[_Decoded]]:
+    """The records that may be given as they are stored (nothing is masked in them, or all is sealed); events masked."""
+    shown = iter(masked([event for _, event in events if not isinstance(event, CodecError)], policies))
+    found = [(record, event if isinstance(event, CodecError) else next(shown)) for record, event in events]
+    kept = [
+        record
+        for (record, event), (_, other) in zip(events, found, strict=True)
+        if not isinstance(event, CodecError) and (event == other or _is_sealed(record))
+    ]
+    return kept, found
+
+
+def _is_sealed(record: Record) -> bool:
+    """Whether nothing personal is read in it without keys."""
+    event = _decoded(default_codec(), record)
+    return not isinstance(event, CodecError) and not any(getattr(event, name) for name in event.PII)
 
 
 def _chain_lines(entries: Sequence[Entry], records: Sequence[Record]) -> Iterator[list[Any]]:
@@ -160,7 +187,7 @@ def _event_line(record: Record, event: Event | CodecError) -> dict[str, Any]:
     return {**place, "type": event.ce_type, "event": values}
 
 
-def _write_audio(folder: Path, events: Iterable[tuple[Record, Event | CodecError]]) -> None:
+def _write_audio(folder: Path, events: Iterable[_Decoded]) -> None:
     caller, agent = _Track("caller.wav"), _Track("agent.wav")
     first: int | None = None
     for record, event in events:

@@ -14,6 +14,7 @@ from processors.audit.chain import key_text
 from processors.audit.signed import series_of
 from processors.audit.tables import Ask, Tables
 from processors.audit.verify import Report, Verifier
+from processors.privacy import Policies
 from schemas.events import Checkpoint
 from streams.clock import Clock
 from streams.codec import Codec
@@ -29,8 +30,11 @@ async def export_call(
     trusted: Sequence[Ed25519PublicKey],
     session: str,
     clock: Clock,
+    policies: Policies | None = None,
 ) -> tuple[Report, int]:
-    """Writes the bundle; returns what verification finds now, and how many records the call has.
+    """Writes the bundle, with `policies` as their tenants mask calls.
+
+    Returns what verification finds now, and how many records the call has.
 
     Raises BundleError, LogError, and SignatureError where there is no key to sign with.
     """
@@ -48,7 +52,7 @@ async def export_call(
     records = [record for record in found if key_text(record.key) == session]
     signed = await _signed(settings, codec, trusted, records)
     text = as_json(session, report)
-    write_bundle(folder, settings, codec, entries, records, signed, trusted, text, clock.now_us())
+    write_bundle(folder, settings, codec, entries, records, signed, trusted, text, clock.now_us(), policies)
     return report, len(entries)
 
 

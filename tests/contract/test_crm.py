@@ -18,6 +18,7 @@ from processors.adapters.client import Adapters
 from processors.engine import EngineError
 from schemas.event import Event
 from schemas.events import (
+    Access,
     Customer,
     DeadLetter,
     Delivery,
@@ -445,6 +446,8 @@ async def test_a_person_who_follows_the_call_gets_hints(erp: Cap, line: Line, st
         hints = [json.loads(await asyncio.wait_for(follower.recv(), PATIENCE_S))]
         assert (hints[0]["type"], hints[0]["kind"]) == ("suggestion", "record")
         assert "name: Ada O'Hara; tier: gold" in hints[0]["text"]
+        (followed,) = await line.until(Access, session_id, bool)
+        assert (followed.kind, followed.actor) == ("followed", "local")
         await line.write(line.said(session_id, "order_status", "where is 1042", order_number="1042"))
         hints.append(json.loads(await asyncio.wait_for(follower.recv(), PATIENCE_S)))
         assert (hints[1]["kind"], hints[1]["title"], hints[1]["text"]) == ("action", "get_order", "order_number: 1042")

@@ -48,6 +48,7 @@ from streams.clock import SystemClock
 from streams.consumer import BEGINNING, END, LogReader, session_records
 from streams.keys import partition_of
 from streams.producer import LogProducer
+from streams.provision import ensure_topics
 from streams.registry import codec_for, keyring_for
 from streams.settings import REPOSITORY, Settings
 from tests.support.gateway import running_gateway
@@ -58,12 +59,15 @@ from tests.support.tamper import alter_in_segment
 KINDS = [event for event in EVENTS if event is not Checkpoint]
 CHAINED = [event.TOPIC for event in KINDS]
 EACH = 4
+# To verify everything asks two questions for each partition.
+FEW = {"partitions": 2}
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
     """Of this module alone: its files are written over."""
-    with running_broker(tmp_path_factory.mktemp("kafka"), provisioned=True) as own:
+    with running_broker(tmp_path_factory.mktemp("kafka")) as own:
+        ensure_topics(own.settings(kafka=FEW))
         yield own
 
 
@@ -74,8 +78,9 @@ class Audited:
         folder.mkdir(exist_ok=True)
         self.broker = broker
         self.folder = folder
-        self.settings = broker.settings(data_dir=folder)
-        self.sink = SinkProcess(folder, broker.bootstrap_servers, TRUNKLINE_AUDIT__CHECKPOINT_S="0.5")
+        self.settings = broker.settings(data_dir=folder, kafka=FEW)
+        few = {"TRUNKLINE_KAFKA__PARTITIONS": str(self.settings.kafka.partitions)}
+        self.sink = SinkProcess(folder, broker.bootstrap_servers, TRUNKLINE_AUDIT__CHECKPOINT_S="0.5", **few)
 
     @property
     def ask(self) -> Ask:
@@ -364,7 +369,7 @@ async def test_what_retention_has_taken_is_told_apart_from_what_was_removed(audi
         report = await audited.verified(session_id)
         assert (report.findings, report.expired) == ([], 1)
     finally:
-        audited.settings = audited.broker.settings(data_dir=audited.folder)
+        audited.settings = audited.broker.settings(data_dir=audited.folder, kafka=FEW)
 
 
 # Checkpoints.
@@ -500,7 +505,7 @@ async def accesses(settings: Settings, **wanted: str) -> list[Access]:
 
 async def test_reading_over_rest_is_written_down_and_what_is_refused_is_not(audited: Audited) -> None:
     session_id = await audited.call()
-    settings = audited.broker.settings(api={"port": 0})
+    settings = audited.broker.settings(api={"port": 0}, kafka=FEW)
     async with running_gateway(settings) as gateway, httpx.AsyncClient(base_url=gateway.http, timeout=60) as http:
         answer = await http.get(f"/v1/sessions/{session_id}/events")
         assert answer.status_code == 200

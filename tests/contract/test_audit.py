@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,25 @@ EACH = 4
 FEW = {"partitions": 2}
 
 
+@contextmanager
+def brokers(folder: Path) -> Iterator[TestBroker]:
+    """One with the platform's topics, few partitions each."""
+    with running_broker(folder) as own:
+        ensure_topics(own.settings(kafka=FEW))
+        yield own
+
+
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
     """Of this module alone: its files are written over."""
-    with running_broker(tmp_path_factory.mktemp("kafka")) as own:
-        ensure_topics(own.settings(kafka=FEW))
+    with brokers(tmp_path_factory.mktemp("kafka")) as own:
+        yield own
+
+
+@pytest.fixture
+def empty_broker(tmp_path: Path) -> Iterator[TestBroker]:
+    """For a sink of the test's own, which reads all that is there."""
+    with brokers(tmp_path / "kafka") as own:
         yield own
 
 
@@ -291,8 +306,8 @@ async def test_what_is_done_to_clickhouse_is_named(audited: Audited) -> None:
     assert {one.key for one in (await audited.verified(session_id)).findings} == {session_id}
 
 
-async def test_kills_while_writing_leave_one_unbroken_chain(broker: TestBroker, tmp_path: Path) -> None:
-    audited = Audited(broker, tmp_path / "killed")
+async def test_kills_while_writing_leave_one_unbroken_chain(empty_broker: TestBroker, tmp_path: Path) -> None:
+    audited = Audited(empty_broker, tmp_path / "killed")
     audited.sink.environment["TRUNKLINE_CLICKHOUSE__BATCH_ROWS_MAX"] = "50"
     chosen = random.Random(5)
     sessions = [str(uuid.uuid4()) for _ in range(4)]
@@ -316,8 +331,8 @@ async def test_kills_while_writing_leave_one_unbroken_chain(broker: TestBroker, 
 
 
 @pytest.mark.parametrize("step", ["plan", "write", "written"])
-async def test_a_sink_that_dies_at_a_step_breaks_no_chain(broker: TestBroker, tmp_path: Path, step: str) -> None:
-    audited = Audited(broker, tmp_path / step)
+async def test_a_sink_that_dies_at_a_step_breaks_no_chain(empty_broker: TestBroker, tmp_path: Path, step: str) -> None:
+    audited = Audited(empty_broker, tmp_path / step)
     session_id = str(uuid.uuid4())
     await publish(audited.settings, events_of(session_id))
     try:
@@ -400,8 +415,8 @@ async def test_checkpoints_are_numbered_without_gaps_and_repeat_nothing(audited:
     assert [one.previous for one in found[1:]] == [one.digest for one in found[:-1]]
 
 
-async def test_what_is_done_to_checkpoints_is_named(broker: TestBroker, tmp_path: Path) -> None:
-    audited = Audited(broker, tmp_path / "checkpoints")
+async def test_what_is_done_to_checkpoints_is_named(empty_broker: TestBroker, tmp_path: Path) -> None:
+    audited = Audited(empty_broker, tmp_path / "checkpoints")
     try:
         audited.sink.start()
         await audited.call()
@@ -410,10 +425,10 @@ async def test_what_is_done_to_checkpoints_is_named(broker: TestBroker, tmp_path
         offset, first = (await logged(audited))[0]
         # ClickHouse's copy still says what was signed.
         before = first.signature.encode()
-        alter_in_segment(broker.data_dir, place, before, before[::-1])
+        alter_in_segment(empty_broker.data_dir, place, before, before[::-1])
         report = await audited.verified(None)
         assert brief(report.findings) == [(KAFKA, "altered", Checkpoint.TOPIC, offset)]
-        alter_in_segment(broker.data_dir, place, before[::-1], before)
+        alter_in_segment(empty_broker.data_dir, place, before[::-1], before)
         assert (await audited.verified(None)).findings == []
         audited.tamper([f"ALTER TABLE checkpoints DELETE WHERE session_id = '{series}' AND seq = 1"])
         report = await audited.verified(None)
@@ -422,8 +437,10 @@ async def test_what_is_done_to_checkpoints_is_named(broker: TestBroker, tmp_path
         audited.sink.kill()
 
 
-async def test_what_others_write_among_the_checkpoints_misleads_nobody(broker: TestBroker, tmp_path: Path) -> None:
-    audited = Audited(broker, tmp_path / "forged")
+async def test_what_others_write_among_the_checkpoints_misleads_nobody(
+    empty_broker: TestBroker, tmp_path: Path
+) -> None:
+    audited = Audited(empty_broker, tmp_path / "forged")
     try:
         audited.sink.start()
         await audited.call()

@@ -82,7 +82,7 @@ async def test_a_consumer_reads_every_event_once(
     started = command(tmp_path)
     session_id = str(uuid.uuid4())
     events = events_of(session_id)
-    await publish(clean.settings(), events)
+    await publish(clean.settings(privacy={"seal": False}), events)
     expected = {event.event_id: event for event in events}
     async with running_gateway(clean.settings(api={"port": 0})) as gateway:
         arguments = [*started, clean.bootstrap_servers, f"{gateway.http}/registry", f"test-{uuid.uuid4()}"]

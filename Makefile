@@ -27,10 +27,17 @@ up: $(VENV)/.java  ## Start the whole platform on this machine
 	@$(BIN)/trunkline up
 
 test: $(VENV)/.dev $(VENV)/.java $(VENV)/.node  ## Run every test: unit, contract, simulation, end to end; TESTS="tests/e2e"
-	REQUIRE_BROKER=1 $(BIN)/pytest --durations=20 $(TESTS)
+ifdef TESTS
+	$(BIN)/pytest --durations=20 $(TESTS)
+else
+	@failed=0; \
+	$(BIN)/pytest --durations=20 --numprocesses=auto tests/unit tests/simulation || failed=1; \
+	$(BIN)/pytest --durations=40 tests/contract tests/e2e || failed=1; \
+	exit $$failed
+endif
 
 check: lint  ## What to run before a commit: linters, types, unit and simulation tests
-	$(BIN)/pytest tests/unit tests/simulation
+	$(BIN)/pytest --numprocesses=auto tests/unit tests/simulation
 
 lint: $(VENV)/.dev  ## Linters, strict types, generated code up to date
 	$(BIN)/ruff check

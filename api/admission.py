@@ -141,10 +141,10 @@ class Admission:
         sessions_max: int,
         sockets_max: int,
         reply_s_max: float,
-        utilisation_max: float = 0.65,
+        utilisation_max: float = 0.5,
         rng: random.Random | None = None,
         costs: Mapping[str, float] = COST,
-        machine_max: float = 0.9,
+        machine_max: float = 0.8,
         by_load: bool = True,
         calls_min: int = 0,
     ) -> None:

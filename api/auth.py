@@ -1,70 +1,127 @@
-"""The API key: demanded of every request and socket, except where the path has its own proof or tells nothing."""
+"""Who asks: told by an API key or a token, which may be shown in several ways; over loopback, whoever is there.
+
+The local default is open: without any key or issuer, a gateway that listens on loopback takes whoever comes from this
+machine for an admin, but for pages of other sites in its browsers.
+"""
 
 import base64
 import binascii
 import hmac
+from urllib.parse import urlsplit
 
-import msgspec
-from starlette.types import ASGIApp, Receive, Scope, Send
+import structlog
+from starlette.types import Scope
 
+from processors.access.keyring import Keyring
+from processors.access.keys import id_in
+from processors.access.roles import Principal, Role
+from processors.access.tokens import TokenError, Tokens, looks_like_token
+from streams.clock import Clock
 from streams.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-# Health tells nothing about calls; Twilio proves itself by its signature (see twilio.py).
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v1/twilio/voice", "/v1/twilio/after", "/v1/twilio/media"})
 SUBPROTOCOL_PREFIX = "key."
+CREDENTIALS_MAX = 4
 
-_REFUSAL = msgspec.json.encode(
-    {
-        "code": "unauthorized",
-        "message": "An API key is needed.",
-        "hint": "Send Authorization: Bearer KEY, or X-API-Key: KEY, or WebSocket subprotocols trunkline and key.KEY.",
-    }
-)
+GUEST = Principal("", frozenset())
+LOCAL = Principal("local", frozenset({Role.ADMIN}))
+KEY_OF_SETTINGS = Principal("api.key", frozenset({Role.ADMIN}))
 
 
-class ExposedError(Exception):
-    """The gateway would be reachable by others without a key."""
+class UnauthenticatedError(Exception):
+    """Nothing that was shown lets in; `reason` and `principal` are for the record, not for who asks."""
+
+    def __init__(self, reason: str, principal: Principal | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.principal = principal
 
 
-def require_key_if_exposed(settings: Settings) -> None:
-    """Raises ExposedError unless the gateway is bound to loopback or has a key."""
-    if settings.api.host not in LOOPBACK and not key_of(settings):
-        raise ExposedError(
-            f"api.host is {settings.api.host}, which others can reach: set TRUNKLINE_API__KEY to a secret of your own,"
-            " or api.host to 127.0.0.1"
-        )
+class Authenticator:
+    """Knows keys and tokens; for one event loop."""
 
-
-def key_of(settings: Settings) -> str:
-    """The key, empty when none is set."""
-    return settings.api.key.get_secret_value() if settings.api.key is not None else ""
-
-
-class KeyMiddleware:
-    """Refuses with 401, sockets too, whoever does not show the key."""
-
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app = app
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._keyring = Keyring(settings, clock)
+        self._tokens = Tokens(settings.access, clock) if settings.access.issuer else None
+        key = settings.api.key.get_secret_value() if settings.api.key is not None else ""
         self._key = key.encode()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._shown(scope):
-            await self._app(scope, receive, send)
-            return
-        prefix = "http.response" if scope["type"] == "http" else "websocket.http.response"
-        if scope["type"] == "websocket":
-            await receive()
-        headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-        await send({"type": f"{prefix}.start", "status": 401, "headers": headers})
-        await send({"type": f"{prefix}.body", "body": _REFUSAL})
+    def begin(self) -> None:
+        """Begins to read the keys; see `Keyring`."""
+        self._keyring.begin()
 
-    def _shown(self, scope: Scope) -> bool:
-        return any(hmac.compare_digest(candidate, self._key) for candidate in _candidates(scope))
+    async def open(self) -> None:
+        """Returns when the keys are known, however long the log takes."""
+        await self._keyring.open()
+        settings = self._settings
+        if self.is_open:
+            log.info("open to everybody on this machine, since there is no key", host=settings.api.host)
+        elif not (self._key or self._tokens or len(self._keyring)):
+            log.warning("nobody can come in: make a key with `trunkline keys create`", host=settings.api.host)
+
+    async def close(self) -> None:
+        """Follows the keys no more."""
+        await self._keyring.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no key is asked for: on loopback, as long as there has never been one."""
+        settings = self._settings
+        is_local = settings.api.host in LOOPBACK and not settings.access.closed
+        return is_local and not self._key and self._tokens is None and not len(self._keyring)
+
+    async def principal(self, scope: Scope) -> Principal:
+        """Who asks; raises UnauthenticatedError."""
+        if self.is_open:
+            if not _is_from_here(scope):
+                raise UnauthenticatedError("foreign_site")
+            return LOCAL
+        failure = UnauthenticatedError("no_key")
+        for credential in _credentials(scope)[:CREDENTIALS_MAX]:
+            try:
+                return await self._known(credential)
+            except UnauthenticatedError as error:
+                failure = error
+        raise failure
+
+    async def _known(self, credential: str) -> Principal:
+        if self._key and hmac.compare_digest(credential.encode(), self._key):
+            return KEY_OF_SETTINGS
+        if id_in(credential) is not None:
+            return self._holder(credential)
+        if self._tokens is not None and looks_like_token(credential):
+            try:
+                return await self._tokens.principal(credential)
+            except TokenError as error:
+                raise UnauthenticatedError(error.reason) from None
+        raise UnauthenticatedError("unknown_key")
+
+    def _holder(self, credential: str) -> Principal:
+        key = self._keyring.find(credential)
+        if key is None:
+            raise UnauthenticatedError("unknown_key")
+        if reason := key.refusal(self._clock.now_us()):
+            raise UnauthenticatedError(reason, key.principal)
+        return key.principal
 
 
-def _candidates(scope: Scope) -> list[bytes]:
+def _is_from_here(scope: Scope) -> bool:
+    """Whether no page of another site asks: neither by its own name, nor by a name that it lets point to us."""
+    headers = dict(scope["headers"])
+    origin, host = (headers.get(name, b"").decode("latin-1") for name in (b"origin", b"host"))
+    try:
+        names = [urlsplit(origin).hostname if origin else None, urlsplit(f"//{host}").hostname]
+    except ValueError:
+        return False
+    return (not origin or names[0] in LOOPBACK) and (not host or names[1] in LOOPBACK)
+
+
+def _credentials(scope: Scope) -> list[str]:
+    """What was shown, in whichever way."""
     found = []
     for name, value in scope["headers"]:
         if name == b"x-api-key":
@@ -74,7 +131,7 @@ def _candidates(scope: Scope) -> list[bytes]:
     for protocol in scope.get("subprotocols", ()):
         if protocol.startswith(SUBPROTOCOL_PREFIX):
             found.append(protocol.removeprefix(SUBPROTOCOL_PREFIX).encode())
-    return found
+    return [credential.decode("utf-8", "replace") for credential in found if credential]
 
 
 def _credential(authorization: bytes) -> bytes:

@@ -229,7 +229,8 @@ class Call:
         self._on_end()
 
     def _token(self) -> str:
-        return self._router.resume_token(self.summary.session_id, self.summary.started_at)
+        summary = self.summary
+        return self._router.resume_token(summary.session_id, summary.tenant, summary.started_at)
 
     def _go_on(self) -> None:
         early, self._early = self._early or [], None
@@ -433,13 +434,14 @@ def new_call(
     dialect: Dialect,
     line: Line,
     start: Start,
+    tenant: str,
     agent_id: str,
     on_end: Callable[[], None],
     session_id: str = "",
 ) -> Call:
     """A call of which nothing is in the log yet: `begin` it. Its session's id is minted, or the one announced."""
-    started = opening(router, dialect.channel, start, agent_id, session_id)
+    started = opening(router, dialect.channel, start, tenant, agent_id, session_id)
     summary = Summary(
-        started.session_id, agent_id, started.channel, started_at=started.occurred_at, call_id=start.call_id
+        started.session_id, tenant, agent_id, started.channel, started_at=started.occurred_at, call_id=start.call_id
     )
     return Call(router, dialect, line, Journal(router, started), summary, on_end)

@@ -20,11 +20,13 @@ from api.dialects.dialect import (
     Start,
     bad_token,
 )
-from api.limits import Bucket
 from api.line import Line
 from api.resume import take_up
 from api.resume_tokens import ResumeToken
 from api.session_router import SessionRouter
+from api.visit import Visit
+from processors.access.limits import Bucket
+from schemas.events import RefusalKind
 from streams.client import LogError
 
 START_TIMEOUT_S = 30.0
@@ -40,11 +42,18 @@ class Connection:
     """A socket and, once it has started one, its call."""
 
     def __init__(
-        self, websocket: WebSocket, dialect: Dialect, router: SessionRouter, authorise: Authorise | None = None
+        self,
+        websocket: WebSocket,
+        dialect: Dialect,
+        router: SessionRouter,
+        visit: Visit,
+        authorise: Authorise | None = None,
     ) -> None:
+        """`visit` is that of the socket; `authorise` looks at the proof in its first message, if one is due."""
         self._websocket = websocket
         self._dialect = dialect
         self._router = router
+        self._visit = visit
         self._authorise = authorise
         self._line = Line(websocket, router.metrics)
         self._call: Call | None = None
@@ -166,12 +175,15 @@ class Connection:
     async def _started(self, start: Start) -> None:
         if self._again():
             return
-        agents = self._router.agents
-        agent_id = start.agent or next(iter(agents))
+        agents = self._router.agents_of(self._visit.principal)
+        agent_id = start.agent or next(iter(agents), "")
         if agent_id not in agents:
+            if agent_id in self._router.agents:
+                self._refused(RefusalKind.FOREIGN, "tenant")
             self._error(Bad("unknown_agent", "There is no such agent.", f"agent is one of {', '.join(agents)}."))
             return
         if self._authorise is not None and not self._authorise(start):
+            self._refused(RefusalKind.UNAUTHENTICATED, "bad_call_token")
             self._error(Bad("unauthorized", "The call is not authorised.", "Start it through /v1/twilio/voice."))
             self._stop(1008, "unauthorized")
             return
@@ -186,8 +198,9 @@ class Connection:
             self._over.set()
             return
         self._router.door.taken()
+        tenant = self._router.tenant_of(self._visit.principal, agent_id)
         self._call = new_call(
-            self._router, self._dialect, self._line, start, agent_id, self._over.set, session_id=session_id
+            self._router, self._dialect, self._line, start, tenant, agent_id, self._over.set, session_id=session_id
         )
         try:
             await self._call.begin()
@@ -218,10 +231,15 @@ class Connection:
 
     def _token(self, text: str) -> ResumeToken | None:
         token = self._router.tokens.read(text, self._router.clock.now_us())
+        if token is not None and self._visit.principal.sees(token.tenant):
+            return token
         if token is None:
-            self._error(bad_token())
-            self._stop(1008, "bad_resume_token")
-        return token
+            self._refused(RefusalKind.UNAUTHENTICATED, "bad_resume_token")
+        else:
+            self._refused(RefusalKind.FOREIGN, "tenant", token.session_id)
+        self._error(bad_token())
+        self._stop(1008, "bad_resume_token")
+        return None
 
     async def _taken_up(self, resume: Resume, token: ResumeToken) -> bool:
         """Resumes the call, or tells how it ended; False where it has never begun."""
@@ -241,6 +259,9 @@ class Connection:
     def _unavailable(self) -> None:
         self._error(Bad("log_unavailable", "The call could not be recorded.", "Try again in a few seconds."))
         self._stop(1013, "log_unavailable")
+
+    def _refused(self, kind: RefusalKind, reason: str, session_id: str = "") -> None:
+        self._router.refusals.tell(kind, reason, self._visit.principal, self._visit.action, session_id)
 
     def _stop(self, code: int, reason: str) -> None:
         self._close = (code, reason)

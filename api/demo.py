@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.cli.analytics import ask
-from api.cli.context import log_errors, settings_of
+from api.cli.context import key_of, log_errors, settings_of
 from api.cli.output import print_table
 from api.cli.running import Progress, platform_supervisor, tell_leftovers, with_port
 from api.client import CallResult, Spoken, load_turns, place_call
@@ -26,8 +26,8 @@ from api.platform import api_url, lay_out
 from api.supervisor import hold
 from schemas.event import Event
 from schemas.events import Intent, SpeechChunk, SpeechChunkKind, Transcript, TranscriptKind
-from streams.codec import default_codec
 from streams.consumer import session_records
+from streams.registry import codec_for
 from streams.settings import REPOSITORY, Settings
 from streams.yamlfile import ConfigError, load_yaml
 
@@ -135,7 +135,7 @@ async def _call(settings: Settings, script: Script, turns: Sequence[Spoken]) -> 
             turns,
             agent=script.agent,
             caller="demo",
-            key=settings.api.key.get_secret_value() if settings.api.key is not None else "",
+            key=key_of(settings),
             on_event=view.event,
             on_turn=view.turn,
         )
@@ -161,7 +161,7 @@ async def _account(settings: Settings, result: CallResult) -> bool:
 
 async def _facts_on_topics(settings: Settings, session_id: str) -> Facts:
     """The counts of `COUNTS`, and each turn's intent and milliseconds from end of speech to first audio."""
-    codec = default_codec()
+    codec = codec_for(settings)
     records = await session_records(settings, session_id, tuple(TOPIC_OF.values()))
     return facts_of([codec.decode(record.topic, record.value) for record in records])
 

@@ -20,13 +20,15 @@ UNACKNOWLEDGED_MAX = 250
 LOG_TIMEOUT_S = 5.0
 
 
-def opening(gateway: SessionRouter, channel: str, start: Start, agent_id: str, session_id: str = "") -> Session:
+def opening(
+    gateway: SessionRouter, channel: str, start: Start, tenant: str, agent_id: str, session_id: str = ""
+) -> Session:
     """The first event of a new session."""
     session_id = session_id or gateway.mint()
     return Session(
         event_id=event_id(session_id, "session-started"),
         session_id=session_id,
-        tenant_id=gateway.settings.tenant,
+        tenant_id=tenant,
         agent_id=agent_id,
         turn=0,
         seq=0,

@@ -83,7 +83,7 @@ class Link:
             self._socket = await self._connect()
         except InvalidStatus as error:
             status = error.response.status_code
-            hint = "; set TRUNKLINE_API__KEY" if status in (401, 403) else ""
+            hint = "; give a key that may hold calls, by --key or TRUNKLINE_API__KEY" if status in (401, 403) else ""
             raise CallError(f"{self._url} refused the call with HTTP status {status}{hint}") from error
         except (InvalidURI, InvalidHandshake) as error:
             raise CallError(f"{self._url} does not speak WebSocket: {error}") from error

@@ -14,11 +14,14 @@ import psutil
 
 from api.errors import OperatorError
 from api.supervisor import Process, Step
+from processors.adapters.adapter import load_adapters
 from processors.engine_client import engine_name, replicas
 from processors.hosted import hosted_roles
 from processors.pipeline import PIPELINE, STAGES, Stage
+from processors.secrets import secrets_of
 from streams import ready
 from streams.settings import Settings
+from streams.yamlfile import ConfigError
 
 Say = Callable[[str], None]
 
@@ -48,8 +51,10 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
     if layout.own_erp:
         parts.append(_erp(settings))
     parts.append(_gateway(settings))
-    # No call waits for it: it starts when everything else is there.
+    # No call waits for these: they start when everything else is there.
     parts.append(replace(_python(settings, "webhooks", "processors.webhooks.relay", needs={"topics"}), last=True))
+    if _has_adapters(settings):
+        parts.append(replace(_python(settings, "crm", "processors.crm.clerk", needs={"topics"}), last=True))
     return parts
 
 
@@ -84,9 +89,12 @@ def lay_out(settings: Settings) -> Layout:
 
 def with_absolute_paths(settings: Settings) -> Settings:
     """The settings for processes that run in another directory than this one."""
-    names = ("data_dir", "agents_dir", "models_file", "sla_dir")
-    changed = settings.model_copy(update={name: getattr(settings, name).absolute() for name in names})
-    for cached in ("run_dir", "log_dir"):  # a copy takes these along, made for the path as it was given
+    names = ("data_dir", "agents_dir", "models_file", "sla_dir", "adapters_dir", "workflows_file")
+    paths = {name: getattr(settings, name) for name in names}
+    inner = {"keys_dir": settings.keys_dir.absolute(), "policies_dir": settings.privacy.policies_dir.absolute()}
+    update: dict[str, object] = {name: path and path.absolute() for name, path in paths.items()}
+    changed = settings.model_copy(update=update | {"privacy": settings.privacy.model_copy(update=inner)})
+    for cached in ("run_dir", "log_dir", "keys_dir"):  # a copy takes these along, made for the path as it was given
         changed.__dict__.pop(cached, None)
     return changed
 
@@ -101,6 +109,11 @@ def environment(settings: Settings) -> dict[str, str]:
         "TRUNKLINE_AGENTS_DIR": str(settings.agents_dir),
         "TRUNKLINE_MODELS_FILE": str(settings.models_file),
         "TRUNKLINE_SLA_DIR": str(settings.sla_dir),
+        "TRUNKLINE_ADAPTERS_DIR": str(settings.adapters_dir),
+        "TRUNKLINE_ADAPTER_URLS": json.dumps(settings.adapter_urls),
+        **({"TRUNKLINE_WORKFLOWS_FILE": str(settings.workflows_file)} if settings.workflows_file else {}),
+        "TRUNKLINE_PRIVACY__KEYS_DIR": str(settings.keys_dir),
+        "TRUNKLINE_PRIVACY__POLICIES_DIR": str(settings.privacy.policies_dir),
         "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
         "TRUNKLINE_CLICKHOUSE__HTTP_PORT": str(settings.clickhouse.http_port),
         "TRUNKLINE_API__HOST": settings.api.host,
@@ -113,6 +126,14 @@ def api_url(settings: Settings) -> str:
     """The API's base, as clients on this machine reach it."""
     host = "127.0.0.1" if settings.api.host in ("0.0.0.0", "::", "") else settings.api.host
     return f"http://{host}:{settings.api.port}"
+
+
+def _has_adapters(settings: Settings) -> bool:
+    """Whether there is another system to tell of calls; raises OperatorError where an adapter is wrong."""
+    try:
+        return bool(load_adapters(settings, secrets_of()))
+    except ConfigError as error:
+        raise OperatorError(str(error)) from error
 
 
 def _broker(settings: Settings, say: Say) -> Process:

@@ -1,17 +1,22 @@
 """HTTP errors as clients get them: `{"code", "message", "hint"}`, whatever raised them."""
 
-from typing import Any
+from typing import Any, Self
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from api.visit import visit_of
+from processors.access.refusals import Refusals
+from schemas.events import RefusalKind
 from streams.client import LogError
 
 
 class ProblemError(Exception):
     """Raise it in a route: the client gets the status and the three texts."""
+
+    refused: tuple[RefusalKind, str] | None = None
 
     def __init__(
         self, status: int, code: str, message: str, hint: str = "", headers: dict[str, str] | None = None
@@ -21,15 +26,29 @@ class ProblemError(Exception):
         self.body = {"code": code, "message": message, "hint": hint}
         self.headers = headers
 
+    def as_refusal(self, kind: RefusalKind, reason: str) -> Self:
+        """The same, to be recorded as a refusal, too; who asked does not learn of it."""
+        self.refused = kind, reason
+        return self
+
+
+def unknown_tenant() -> ProblemError:
+    """For a tenant that is not the asker's, be it there or not."""
+    problem = ProblemError(404, "unknown_tenant", "There is no such tenant.", "tenant: leave it out, to name your own.")
+    return problem.as_refusal(RefusalKind.FOREIGN, "tenant")
+
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_big"}
 
 
-def install(app: FastAPI) -> None:
-    """Makes the app answer all errors in this form."""
+def install(app: FastAPI, refusals: Refusals) -> None:
+    """Makes the app answer all errors in this form, and record those that are refusals."""
 
     @app.exception_handler(ProblemError)
     async def _problem(request: Request, error: ProblemError) -> JSONResponse:
+        if error.refused is not None:
+            visit = visit_of(request)
+            refusals.tell(*error.refused, visit.principal, visit.action, visit.target)
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(HTTPException)
@@ -49,6 +68,8 @@ def install(app: FastAPI) -> None:
 
 def _field_problem(errors: Any) -> dict[str, str]:
     first = errors[0]
+    if first["type"] == "json_invalid":
+        return {"code": "invalid_json", "message": "The body is no JSON.", "hint": f"{first['ctx']['error']}."}
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     return {
         "code": "invalid_field",

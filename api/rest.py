@@ -1,7 +1,9 @@
 """REST: agents, sessions and their events, health and metrics."""
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -11,9 +13,13 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api.problems import ProblemError
-from api.session_router import SessionRouter, Summary
+from api.session_router import SessionRouter, Summary, summary_of
 from api.supervisor import failing
-from schemas.events import Control, ControlKind, SessionKind
+from api.visit import Asker
+from processors.access.roles import Principal
+from processors.stage import event_id
+from schemas.event import Event
+from schemas.events import Control, ControlKind, RefusalKind, SessionKind
 from schemas.events import Session as SessionEvent
 from streams.client import client_config
 from streams.codec import CodecError
@@ -22,6 +28,7 @@ from streams.settings import Settings
 from streams.topics import STAGES, consumer_group
 
 LOG_TIMEOUT_S = 3.0
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -31,6 +38,7 @@ def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
 def _summary(summary: Summary) -> dict[str, Any]:
     return {
         "session_id": summary.session_id,
+        "tenant": summary.tenant,
         "agent": summary.agent,
         "channel": summary.channel,
         "live": summary.ended_at is None,
@@ -64,28 +72,39 @@ def _entry(router: SessionRouter, record: Record) -> dict[str, Any]:
     return {**place, "type": event.ce_type, "event": _without_audio(event.to_record())}
 
 
-async def _records(router: SessionRouter, session_id: str) -> list[Record]:
+def _unknown_session() -> ProblemError:
+    return ProblemError(
+        404, "unknown_session", "There is no such session in the log.", "GET /v1/sessions lists the newest."
+    )
+
+
+async def _records(router: SessionRouter, asker: Principal, session_id: str) -> list[Record]:
+    """What the log has of the session; another tenant's is not there."""
+    if not _UUID.fullmatch(session_id):
+        raise _unknown_session()
     records = await session_records(router.settings, session_id)
     if not records:
-        raise ProblemError(
-            404, "unknown_session", "There is no such session in the log.", "GET /v1/sessions lists the newest."
-        )
+        raise _unknown_session()
+    tenants = {event.tenant_id for event in _events(router, records)}
+    if asker.tenant is not None and tenants != {asker.tenant}:
+        raise _unknown_session().as_refusal(RefusalKind.FOREIGN, "tenant")
     return records
+
+
+def _events(router: SessionRouter, records: list[Record]) -> Iterator[Event]:
+    for record in records:
+        with contextlib.suppress(CodecError):
+            yield router.codec.decode_keyed(record.topic, record.key, record.value)
 
 
 def _from_log(router: SessionRouter, records: list[Record]) -> dict[str, Any]:
     """The summary of a call that another gateway took, or this one before it was restarted."""
     found: dict[str, Any] = {}
     turn = 0
-    for record in records:
-        try:
-            event = router.codec.decode_keyed(record.topic, record.key, record.value)
-        except CodecError:
-            continue
+    for event in _events(router, records):
         turn = max(turn, event.turn)
         if isinstance(event, SessionEvent) and event.kind is SessionKind.STARTED:
-            summary = Summary(event.session_id, event.agent_id, event.channel, event.occurred_at)
-            found = {**_summary(summary), **found}
+            found = {**_summary(summary_of(event)), **found}
         elif isinstance(event, SessionEvent) and event.kind is SessionKind.ENDED:
             ended = {"live": False, "ended_at": event.occurred_at, "reason": event.reason}
             found = {**found, **ended, "duration_ms": event.duration_ms}
@@ -97,63 +116,61 @@ def sessions_routes(router: SessionRouter) -> APIRouter:
     api = APIRouter(prefix="/v1")
 
     @api.get("/agents", tags=["agents"])
-    async def agents() -> Response:
+    async def agents(asker: Asker) -> Response:
         """The agents that answer calls."""
         return _json(
             {
                 "agents": [
                     {"id": agent.id, "name": agent.name, "description": agent.description, "languages": agent.languages}
-                    for agent in router.agents.values()
+                    for agent in router.agents_of(asker).values()
                 ]
             }
         )
 
     @api.get("/sessions", tags=["sessions"])
-    async def sessions() -> Response:
+    async def sessions(asker: Asker) -> Response:
         """The calls going on in this gateway and those that ended lately, newest first."""
-        newest = sorted([*router.live, *router.recent], key=lambda summary: summary.started_at, reverse=True)
+        seen = [summary for summary in (*router.live, *router.recent) if asker.sees(summary.tenant)]
+        newest = sorted(seen, key=lambda summary: summary.started_at, reverse=True)
         return _json({"sessions": [_summary(summary) for summary in newest]})
 
     @api.get("/sessions/{session_id}", tags=["sessions"])
-    async def session(session_id: str) -> Response:
+    async def session(asker: Asker, session_id: str) -> Response:
         """One call, from memory or from the log."""
         for summary in (*router.live, *router.recent):
-            if summary.session_id == session_id:
+            if summary.session_id == session_id and asker.sees(summary.tenant):
                 return _json(_summary(summary))
-        return _json(_from_log(router, await _records(router, session_id)))
+        return _json(_from_log(router, await _records(router, asker, session_id)))
 
     @api.get("/sessions/{session_id}/events", tags=["sessions"])
-    async def events(session_id: str) -> Response:
+    async def events(asker: Asker, session_id: str) -> Response:
         """Everything that is in the log about a call, by time; audio is replaced by its length."""
-        records = await _records(router, session_id)
+        records = await _records(router, asker, session_id)
         return _json({"session_id": session_id, "events": [_entry(router, record) for record in records]})
 
     @api.delete("/sessions/{session_id}", tags=["sessions"])
     @api.post("/sessions/{session_id}/hang_up", tags=["sessions"])
-    async def hang_up(session_id: str) -> Response:
+    async def hang_up(asker: Asker, session_id: str) -> Response:
         """Ends a call; one that another gateway serves ends when that reads of it (202)."""
         call = router.find(session_id)
-        if call is not None:
+        if call is not None and asker.sees(call.summary.tenant):
             call.end("hung_up")
             return _json(_summary(call.summary))
-        if any(summary.session_id == session_id for summary in router.recent):
+        if any(summary.session_id == session_id and asker.sees(summary.tenant) for summary in router.recent):
             raise ProblemError(409, "session_ended", "The call has ended already.", "GET /v1/sessions/{id} says when.")
-        await _hang_up_elsewhere(router, await _records(router, session_id))
+        await _hang_up_elsewhere(router, await _records(router, asker, session_id))
         return _json({"session_id": session_id, "requested": True}, 202)
 
     return api
 
 
 async def _hang_up_elsewhere(router: SessionRouter, records: list[Record]) -> None:
-    for record in records:
-        event = router.codec.decode_keyed(record.topic, record.key, record.value)
-        if isinstance(event, SessionEvent):
-            break
-    else:
+    event = next((event for event in _events(router, records) if isinstance(event, SessionEvent)), None)
+    if event is None:
         raise ProblemError(404, "unknown_session", "The session's start is not in the log.", "It may be too old.")
     now_us = router.clock.now_us()
     control = Control(
-        event_id=f"hang-up-{event.session_id}",
+        event_id=event_id(event.session_id, "hang-up-requested"),
         session_id=event.session_id,
         tenant_id=event.tenant_id,
         agent_id=event.agent_id,

@@ -9,7 +9,7 @@ from api.journal import Journal
 from api.line import Line
 from api.replay import replay
 from api.resume_tokens import ResumeToken
-from api.session_router import LiveCall, SessionRouter, Summary
+from api.session_router import LiveCall, SessionRouter, Summary, summary_of
 from api.waiting import Arrival, Waiting
 from streams.client import LogError
 from streams.keys import partition_of
@@ -33,7 +33,7 @@ async def take_up(
     await router.read_partition(partition_of(session_id, router.settings.kafka.partitions))
     holder = router.find(session_id)
     # From here on what the log gets is kept, so that nothing is missing between its end as read and what comes after.
-    arrival = Arrival(Summary(session_id, "", dialect.channel, token.since_us))
+    arrival = Arrival(Summary(session_id, token.tenant, "", dialect.channel, token.since_us))
     router.put(arrival)
     try:
         if holder is not None:
@@ -66,7 +66,7 @@ async def _go_on(
     started, marks = history.started, history.marks
     # A client that has not kept all that the log lacks goes on behind the gap.
     marks.sample_index = max(marks.sample_index, resume.kept_from)
-    summary = Summary(started.session_id, started.agent_id, started.channel, started.occurred_at, turn=marks.turn)
+    summary = summary_of(started, marks.turn)
     journal = Journal(router, started, marks)
     call = Call(router, dialect, line, journal, summary, on_end, replayed.playback)
     await call.resume(replayed, arrival.events, [event.event_id for _, event in history.events])

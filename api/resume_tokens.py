@@ -23,21 +23,24 @@ _MAC_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class ResumeToken:
-    """What a valid token says: which call, and when it began (or was announced), in microseconds since the epoch."""
+    """What a valid token says: which call of which tenant, and when it began (or was announced), in microseconds since
+    the epoch.
+    """
 
     session_id: str
+    tenant: str
     since_us: int
 
 
 class ResumeTokens:
-    """Mints and reads the tokens of one tenant under one key."""
+    """Mints and reads the tokens of one platform, which is called after its own tenant, under one key."""
 
-    def __init__(self, key: bytes, tenant: str) -> None:
-        self._key = hmac.digest(key, b"trunkline resume\0" + tenant.encode(), hashlib.sha256)
+    def __init__(self, key: bytes, platform: str) -> None:
+        self._key = hmac.digest(key, b"trunkline resume\0" + platform.encode(), hashlib.sha256)
 
-    def mint(self, session_id: str, since_us: int, until_us: int) -> str:
-        """A token for the session, a UUID; URL-safe."""
-        payload = _PAYLOAD.pack(uuid.UUID(session_id).bytes, since_us, until_us)
+    def mint(self, session_id: str, tenant: str, since_us: int, until_us: int) -> str:
+        """A token for the tenant's session, a UUID; URL-safe."""
+        payload = _PAYLOAD.pack(uuid.UUID(session_id).bytes, since_us, until_us) + tenant.encode()
         return _encoded(payload + self._mac(payload))
 
     def read(self, text: str, now_us: int) -> ResumeToken | None:
@@ -46,13 +49,14 @@ class ResumeTokens:
             data = base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             return None
-        payload, mac = data[: _PAYLOAD.size], data[_PAYLOAD.size :]
+        payload, mac = data[:-_MAC_BYTES], data[-_MAC_BYTES:]
         if _encoded(data) != text:  # the decoder takes some spellings that were never minted
             return None
-        if len(payload) != _PAYLOAD.size or not hmac.compare_digest(mac, self._mac(payload)):
+        if len(payload) <= _PAYLOAD.size or not hmac.compare_digest(mac, self._mac(payload)):
             return None
-        session, since_us, until_us = _PAYLOAD.unpack(payload)
-        return ResumeToken(str(uuid.UUID(bytes=session)), since_us) if now_us < until_us else None
+        session, since_us, until_us = _PAYLOAD.unpack_from(payload)
+        tenant = payload[_PAYLOAD.size :].decode()
+        return ResumeToken(str(uuid.UUID(bytes=session)), tenant, since_us) if now_us < until_us else None
 
     def _mac(self, payload: bytes) -> bytes:
         return hmac.digest(self._key, payload, hashlib.sha256)[:_MAC_BYTES]

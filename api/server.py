@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import uvicorn
 import uvloop
 
 from api.app import create_app
-from api.auth import ExposedError, require_key_if_exposed
+from api.auth import Authenticator
 from api.door import SOCKETS_SPARE
 from api.session_router import SessionRouter
 from streams import logs, ready, standby
@@ -29,13 +30,24 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 COMPONENT = "api"
 
 
+class _Refusals(logging.Filter):
+    """Uvicorn takes each socket that is refused for an app's mistake, and says so."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
+        return record.msg != "ASGI callable returned without completing handshake."
+
+
 class GatewayServer(uvicorn.Server):
     """Tells when it is ready, and ends the calls before it closes their sockets."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, router: SessionRouter) -> None:
+    def __init__(
+        self, config: uvicorn.Config, settings: Settings, router: SessionRouter, authenticator: Authenticator
+    ) -> None:
         super().__init__(config)
         self._settings = settings
         self._router = router
+        self._authenticator = authenticator
         self._interrupted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -56,6 +68,7 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn; a spare waits for its turn before it, and afterwards the process is announced."""
         standby.show_life()
+        self._authenticator.begin()
         await standby.turn()
         await super().startup(sockets)
         if self.should_exit or not self.servers:
@@ -80,10 +93,13 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+_REFUSALS = _Refusals()
+
+
 def make_server(settings: Settings) -> GatewayServer:
-    """The server of the settings; raises ExposedError, ConfigError."""
-    require_key_if_exposed(settings)
+    """The server of the settings; raises ConfigError."""
     app = create_app(settings)
+    logging.getLogger("uvicorn.error").addFilter(_REFUSALS)
     config = uvicorn.Config(
         app,
         host=settings.api.host,
@@ -103,7 +119,7 @@ def make_server(settings: Settings) -> GatewayServer:
         proxy_headers=False,
         server_header=False,
     )
-    return GatewayServer(config, settings, app.state.router)
+    return GatewayServer(config, settings, app.state.router, app.state.authenticator)
 
 
 def inherited_listener() -> socket.socket | None:
@@ -113,12 +129,12 @@ def inherited_listener() -> socket.socket | None:
 
 
 def main() -> int:
-    """Serves until SIGTERM or SIGINT; 0 after an orderly stop, 78 where the settings or an agent's file are wrong."""
+    """Serves until SIGTERM or SIGINT; 0 after an orderly stop, 78 where an agent's file is wrong."""
     settings = Settings()
     logs.configure(settings, COMPONENT)
     try:
         server = make_server(settings)
-    except (ExposedError, ConfigError) as error:
+    except ConfigError as error:
         print(f"api: {error}", file=sys.stderr)
         return os.EX_CONFIG
     listener = inherited_listener()

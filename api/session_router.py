@@ -13,8 +13,11 @@ from api.door import Counts, Door
 from api.history import Histories
 from api.metrics import Metrics
 from api.resume_tokens import ResumeTokens, resume_tokens
+from processors.access.refusals import Refusals
+from processors.access.roles import Principal
 from processors.agents import Agent
 from schemas.event import Event
+from schemas.events import Session
 from streams.client import LogError, Partition
 from streams.clock import Clock, SystemClock
 from streams.codec import Codec, CodecError
@@ -49,6 +52,7 @@ class Summary:
     """What is known of a call without reading the log."""
 
     session_id: str
+    tenant: str
     agent: str
     channel: str
     started_at: int
@@ -58,6 +62,13 @@ class Summary:
     duration_ms: int = 0
     turn: int = 0
     transfer_target: str = field(default="", repr=False)
+
+
+def summary_of(started: Session, turn: int = 0) -> Summary:
+    """Of the session that began so, and is at that turn."""
+    return Summary(
+        started.session_id, started.tenant_id, started.agent_id, started.channel, started.occurred_at, turn=turn
+    )
 
 
 class LiveCall(Protocol):
@@ -124,6 +135,7 @@ class SessionRouter:
         self.histories = Histories(settings, self.codec, self.clock)
         self.recent: deque[Summary] = deque(maxlen=RECENT_MAX)
         self.door = Door(settings, metrics, self.clock, self._counts)
+        self.refusals = Refusals(self.name, settings.tenant, self.clock)
         self.closing = False
         self._sockets = 0
         self._tokens: ResumeTokens | None = None
@@ -146,6 +158,7 @@ class SessionRouter:
             raise
         self._task = asyncio.create_task(self._read_on(reader))
         self.door.open(self._producer.publish, self.codec)
+        self.refusals.open(self._producer.publish)
 
     async def stop(self) -> None:
         """Lets go of calls that are left, which go on elsewhere (`end_all` ends calls), and closes the log."""
@@ -156,6 +169,7 @@ class SessionRouter:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         if self._producer is not None:
+            await self.refusals.close()
             await self._producer.close()
 
     @property
@@ -194,10 +208,18 @@ class SessionRouter:
             self._tokens = resume_tokens(self.settings)
         return self._tokens
 
-    def resume_token(self, session_id: str, since_us: int) -> str:
-        """A token for the session that began then; valid for as long as it can last."""
+    def resume_token(self, session_id: str, tenant: str, since_us: int) -> str:
+        """A token for the tenant's session that began then; valid for as long as it can last."""
         lasts_s = self.settings.api.session_max_s + self.settings.api.resume_grace_s
-        return self.tokens.mint(session_id, since_us, since_us + int(lasts_s * 1_000_000))
+        return self.tokens.mint(session_id, tenant, since_us, since_us + int(lasts_s * 1_000_000))
+
+    def agents_of(self, principal: Principal) -> Mapping[str, Agent]:
+        """Those that whoever asks may know of: of other tenants none."""
+        return {name: agent for name, agent in self.agents.items() if not agent.tenant or principal.sees(agent.tenant)}
+
+    def tenant_of(self, principal: Principal, agent_id: str) -> str:
+        """Whose a call with that agent is."""
+        return principal.tenant or self.agents[agent_id].tenant or self.settings.tenant
 
     def add(self, call: LiveCall) -> None:
         """From now on the call gets its events."""

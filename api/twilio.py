@@ -15,13 +15,15 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
-from api.auth import key_of
+from api.auth import Authenticator
 from api.connection import Connection
 from api.dialects.dialect import Start
 from api.dialects.twilio import AGAIN_PARAMETER, SESSION_PARAMETER, TOKEN_PARAMETER, TwilioDialect
 from api.history import Wanted
 from api.problems import ProblemError
 from api.session_router import SessionRouter
+from api.visit import visit_of
+from schemas.events import RefusalKind
 from streams.client import LogError
 from streams.keys import partition_of
 from streams.settings import Settings
@@ -67,8 +69,8 @@ def public_url(settings: Settings, connection: HTTPConnection) -> str:
 
 
 def call_token(settings: Settings, call_sid: str) -> str:
-    """What the webhook hands to the media socket through Twilio, as proof; empty where nothing is demanded."""
-    secret = _auth_token(settings) or key_of(settings)
+    """What the webhook hands to the media socket through Twilio, as proof; empty without an auth token."""
+    secret = _auth_token(settings)
     return hmac.new(secret.encode(), call_sid.encode(), hashlib.sha256).hexdigest() if secret else ""
 
 
@@ -77,7 +79,7 @@ def _auth_token(settings: Settings) -> str:
     return token.get_secret_value() if token is not None else ""
 
 
-async def _checked_form(request: Request, settings: Settings) -> dict[str, str]:
+async def _checked_form(request: Request, settings: Settings, is_open: bool) -> dict[str, str]:
     """The webhook's parameters; raises ProblemError when it is not Twilio that asks."""
     body = await request.body()
     if len(body) > BODY_BYTES_MAX:
@@ -87,10 +89,12 @@ async def _checked_form(request: Request, settings: Settings) -> dict[str, str]:
     given = request.headers.get("x-twilio-signature", "")
     if token and not signed(token, public_url(settings, request), pairs, given):
         hint = "api.twilio_auth_token must be the account's, api.public_url the address that Twilio calls."
-        raise ProblemError(403, "bad_signature", "X-Twilio-Signature does not fit.", hint)
-    if not token and key_of(settings):
+        problem = ProblemError(403, "bad_signature", "X-Twilio-Signature does not fit.", hint)
+        raise problem.as_refusal(RefusalKind.UNAUTHENTICATED, "bad_signature")
+    if not token and not is_open:
         hint = "Set TRUNKLINE_API__TWILIO_AUTH_TOKEN, so that Twilio's signature can be checked."
-        raise ProblemError(403, "no_auth_token", "Telephone calls are not set up.", hint)
+        problem = ProblemError(403, "no_auth_token", "Telephone calls are not set up.", hint)
+        raise problem.as_refusal(RefusalKind.UNAUTHENTICATED, "no_auth_token")
     return dict(pairs)
 
 
@@ -107,7 +111,7 @@ def session_of(router: SessionRouter, call_sid: str) -> str:
     return next(session_id for session_id in ids if partition_of(session_id, partitions) in router.partitions)
 
 
-async def _announced(router: SessionRouter, call_sid: str) -> tuple[str, bool]:
+async def _announced(router: SessionRouter, tenant: str, call_sid: str) -> tuple[str, bool]:
     """A token for the call's session, and whether that has been begun before."""
     now_us = router.clock.now_us()
     session_id, since_us = session_of(router, call_sid), now_us
@@ -116,8 +120,8 @@ async def _announced(router: SessionRouter, call_sid: str) -> tuple[str, bool]:
         if ended is not None:
             session_id = router.mint()
         elif started is not None:
-            return router.resume_token(session_id, started.occurred_at), True
-    return router.resume_token(session_id, since_us), False
+            return router.resume_token(session_id, started.tenant_id, started.occurred_at), True
+    return router.resume_token(session_id, tenant, since_us), False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +176,7 @@ def _farewell(target: str) -> str:
     return f"<Dial>{escape(target)}</Dial>" if target else "<Hangup/>"
 
 
-def routes(router: SessionRouter) -> APIRouter:
+def routes(router: SessionRouter, authenticator: Authenticator) -> APIRouter:
     """The three addresses that Twilio is told."""
     api = APIRouter(prefix="/v1/twilio", tags=["telephone"])
     settings = router.settings
@@ -180,10 +184,11 @@ def routes(router: SessionRouter) -> APIRouter:
     @api.post("/voice")
     async def voice(request: Request, agent: str = "") -> Response:
         """Answers an incoming call: TwiML that connects it to the media socket, or says busy."""
-        form = await _checked_form(request, settings)
+        form = await _checked_form(request, settings, authenticator.is_open)
         if agent and agent not in router.agents:
             raise ProblemError(404, "unknown_agent", "There is no such agent.", "GET /v1/agents lists them.")
-        token, begun = await _announced(router, form.get("CallSid", ""))
+        tenant = router.tenant_of(visit_of(request).principal, agent or next(iter(router.agents)))
+        token, begun = await _announced(router, tenant, form.get("CallSid", ""))
         if not begun:
             if refusal := router.door.refusal():
                 router.door.refused(refusal)
@@ -196,7 +201,7 @@ def routes(router: SessionRouter) -> APIRouter:
         """Says how a call goes on when its media socket has closed: another stream, where the call is not over; else
         the transfer's target is dialled, or the caller hung up.
         """
-        form = await _checked_form(request, settings)
+        form = await _checked_form(request, settings, authenticator.is_open)
         stream = _Stream(agent, session, tries=tries)
         following = await _what_next(router, form.get("CallSid", ""), stream)
         return _twiml(following if isinstance(following, str) else following.twiml(request, settings, form))
@@ -210,8 +215,10 @@ def routes(router: SessionRouter) -> APIRouter:
 
         def authorise(start: Start) -> bool:
             expected = call_token(settings, start.call_id)
-            return trusted or not expected or hmac.compare_digest(expected.encode(), start.token.encode())
+            if trusted or not expected:
+                return trusted or authenticator.is_open
+            return hmac.compare_digest(expected.encode(), start.token.encode())
 
-        await Connection(websocket, TwilioDialect(), router, authorise).run()
+        await Connection(websocket, TwilioDialect(), router, visit_of(websocket), authorise).run()
 
     return api

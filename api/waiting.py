@@ -6,7 +6,7 @@ import structlog
 
 from api.history import Marks
 from api.journal import Journal
-from api.session_router import SessionRouter, Summary
+from api.session_router import SessionRouter, Summary, summary_of
 from schemas.event import Event
 from schemas.events import Control, ControlKind, Session, SessionKind
 from streams.client import LogError
@@ -159,7 +159,7 @@ async def _adopt(router: SessionRouter) -> None:
 
 
 def _waiting(router: SessionRouter, started: Session, latest: Session) -> Waiting:
-    summary = Summary(started.session_id, started.agent_id, started.channel, started.occurred_at, turn=latest.turn)
+    summary = summary_of(started, latest.turn)
     marks = Marks(session=latest.seq + 1, turn=latest.turn)
     return Waiting(router, Journal(router, started, marks), summary)
 

@@ -15,8 +15,10 @@ import msgspec
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from api.problems import ProblemError
+from api.problems import ProblemError, unknown_tenant
 from api.session_router import SessionRouter
+from api.visit import Asker
+from processors.access.roles import Principal
 from processors.webhooks import store
 from processors.webhooks.guard import RefusedAddressError, guard_of, port_of, split_url
 from processors.webhooks.message import headers_of, trial_body
@@ -35,6 +37,7 @@ from processors.webhooks.subscriptions import (
     unknown_patterns,
 )
 from processors.webhooks.vault import Vault, VaultError, check_secret, new_secret, vault_of
+from schemas.events import RefusalKind
 from streams.topics import SUBSCRIPTIONS
 
 TESTS_MAX = 4
@@ -141,22 +144,26 @@ class Webhooks:
         # Name servers that do not answer hold up nothing else of the gateway.
         self._resolvers = ThreadPoolExecutor(RESOLVERS_MAX, thread_name_prefix="webhook-resolver")
 
-    async def all(self) -> list[dict[str, Any]]:
-        """All of them, the oldest first."""
+    async def all(self, asker: Principal) -> list[dict[str, Any]]:
+        """Those that whoever asks may see, the oldest first."""
         async with self._turn:
             found, progress = await store.subscriptions(self._settings), await store.progress(self._settings)
-        oldest_first = sorted(found.values(), key=lambda one: (one.created_at, one.id))
+        seen = [one for one in found.values() if asker.sees(one.tenant)]
+        oldest_first = sorted(seen, key=lambda one: (one.created_at, one.id))
         return [_shown(one, progress.get(one.id)) for one in oldest_first]
 
-    async def show(self, identity: str) -> dict[str, Any]:
+    async def show(self, asker: Principal, identity: str) -> dict[str, Any]:
         """One of them."""
         async with self._turn:
-            subscription = await self._find(identity)
+            subscription = await self._find(asker, identity)
             progress = await store.progress(self._settings)
         return _shown(subscription, progress.get(identity))
 
-    async def add(self, wanted: NewWebhook) -> dict[str, Any]:
+    async def add(self, asker: Principal, wanted: NewWebhook) -> dict[str, Any]:
         """Makes one; the answer holds its secret, which is not told again."""
+        tenant = wanted.tenant or asker.tenant or self._settings.tenant
+        if not asker.sees(tenant):
+            raise unknown_tenant()
         await self._check_address(wanted.url)
         identity = f"wh_{secrets.token_hex(_ID_BYTES)}"
         secret = wanted.secret.get_secret_value() if wanted.secret is not None else new_secret()
@@ -164,7 +171,7 @@ class Webhooks:
         subscription = Subscription(
             id=identity,
             url=wanted.url,
-            tenant=wanted.tenant or self._settings.tenant,
+            tenant=tenant,
             events=wanted.events,
             agents=wanted.agents,
             speculative=wanted.speculative,
@@ -184,20 +191,20 @@ class Webhooks:
             await self._write(subscription)
         return {**_shown(subscription, None), "secret": secret}
 
-    async def change(self, identity: str, wanted: ChangedWebhook) -> dict[str, Any]:
+    async def change(self, asker: Principal, identity: str, wanted: ChangedWebhook) -> dict[str, Any]:
         """Changes what is given."""
         if wanted.url is not None:
             await self._check_address(wanted.url)
         changes = {name: value for name, value in wanted.model_dump().items() if value is not None}
-        return await self._changed(identity, lambda one: _changes(one, changes))
+        return await self._changed(asker, identity, lambda one: _changes(one, changes))
 
-    async def remove(self, identity: str) -> None:
+    async def remove(self, asker: Principal, identity: str) -> None:
         """Removes it; what is on its way may still arrive."""
         async with self._turn:
-            await self._find(identity)
+            await self._find(asker, identity)
             await store.write(self._router.producer, identity, None, SUBSCRIPTIONS)
 
-    async def rotate(self, identity: str, wanted: NewSecret) -> dict[str, Any]:
+    async def rotate(self, asker: Principal, identity: str, wanted: NewSecret) -> dict[str, Any]:
         """A new secret, which is told once; the others sign on for the overlap."""
         secret = wanted.secret.get_secret_value() if wanted.secret is not None else new_secret()
         fresh = Secret(sealed=self._sealed(secret, identity))
@@ -209,9 +216,9 @@ class Webhooks:
             old = [each for each in old if each.until_us is not None and each.until_us > now_us]
             return {"secrets": (fresh, *old)[:SECRETS_MAX]}
 
-        return {**await self._changed(identity, changes), "secret": secret}
+        return {**await self._changed(asker, identity, changes), "secret": secret}
 
-    async def replay(self, identity: str, wanted: Replay) -> dict[str, Any]:
+    async def replay(self, asker: Principal, identity: str, wanted: Replay) -> dict[str, Any]:
         """Everything from that place on is delivered once more, under the ids that it had."""
 
         def changes(one: Subscription) -> dict[str, Any]:
@@ -225,12 +232,12 @@ class Webhooks:
 
         if (wanted.partition or 0) >= self._settings.kafka.partitions:
             raise _invalid("partition", f"less than {self._settings.kafka.partitions} is expected")
-        return await self._changed(identity, changes)
+        return await self._changed(asker, identity, changes)
 
-    async def test(self, identity: str) -> dict[str, Any]:
+    async def test(self, asker: Principal, identity: str) -> dict[str, Any]:
         """Sends a signed `webhook.test` now, from here, and says what came of it."""
         async with self._turn:
-            subscription = await self._find(identity)
+            subscription = await self._find(asker, identity)
         clock, webhooks = self._router.clock, self._settings.webhooks
         body, now_us = trial_body(clock.now_us()), clock.now_us()
         headers = headers_of(f"msg_{uuid.uuid4().hex}", body, self._opened(subscription, now_us), now_us)
@@ -247,19 +254,21 @@ class Webhooks:
             "duration_ms": round(answer.duration_ms, 1),
         }
 
-    async def _changed(self, identity: str, changes: Changes) -> dict[str, Any]:
+    async def _changed(self, asker: Principal, identity: str, changes: Changes) -> dict[str, Any]:
         async with self._turn:
-            before = await self._find(identity)
+            before = await self._find(asker, identity)
             after = msgspec.structs.replace(before, changed_at=self._router.clock.now_us(), **changes(before))
             await self._write(after)
             progress = await store.progress(self._settings)
         return _shown(after, progress.get(identity))
 
-    async def _find(self, identity: str) -> Subscription:
+    async def _find(self, asker: Principal, identity: str) -> Subscription:
+        """The webhook; another tenant's is not there."""
         found = (await store.subscriptions(self._settings)).get(identity)
-        if found is None:
-            raise ProblemError(404, "unknown_webhook", "There is no such webhook.", "GET /v1/webhooks lists them.")
-        return found
+        if found is not None and asker.sees(found.tenant):
+            return found
+        problem = ProblemError(404, "unknown_webhook", "There is no such webhook.", "GET /v1/webhooks lists them.")
+        raise problem.as_refusal(RefusalKind.FOREIGN, "tenant") if found is not None else problem
 
     async def _write(self, subscription: Subscription) -> None:
         await store.write(self._router.producer, subscription.id, subscription, SUBSCRIPTIONS)
@@ -349,44 +358,44 @@ def routes(router: SessionRouter) -> APIRouter:
     webhooks = Webhooks(router)
 
     @api.post("")
-    async def add(wanted: NewWebhook) -> Response:
+    async def add(asker: Asker, wanted: NewWebhook) -> Response:
         """Tells a URL of events from now on, or from `since_us`. The secret is shown here alone."""
-        return _json(await webhooks.add(wanted), 201)
+        return _json(await webhooks.add(asker, wanted), 201)
 
     @api.get("")
-    async def listed() -> Response:
+    async def listed(asker: Asker) -> Response:
         """All webhooks, with how they fare."""
-        return _json({"webhooks": await webhooks.all()})
+        return _json({"webhooks": await webhooks.all(asker)})
 
     @api.get("/{identity}")
-    async def show(identity: str) -> Response:
+    async def show(asker: Asker, identity: str) -> Response:
         """One webhook."""
-        return _json(await webhooks.show(identity))
+        return _json(await webhooks.show(asker, identity))
 
     @api.patch("/{identity}")
-    async def change(identity: str, wanted: ChangedWebhook) -> Response:
+    async def change(asker: Asker, identity: str, wanted: ChangedWebhook) -> Response:
         """Changes what is given; `enabled: true` switches it on again."""
-        return _json(await webhooks.change(identity, wanted))
+        return _json(await webhooks.change(asker, identity, wanted))
 
     @api.delete("/{identity}")
-    async def remove(identity: str) -> Response:
+    async def remove(asker: Asker, identity: str) -> Response:
         """Removes it."""
-        await webhooks.remove(identity)
+        await webhooks.remove(asker, identity)
         return Response(status_code=204)
 
     @api.post("/{identity}/secret")
-    async def rotate(identity: str, wanted: NewSecret) -> Response:
+    async def rotate(asker: Asker, identity: str, wanted: NewSecret) -> Response:
         """A new secret; both sign until the overlap is over."""
-        return _json(await webhooks.rotate(identity, wanted))
+        return _json(await webhooks.rotate(asker, identity, wanted))
 
     @api.post("/{identity}/replay")
-    async def replay(identity: str, wanted: Replay) -> Response:
+    async def replay(asker: Asker, identity: str, wanted: Replay) -> Response:
         """Delivers once more from a time or an offset on."""
-        return _json(await webhooks.replay(identity, wanted), 202)
+        return _json(await webhooks.replay(asker, identity, wanted), 202)
 
     @api.post("/{identity}/test")
-    async def test(identity: str) -> Response:
+    async def test(asker: Asker, identity: str) -> Response:
         """Sends a test at once."""
-        return _json(await webhooks.test(identity))
+        return _json(await webhooks.test(asker, identity))
 
     return api

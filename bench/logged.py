@@ -16,8 +16,8 @@ from schemas.events import (
     TranscriptKind,
 )
 from streams.client import Partition
-from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, read_range
+from streams.registry import codec_for
 from streams.settings import Settings
 
 _TOPICS = ("voice.sessions", "voice.transcripts", "voice.intents", "voice.responses", "voice.audio.out")
@@ -82,7 +82,7 @@ def read_sessions(settings: Settings, callers: Sequence[str]) -> dict[str, Logge
 
 
 async def _read(settings: Settings, callers: frozenset[str]) -> dict[str, Logged]:
-    codec = default_codec()
+    codec = codec_for(settings)
     ranges = {
         Partition(topic, number): (BEGINNING, END) for topic in _TOPICS for number in range(settings.kafka.partitions)
     }

@@ -33,10 +33,10 @@ from schemas.event import Event
 from schemas.events import AudioFrame, Intent, IntentKind, Session, SessionKind
 from streams.client import Partition
 from streams.clock import SystemClock
-from streams.codec import default_codec
 from streams.consumer import LogReader
 from streams.keys import partition_of
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import Settings
 from streams.topics import state_topic
 
@@ -104,7 +104,7 @@ class Desk:
             stage,
             core,
             engines or {role: Scripted() for role in stage.roles},
-            ProducerLog(producer, snapshots, settings.kafka.partitions),
+            ProducerLog(producer, snapshots, codec_for(settings), settings.kafka.partitions),
             SystemClock(),
             on_done=self.done.add,
             on_refused=self._refused,
@@ -128,7 +128,7 @@ class Desk:
     async def take_over(self, reader: LogReader, committed: Mapping[Partition, int | None]) -> Took:
         """What a new owner does before its first record."""
         started_s = time.perf_counter()
-        found: dict[int, Recovered] = await recover(reader, self.stage, default_codec(), committed)
+        found: dict[int, Recovered] = await recover(reader, self.stage, codec_for(self.settings), committed)
         read_s = time.perf_counter()
         for number, recovered in found.items():
             self.runner.restore(number, recovered.restored)

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from processors.templates import ExpressionText, Template, TemplateText
+from processors.outcomes import OutcomeName, OutcomeRule
+from processors.templates import Template, TemplateText
 from streams.yamlfile import ConfigError, Problem, load_yaml, problem_at
 
 NONE_INTENT = "none"
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
-OutcomeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=30)]
+OperationName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*\.[a-z][a-z0-9_]*$", max_length=120)]
 Variants = Annotated[tuple[TemplateText, ...], Field(min_length=1)]
 
 # What every template may use, besides the entities of its intent.
@@ -113,38 +114,51 @@ class Slot(_Part):
     question: TemplateText
 
 
-class OutcomeRule(_Part):
-    """Gives a tool's answer its outcome; the first rule whose conditions all hold is taken."""
-
-    outcome: OutcomeName
-    status: int | None = Field(None, ge=100, le=599)
-    when: ExpressionText | None = None
-
-    @model_validator(mode="after")
-    def _conditioned(self) -> "OutcomeRule":
-        if self.status is None and self.when is None:
-            raise ValueError("expected status, when, or both")
-        return self
-
-
 class Tool(_Part):
-    """An HTTP call into another system. Every call carries an `Idempotency-Key`, the same on every retry."""
+    """A call into another system: to a URL, or an adapter's operation (`operation: sap.order_status`).
+
+    A call of a URL carries an `Idempotency-Key`, the same on every retry; an operation has its own way to that.
+    """
 
     name: Name
     description: str = ""
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
-    url: TemplateText
+    url: TemplateText | None = None
     headers: Mapping[str, TemplateText] = Field(default_factory=dict)
     body: Mapping[str, TemplateText] = Field(default_factory=dict, description="fields of the JSON body")
+    operation: OperationName | None = None
+    arguments: Mapping[Name, TemplateText] = Field(default_factory=dict, description="the operation's arguments")
     timeout_s: float = Field(3.0, gt=0, le=60)
     effect: Literal["read", "write"] = "read"
     outcomes: tuple[OutcomeRule, ...] = ()
 
     @model_validator(mode="after")
     def _safe(self) -> "Tool":
-        if self.method == "GET" and (self.body or self.effect == "write"):
+        if (self.url is None) == (self.operation is None):
+            raise ValueError("expected either url, or operation")
+        if self.operation is None and self.arguments:
+            raise ValueError("expected arguments only beside operation")
+        if self.operation is not None and (self.headers or self.body or self.method != "GET"):
+            raise ValueError("expected method, headers and body only beside url: the adapter has the operation's")
+        if self.operation is None and self.method == "GET" and (self.body or self.effect == "write"):
             raise ValueError("expected a GET tool to have no body and effect read")
         return self
+
+    def texts(self) -> Iterator[tuple[tuple[str, ...], Template]]:
+        """Its templates, each with its place."""
+        if self.url is not None:
+            yield ("url",), self.url
+        for field in ("headers", "body", "arguments"):
+            for name, text in getattr(self, field).items():
+                yield (field, name), text
+
+
+class CallerRecord(_Part):
+    """What another system knows of the caller, asked for as the call begins; the greeting waits for it so long."""
+
+    operation: OperationName
+    arguments: Mapping[Name, TemplateText] = Field(default_factory=dict)
+    deadline_ms: int = Field(400, ge=10, le=5000)
 
 
 class IntentSpec(_Part):
@@ -224,6 +238,9 @@ class AgentFile(_Part):
 
     name: str = Field(min_length=1, max_length=80)
     description: str = ""
+    tenant: str = Field(
+        "", max_length=100, description="whose it is, and no other tenant may call it; empty: everybody's"
+    )
     languages: tuple[str, ...] = Field(("en",), min_length=1)
     voice: Voice = Voice()
     greeting: Variants
@@ -231,6 +248,7 @@ class AgentFile(_Part):
     rules: tuple[str, ...] = ()
     entities: tuple[EntityType, ...] = ()
     tools: tuple[Tool, ...] = ()
+    caller_record: CallerRecord | None = None
     intents: tuple[IntentSpec, ...] = Field(min_length=1)
     knowledge: tuple[str, ...] = Field((), description="Markdown files or patterns, relative to the YAML file")
     vocabulary: tuple[str, ...] = Field((), description="words that recognition shall expect")
@@ -317,6 +335,14 @@ def _cross_checks(agent: AgentFile, documents: set[str]) -> Iterator[Found]:
             yield ("intents", index, "escalate"), "expected escalation.target, where the call is transferred to"
     for index, tool in enumerate(agent.tools):
         yield from _tool_checks(index, tool, entities)
+    yield from _text_checks(agent)
+
+
+def _text_checks(agent: AgentFile) -> Iterator[Found]:
+    """Of what is said or sent whatever the intent."""
+    if agent.caller_record is not None:
+        for name, text in agent.caller_record.arguments.items():
+            yield from _unknown(("caller_record", "arguments", name), text.variables, SHARED_VARIABLES)
     for index, text in enumerate(agent.greeting):
         yield from _unknown(("greeting", index), text.variables, SHARED_VARIABLES)
     for name in type(agent.texts).model_fields:
@@ -347,9 +373,7 @@ def _intent_checks(
     yield from _template_checks(intent, known)
     if intent.tool is not None and intent.tool in tools:
         needs = tools[intent.tool]
-        used = frozenset().union(
-            *(text.variables for text in (needs.url, *needs.headers.values(), *needs.body.values()))
-        )
+        used = frozenset[str]().union(*(text.variables for _, text in needs.texts()))
         for name in sorted((used & entities) - set(intent.entity_names)):
             yield ("tool",), f"uses the entity {name!r}; expected it under required or optional"
 
@@ -369,14 +393,12 @@ def _template_checks(intent: IntentSpec, known: AbstractSet[str]) -> Iterator[Fo
 
 def _tool_checks(index: int, tool: Tool, entities: set[str]) -> Iterator[Found]:
     known = SHARED_VARIABLES | TOOL_VARIABLES | entities
-    yield from _unknown(("tools", index, "url"), tool.url.variables, known)
-    for field in ("headers", "body"):
-        for name, text in getattr(tool, field).items():
-            yield from _unknown(("tools", index, field, name), text.variables, known)
+    for place, text in tool.texts():
+        yield from _unknown(("tools", index, *place), text.variables, known)
     for rule, outcome in enumerate(tool.outcomes):
         if outcome.when is not None:
-            place = ("tools", index, "outcomes", rule, "when")
-            yield from _unknown(place, outcome.when.variables, entities | {"result", "status"})
+            where = ("tools", index, "outcomes", rule, "when")
+            yield from _unknown(where, outcome.when.variables, entities | {"result", "status"})
 
 
 def _unknown(location: Location, used: frozenset[str], known: AbstractSet[str]) -> Iterator[Found]:

@@ -123,15 +123,24 @@ class CallTool(msgspec.Struct, frozen=True, tag=True):
     idempotency_key: str
 
 
+class CallOperation(msgspec.Struct, frozen=True, tag=True):
+    """An adapter's operation (`sap.create_ticket`); under the same `idempotency_key` it has no second effect."""
+
+    operation: str
+    arguments: dict[str, str]
+    idempotency_key: str
+
+
 class ToolReturned(msgspec.Struct, frozen=True, tag=True):
-    """What the other system answered; `status` is the HTTP status."""
+    """What the other system answered; `status` is the HTTP status, `outcome` what an adapter makes of it."""
 
     status: int
     body: bytes
     compute_ms: float
+    outcome: str = ""
 
 
-Request = Transcribe | Embed | Generate | Speak | CallTool
+Request = Transcribe | Embed | Generate | Speak | CallTool | CallOperation
 Reply = Transcribed | Embedded | Generated | Spoken | ToolReturned
 
 

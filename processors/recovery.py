@@ -23,6 +23,7 @@ from schemas.event import Event
 from streams.client import LogError, Partition
 from streams.codec import Codec, CodecError
 from streams.consumer import BEGINNING, END, LogReader, Record
+from streams.keyring import AlteredError
 from streams.producer import LogProducer
 from streams.settings import Settings
 from streams.topics import state_topic
@@ -84,6 +85,10 @@ class Snapshots:
 
     def _key(self, session_id: str, partition: int) -> bytes:
         return f"{session_id}/{self._takeovers.get(partition, 0)}.{self._life}".encode()
+
+
+def _session_of(key: bytes) -> str:
+    return key.decode(errors="replace").partition("/")[0]
 
 
 def takeover_of(key: bytes) -> int:
@@ -183,6 +188,7 @@ class _Reading:
         self._reader = reader
         self._codec = codec
         self._committed = committed
+        self._stage = stage.name
         self._states = state_topic(stage.name)
         self._outputs = stage.produces.TOPIC
         self.numbers = sorted({partition.partition for partition in committed})
@@ -216,8 +222,10 @@ class _Reading:
         if record.value is None:
             return
         try:
-            found[key] = read_snapshot(record.value), record.value
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            data = self._codec.open_state(_session_of(key), self._stage, record.value)
+            if data is not None:
+                found[key] = read_snapshot(data), data
+        except (msgspec.DecodeError, UnicodeDecodeError, AlteredError):
             log.warning("foreign_snapshot_skipped", topic=record.topic, offset=record.offset)
 
     async def outputs(self) -> None:
@@ -239,7 +247,7 @@ class _Reading:
         keys: dict[str, tuple[bytes, ...]] = {}
         best: dict[str, tuple[tuple[int, tuple[bool, int]], bytes]] = {}
         for key, (snapshot, data) in self._snapshots[number].items():
-            session_id = key.decode(errors="replace").partition("/")[0]
+            session_id = _session_of(key)
             keys[session_id] = (*keys.get(session_id, ()), key)
             rank = takeover_of(key), snapshot.progress
             if session_id not in best or rank >= best[session_id][0]:

@@ -50,9 +50,10 @@ def limits_of(settings: Settings) -> Limits:
 class ProducerLog:
     """The runner's view of the log, on the real producer."""
 
-    def __init__(self, producer: LogProducer, snapshots: Snapshots, partitions: int) -> None:
+    def __init__(self, producer: LogProducer, snapshots: Snapshots, codec: Codec, partitions: int) -> None:
         self._producer = producer
         self._snapshots = snapshots
+        self._codec = codec
         self._partitions = partitions
 
     def publish(self, event: Event) -> Awaitable[Any]:
@@ -60,8 +61,9 @@ class ProducerLog:
         return self._producer.publish(event)
 
     def publish_state(self, stage: str, session_id: str, snapshot: bytes | None) -> Awaitable[Any]:
-        """See `runner.Log`."""
-        return self._snapshots.write(session_id, partition_of(session_id, self._partitions), snapshot)
+        """See `runner.Log`; snapshots hold what was said."""
+        sealed = None if snapshot is None else self._codec.seal_state(session_id, stage, snapshot)
+        return self._snapshots.write(session_id, partition_of(session_id, self._partitions), sealed)
 
 
 class Shell:
@@ -91,7 +93,7 @@ class Shell:
         self._stopping = asyncio.Event()
         self._bug: BaseException | None = None
         self._snapshots = Snapshots(producer, stage.name, uuid.uuid4().hex[:12])
-        output = ProducerLog(producer, self._snapshots, settings.kafka.partitions)
+        output = ProducerLog(producer, self._snapshots, codec, settings.kafka.partitions)
         self._letters = DeadLetters(stage.name, output.publish, clock, settings.dead_letters_per_minute_max)
         self._recovery = Recovery(settings, stage, codec)
         self._runner: Runner[Any] = Runner(

@@ -47,8 +47,9 @@ def listing(values: Any, conjunction: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {conjunction} {words[-1]}" if words else ""
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+def environment(finalize: Callable[[Any], Any] | None = None) -> ImmutableSandboxedEnvironment:
+    """Sandboxed, and strict about names; `finalize` is applied to every value that a template puts into its text."""
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, finalize=finalize)
     filters: Mapping[str, Callable[..., str]] = {
         "spell": spell,
         "spoken_date": spoken_date,
@@ -61,7 +62,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-_ENVIRONMENT = _environment()
+_ENVIRONMENT = environment()
 
 
 class Template:

@@ -21,6 +21,7 @@ from processors.load import HEEDING, Board, Level, Meter, limits_of
 from processors.load_watch import RARE_PARTIALS_FACTOR, LoadAwareEngine, LoadWatch, capacity
 from processors.pipeline import STAGES, Stage
 from processors.rungs import OnChange, ladder, reporter
+from processors.secrets import secrets_of
 from processors.shell import Shell
 from processors.stage import Core
 from streams import ready, standby
@@ -67,8 +68,10 @@ def build_core(
 
             return intent_core(agents, embed, spares_time)
         case "llm":
+            from processors.adapters.adapter import check_agents, load_adapters
             from processors.llm.stage import create_core as llm_core
 
+            check_agents(settings.agents_dir, agents, load_adapters(settings, secrets_of()))
             short, busy = (lambda: level() >= Level.SHORT_ANSWERS), (lambda: not spares_time())
             return llm_core(settings, agents, embed, short=short, busy=busy)
         case "tts":
@@ -84,9 +87,13 @@ def build_engines(settings: Settings, stage: Stage, clock: Clock, on_change: OnC
     engines: dict[str, EngineClient] = {}
     for role in stage.roles:
         if role == "tools":
+            from processors.adapters.adapter import load_adapters
+            from processors.adapters.client import Adapters
             from processors.llm.tools import HttpTools
 
-            engines[role] = HttpTools(clock, on_change)
+            secrets = secrets_of()
+            adapters = Adapters(load_adapters(settings, secrets), secrets, clock, on_change)
+            engines[role] = HttpTools(clock, on_change, adapters=adapters)
         else:
             engines[role] = ladder(settings, role, clock, on_change)
     return engines

@@ -11,6 +11,41 @@ from typing import ClassVar
 from schemas.event import Event, Part
 
 
+class AccessKind(StrEnum):
+    """read: the events of a call were shown. listed: which calls there were. followed: events were shown as they came.
+    exported: a call was written to a bundle. replayed: events were sent to another system once more. queried: a
+    question was asked in SQL. verified: the record of calls was checked, without showing any.
+    """
+
+    UNKNOWN = "unknown"
+    READ = "read"
+    LISTED = "listed"
+    FOLLOWED = "followed"
+    EXPORTED = "exported"
+    REPLAYED = "replayed"
+    QUERIED = "queried"
+    VERIFIED = "verified"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access(Event):
+    """Somebody looked at what is kept of calls: who, which call, when, by which way."""
+
+    NAME: ClassVar[str] = "access"
+    TOPIC: ClassVar[str] = "voice.accesses"
+    CE_TYPE: ClassVar[str] = "trunkline.access"
+    PII: ClassVar[frozenset[str]] = frozenset()
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": AccessKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
+
+    kind: AccessKind
+    actor: str
+    via: str
+    what: str = ""
+    query: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioFrame(Event):
     """A piece of the caller's audio, in order, without gaps in sample_index unless audio was lost on the way."""
@@ -23,16 +58,47 @@ class AudioFrame(Event):
     PARTS: ClassVar[Mapping[str, type[Part]]] = {}
     LISTS: ClassVar[tuple[str, ...]] = ()
 
-    pcm: bytes = field(repr=False)
+    pcm: bytes = field(default=b"", repr=False)
     sample_index: int
     sample_rate_hz: int = 16000
     captured_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class ChainHead(Part):
+    """One of `heads`."""
+
+    record_key: str
+    topic: str
+    partition: int
+    position: int
+    offset: int
+    link: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(Event):
+    """The platform's signature under how far the hash chains of the audit record are."""
+
+    NAME: ClassVar[str] = "checkpoint"
+    TOPIC: ClassVar[str] = "voice.checkpoints"
+    CE_TYPE: ClassVar[str] = "trunkline.checkpoint"
+    PII: ClassVar[frozenset[str]] = frozenset()
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {"heads": ChainHead}
+    LISTS: ClassVar[tuple[str, ...]] = ()
+
+    statement: str
+    signature: str
+    public_key: str
+    heads: tuple[ChainHead, ...] = ()
+
+
 class ControlKind(StrEnum):
     """barge_in: the caller spoke over the agent; the turn's remaining speech is void. dtmf: a key was pressed. playout:
-    how much of a turn the caller has heard. transfer, hang_up: end of the agent's part. erase: forget the call. quiet:
-    the caller's side is connected and has sent no audio for a second, so what was said is over.
+    how much of a turn the caller has heard. transfer, hang_up: end of the agent's part. erase: forget the call; nobody
+    can read its personal fields from here on. erased: a store has done so, or all have. quiet: the caller's side is
+    connected and has sent no audio for a second, so what was said is over.
     """
 
     UNKNOWN = "unknown"
@@ -43,6 +109,7 @@ class ControlKind(StrEnum):
     HANG_UP = "hang_up"
     ERASE = "erase"
     QUIET = "quiet"
+    ERASED = "erased"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +130,42 @@ class Control(Event):
     sentence: int = 0
     heard_text: str = field(default="", repr=False)
     target: str = ""
+    reason: str = ""
+    document: str = ""
+
+
+class CustomerKind(StrEnum):
+    """scored: a call is over, and says how the customer fares."""
+
+    UNKNOWN = "unknown"
+    SCORED = "scored"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Customer(Event):
+    """How a call went, and how the customer who called fares since."""
+
+    NAME: ClassVar[str] = "customer"
+    TOPIC: ClassVar[str] = "voice.customers"
+    CE_TYPE: ClassVar[str] = "trunkline.customer"
+    PII: ClassVar[frozenset[str]] = frozenset({"caller", "summary"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": CustomerKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ("intents",)
+
+    kind: CustomerKind
+    customer: str = ""
+    caller: str | None = field(default=None, repr=False)
+    score: int = 0
+    score_before: int = -1
+    calls: int = 1
+    call_score: int = 0
+    disposition: str = ""
+    sentiment: float = 0.0
+    summary: str = field(default="", repr=False)
+    intents: tuple[str, ...] = ()
+    turns: int = 0
+    duration_ms: int = 0
     reason: str = ""
 
 
@@ -215,7 +318,7 @@ class Intent(Event):
     intent: str
     confidence: float
     alternatives: tuple[Alternative, ...] = ()
-    entities: tuple[Entity, ...] = ()
+    entities: tuple[Entity, ...] = field(default=(), repr=False)
     sentiment: float = 0.0
     text: str = field(default="", repr=False)
     utterance: int = 0
@@ -224,6 +327,42 @@ class Intent(Event):
     speech_ended_at: int | None = None
     model: str = ""
     compute_ms: float = 0.0
+
+
+class RefusalKind(StrEnum):
+    """unauthenticated: nothing was shown that lets in. forbidden: the key's role may not do that. foreign: what was
+    asked for is another tenant's; who asked was told that it does not exist. limited: the key asked more often than it
+    may.
+    """
+
+    UNKNOWN = "unknown"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    FOREIGN = "foreign"
+    LIMITED = "limited"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal(Event):
+    """Somebody asked for what is not theirs: who, what, why. It holds no secret that was shown."""
+
+    NAME: ClassVar[str] = "refusal"
+    TOPIC: ClassVar[str] = "voice.refusals"
+    CE_TYPE: ClassVar[str] = "trunkline.refusal"
+    PII: ClassVar[frozenset[str]] = frozenset()
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": RefusalKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
+
+    kind: RefusalKind
+    component: str
+    key_id: str = ""
+    role: str = ""
+    action: str = ""
+    target: str = ""
+    permission: str = ""
+    reason: str = ""
+    count: int = 1
 
 
 class ResponseKind(StrEnum):
@@ -341,6 +480,38 @@ class SpeechChunk(Event):
     compute_ms: float = 0.0
 
 
+class SuggestionKind(StrEnum):
+    """answer: what to say, from the intent's template. action: what to look up or do, the agent's tool. passage: what
+    the agent's documents say. record: who calls.
+    """
+
+    UNKNOWN = "unknown"
+    ANSWER = "answer"
+    ACTION = "action"
+    PASSAGE = "passage"
+    RECORD = "record"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion(Event):
+    """A hint for a person who follows the call."""
+
+    NAME: ClassVar[str] = "suggestion"
+    TOPIC: ClassVar[str] = "voice.assist"
+    CE_TYPE: ClassVar[str] = "trunkline.suggestion"
+    PII: ClassVar[frozenset[str]] = frozenset({"text"})
+    ENUMS: ClassVar[Mapping[str, type[StrEnum]]] = {"kind": SuggestionKind}
+    PARTS: ClassVar[Mapping[str, type[Part]]] = {}
+    LISTS: ClassVar[tuple[str, ...]] = ()
+
+    kind: SuggestionKind
+    intent: str = ""
+    title: str = ""
+    text: str = field(default="", repr=False)
+    document: str = ""
+    score: float = 0.0
+
+
 class TranscriptKind(StrEnum):
     """speech_started: the caller begins to speak. partial: the best reading so far; with pause_ms > 0 it is worth
     working on speculatively. speech_resumed: the caller went on, the last revision is void. final: the utterance is
@@ -380,7 +551,7 @@ class Transcript(Event):
     utterance: int
     revision: int = 0
     text: str = field(default="", repr=False)
-    words: tuple[Word, ...] = ()
+    words: tuple[Word, ...] = field(default=(), repr=False)
     confidence: float = 0.0
     language: str = "en"
     pause_ms: int = 0
@@ -393,14 +564,19 @@ class Transcript(Event):
 
 
 EVENTS: tuple[type[Event], ...] = (
+    Access,
     AudioFrame,
+    Checkpoint,
     Control,
+    Customer,
     DeadLetter,
     Delivery,
     Health,
     Intent,
+    Refusal,
     Response,
     Session,
     SpeechChunk,
+    Suggestion,
     Transcript,
 )

@@ -23,6 +23,10 @@ ENVELOPE_FIELDS = (
     "occurred_at",
     "causation_id",
 )
+# The field that holds the personal ones, encrypted; events in memory have none (see streams/codec.py).
+SEALED = "sealed"
+# A call has a key for each class of data, so that audio can be forgotten before words.
+WORDS, AUDIO = CLASSES = ("words", "audio")
 
 
 @cache
@@ -36,6 +40,16 @@ def load(name: str) -> Schema:
     """The current schema of that name, as JSON; treat it as read-only."""
     schema: Schema = json.loads((AVRO / f"{name}.avsc").read_text())
     return schema
+
+
+def personal(schema: Schema) -> list[dict[str, Any]]:
+    """The fields with personal data, in the schema's order: what `sealed` holds is a record of them."""
+    return [field for field in schema["fields"] if field.get("pii")]
+
+
+def data_class(schema: Schema) -> str:
+    """Which of the call's keys seals the personal fields: the schema's `sealed_with`, else that of words."""
+    return str(schema.get("sealed_with", WORDS))
 
 
 def examples(name: str) -> list[dict[str, Any]]:

@@ -110,6 +110,7 @@ def _record(schema: dict[str, Any], base: str, body: list[str], doc: str) -> str
 def event_source(name: str, schema: dict[str, Any]) -> str:
     """Source of one event class and of the enums and parts that it owns."""
     envelope, own = schema["fields"][: len(files.ENVELOPE_FIELDS)], schema["fields"][len(files.ENVELOPE_FIELDS) :]
+    own = [entry for entry in own if entry["name"] != files.SEALED]
     if tuple(entry["name"] for entry in envelope) != files.ENVELOPE_FIELDS:
         raise SchemaError(f"{name}.avsc: fields must begin with the envelope {', '.join(files.ENVELOPE_FIELDS)}")
     blocks, enums, parts = [], {}, {}
@@ -126,7 +127,8 @@ def event_source(name: str, schema: dict[str, Any]) -> str:
             blocks.append(
                 _record(item, "Part", [_field(part) for part in item["fields"]], f"One of `{entry['name']}`.")
             )
-    pii = sorted(entry["name"] for entry in own if _holds_pii(entry))
+    pii = sorted(entry["name"] for entry in files.personal(schema))
+    _check_personal(name, schema)
     body = [
         f'    NAME: ClassVar[str] = "{name}"',
         f'    TOPIC: ClassVar[str] = "{schema["topic"]}"',
@@ -144,10 +146,21 @@ def event_source(name: str, schema: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _holds_pii(entry: dict[str, Any]) -> bool:
-    avro = entry["type"]
-    inner = avro["items"]["fields"] if isinstance(avro, dict) and isinstance(avro.get("items"), dict) else ()
-    return bool(entry.get("pii")) or any(part.get("pii") for part in inner)
+def _check_personal(name: str, schema: dict[str, Any]) -> None:
+    """Personal fields can be emptied, and there is a place for them to go, sealed."""
+    marked = files.personal(schema)
+    if files.data_class(schema) not in files.CLASSES:
+        raise SchemaError(f"{name}.avsc: sealed_with: one of {', '.join(files.CLASSES)} is expected")
+    for entry in schema["fields"]:
+        avro = entry["type"]
+        inner = avro["items"]["fields"] if isinstance(avro, dict) and isinstance(avro.get("items"), dict) else ()
+        if any(part.get("pii") for part in inner) and not entry.get("pii"):
+            raise SchemaError(f"{name}.avsc: field {entry['name']}: a pii mark is expected, since its parts have one")
+    for entry in marked:
+        if "default" not in entry:
+            raise SchemaError(f"{name}.avsc: field {entry['name']}: a default is expected of a personal field")
+    if marked and not any(entry["name"] == files.SEALED and entry["type"] == "bytes" for entry in schema["fields"]):
+        raise SchemaError(f"{name}.avsc: a field {files.SEALED} of type bytes is expected beside personal fields")
 
 
 def _lists(entries: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def from_json(cls: type[EventT], values: Mapping[str, Any]) -> EventT:
     types = {field["name"]: field["type"] for field in schema["fields"]}
     record = {name: _from_json(types.get(name), value) for name, value in values.items()}
     for field in schema["fields"]:
-        if field["name"] not in record and "default" in field:
+        if field["name"] not in record and "default" in field and field["name"] != files.SEALED:
             record[field["name"]] = _from_json(field["type"], field["default"])
     return cls.from_record(record)
 

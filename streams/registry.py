@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -16,7 +17,9 @@ import httpx
 
 from schemas import files
 from streams.clock import Clock, SystemClock
-from streams.codec import BuiltInIds, Codec, RegistryError, default_codec
+from streams.codec import BuiltInIds, Codec, RegistryError, SchemaIds
+from streams.keyring import Keyring
+from streams.kms import key_management
 from streams.settings import Settings
 
 __all__ = ["BuiltInIds", "RegistryError", "RegistryIds", "Reply", "codec_for", "respond", "subject_of"]
@@ -34,17 +37,33 @@ def subject_of(topic: str) -> str:
     return f"{topic}-value"
 
 
-@cache
-def _registry_codec(url: str) -> Codec:
-    return Codec(RegistryIds(url))
-
-
 def codec_for(settings: Settings) -> Codec:
-    """The codec with the ids that the settings ask for, made once per process.
+    """The codec with the ids and the keys that the settings ask for, made once per process.
 
-    With a registry, registers the current schemas there, which blocks; raises RegistryError when it refuses or is away.
+    With a registry, registers the current schemas there, which blocks; raises RegistryError when it refuses or is away,
+    and KeyManagementError where the settings name no key management.
     """
-    return _registry_codec(settings.schema_registry_url) if settings.schema_registry_url else default_codec()
+    wanted = settings.schema_registry_url, settings.keys_dir, settings.privacy.kms, settings.privacy.seal
+    if wanted not in _codecs:
+        _codecs[wanted] = Codec(_ids(settings.schema_registry_url), keyring_for(settings), settings.privacy.seal)
+    return _codecs[wanted]
+
+
+def keyring_for(settings: Settings) -> Keyring:
+    """The calls' keys, opened once per process."""
+    wanted = settings.keys_dir, settings.privacy.kms
+    if wanted not in _keyrings:
+        _keyrings[wanted] = Keyring(settings.keys_dir, key_management(settings))
+    return _keyrings[wanted]
+
+
+_codecs: dict[tuple[str, Path, str, bool], Codec] = {}
+_keyrings: dict[tuple[Path, str], Keyring] = {}
+
+
+@cache
+def _ids(url: str) -> SchemaIds:
+    return RegistryIds(url) if url else BuiltInIds()
 
 
 class RegistryIds:

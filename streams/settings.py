@@ -5,9 +5,9 @@ The embedded platform hands its choices to its processes as the same variables t
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, IPvAnyNetwork, SecretStr
+from pydantic import BaseModel, Field, IPvAnyNetwork, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     NestedSecretsSettingsSource,
@@ -77,7 +77,9 @@ class ApiSettings(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
-    key: SecretStr | None = Field(None, description="demanded of every client when host is not loopback")
+    key: SecretStr | None = Field(
+        None, description="an admin's key for all tenants, beside those that `trunkline keys` makes (docs/access.md)"
+    )
     sessions_max: int = Field(100, ge=1, description="concurrent calls of one gateway; more are refused")
     partitions: tuple[int, ...] = Field((), description="whose calls this gateway takes, as a JSON list; empty: all")
     frame_ms: int = Field(40, ge=20, le=100, description="length of the audio frames that the gateway writes")
@@ -96,6 +98,29 @@ class ApiSettings(BaseModel):
     )
     public_url: str = Field("", description="the gateway's address as the telephone company reaches it, https://...")
     twilio_auth_token: SecretStr | None = Field(None, description="Twilio's requests must be signed with it")
+
+
+class AccessSettings(BaseModel):
+    """Who may ask the API, besides those who have keys; see docs/access.md."""
+
+    closed: bool = Field(False, description="nobody comes in without a key, not even over loopback before there is one")
+    requests_per_s: float = Field(50.0, gt=0, description="of a key without a limit of its own; twice that at once")
+    issuer: str = Field("", description="OpenID Connect issuer (`iss`) whose tokens are taken; empty: none are")
+    audience: str = Field("", description="what a token must be meant for (`aud`)")
+    jwks: str = Field("", description="the issuer's keys: a URL or a file; empty: where its discovery document says")
+    jwks_s: float = Field(300.0, gt=0, description="after so long the issuer's keys are looked at again")
+    role_claim: str = Field("roles", description="the claim that names roles; dots lead into it: realm_access.roles")
+    role_names: dict[str, str] = Field(
+        default_factory=dict,
+        description='roles by what the issuer calls them, where that differs: {"voice-auditors": "auditor"}',
+    )
+    tenant_claim: str = Field("tenant", description="the claim that names the tenant; * is all tenants")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.issuer and not self.audience:
+            raise ValueError("audience: with an issuer it is needed, or tokens made for others would be taken")
+        return self
 
 
 class EngineSettings(BaseModel):
@@ -134,8 +159,8 @@ class LoadSettings(BaseModel):
     depth_max: int = Field(100, ge=1, description="asks and unacknowledged events of a worker")
     oldest_ms_max: int = Field(1000, ge=1, description="age of the oldest record that a worker has not processed")
     waiting_ms_max: int = Field(600, ge=1, description="how long asks wait for an engine, on average")
-    utilisation_max: float = Field(0.65, gt=0, le=1, description="share of engines' time that calls may take together")
-    machine_max: float = Field(0.9, gt=0, description="share of the machine's processors; above 1 it is not looked at")
+    utilisation_max: float = Field(0.5, gt=0, le=1, description="share of engines' time that calls may take together")
+    machine_max: float = Field(0.8, gt=0, description="share of the machine's processors; above 1 it is not looked at")
     reply_ms_max: int = Field(2000, ge=1, description="replies slower than that (95th percentile) are overload, anyhow")
 
 
@@ -160,6 +185,42 @@ class WebhookSettings(BaseModel):
     subscriptions_max: int = Field(100, ge=1, le=1000)
 
 
+class AuditSettings(BaseModel):
+    """The audit record."""
+
+    checkpoint_s: float = Field(60.0, gt=0, description="how often the sink signs how far the hash chains are")
+
+
+class CrmSettings(BaseModel):
+    """Workflows in other systems; their pace and breakers are the adapters' own."""
+
+    key: SecretStr | None = Field(
+        None, description="makes customers' pseudonyms; empty: crm.key in the data directory, which is to be kept"
+    )
+    retry_s: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (1, 5, 30, 120, 600, 1800, 3600, 7200, 14_400),
+        description="waits between the attempts, as a JSON list; after the last one the workflow is dead",
+    )
+    open_max: int = Field(1000, ge=1, le=100_000, description="workflows neither done nor dead; then it reads no more")
+    settle_s: float = Field(
+        3.0, ge=0, le=60, description="how long after its end a call is waited for to be whole in the log"
+    )
+
+
+class PrivacySettings(BaseModel):
+    """Personal data at rest."""
+
+    seal: bool = Field(True, description="personal fields are written to the log encrypted, under a key for each call")
+    keys_dir: Path | None = Field(
+        None, description="the calls' keys, the same for all processes; empty: keys in the data directory"
+    )
+    kms: str = Field("local", description="wraps those keys: local files, or package.module:factory of your own")
+    look_s: float = Field(3600.0, gt=0, description="how often the sink looks for what tenants no longer keep")
+    policies_dir: Path = Field(
+        REPOSITORY / "infra" / "privacy", description="what is masked and how long kept, a YAML file for some tenants"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set; `TRUNKLINE_KAFKA__PARTITIONS=16` sets `kafka.partitions`.
 
@@ -182,10 +243,21 @@ class Settings(BaseSettings):
     tenant: str = "demo"
     agents_dir: Path = REPOSITORY / "infra" / "agents"
     models_file: Path = REPOSITORY / "infra" / "models.yaml"
+    adapters_dir: Path = Field(
+        REPOSITORY / "infra" / "adapters", description="how other systems are asked, a YAML file for each"
+    )
+    adapter_urls: dict[str, str] = Field(
+        default_factory=dict,
+        description='addresses of adapters, as JSON: {"sap": "https://host/odata/v4/service"}; with one, it is in use',
+    )
+    workflows_file: Path | None = Field(
+        None, description="what is done in other systems when calls end how; a YAML file"
+    )
     sla_dir: Path = Field(REPOSITORY / "infra" / "sla", description="what tenants were promised, a YAML file a tier")
     sla_look_s: float = Field(60.0, gt=0, description="how often the sink looks at tenants' error budgets")
     signing_key_file: Path | None = Field(
-        None, description="Ed25519 private key (PEM) that signs reports; empty: signing.key in the data directory"
+        None,
+        description="Ed25519 private key (PEM) that signs reports and checkpoints; empty: signing.key in data_dir",
     )
     schema_registry_url: str = Field("", description="a Confluent-compatible registry; empty: the gateway's own")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0: any")
@@ -208,9 +280,13 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings())
     clickhouse: ClickHouseSettings = Field(default_factory=lambda: ClickHouseSettings())
     api: ApiSettings = Field(default_factory=lambda: ApiSettings())
+    access: AccessSettings = Field(default_factory=lambda: AccessSettings())
     engines: EngineSettings = Field(default_factory=lambda: EngineSettings())
     load: LoadSettings = Field(default_factory=lambda: LoadSettings())
     webhooks: WebhookSettings = Field(default_factory=lambda: WebhookSettings())
+    audit: AuditSettings = Field(default_factory=lambda: AuditSettings())
+    crm: CrmSettings = Field(default_factory=lambda: CrmSettings())
+    privacy: PrivacySettings = Field(default_factory=lambda: PrivacySettings())
 
     @classmethod
     def settings_customise_sources(
@@ -228,6 +304,11 @@ class Settings(BaseSettings):
     def run_dir(self) -> Path:
         """Where the running platform keeps its state files and sockets."""
         return self.data_dir / "run"
+
+    @cached_property
+    def keys_dir(self) -> Path:
+        """Where the data keys of calls and the keys of tenants are kept."""
+        return self.privacy.keys_dir or self.data_dir / "keys"
 
     @cached_property
     def log_dir(self) -> Path:

@@ -1,11 +1,17 @@
 """Fixtures that tests of every kind may ask for by name."""
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
 
 from tests.support.kafka import TestBroker, running_broker
+
+# Processes of a platform share the keys of its calls, and those of a test run do so whatever their directories.
+_KEYS = tempfile.TemporaryDirectory(prefix="trunkline-keys-")
+os.environ.setdefault("TRUNKLINE_PRIVACY__KEYS_DIR", _KEYS.name)
 
 # A slow machine fails no test.
 hypothesis.settings.register_profile("trunkline", deadline=None)

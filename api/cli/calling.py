@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from api.cli.context import settings_of
+from api.cli.context import key_of, settings_of
 from api.cli.output import print_json
 from api.client import CallEvent, TurnSummary, load_turns, place_call
 from api.conversation import ConversationView
@@ -14,13 +14,13 @@ from streams.settings import Settings
 
 
 async def call(
-    files: Sequence[Path], agent: str, url: str, out: Path | None, data_dir: Path | None, as_json: bool
+    files: Sequence[Path], agent: str, url: str, key: str, out: Path | None, data_dir: Path | None, as_json: bool
 ) -> int:
     """Makes the call; returns 1 when a turn was not answered."""
     settings = settings_of(data_dir)
     turns = load_turns(files)
     base = url or running_url(settings)
-    key = settings.api.key.get_secret_value() if settings.api.key is not None else ""
+    key = key or key_of(settings)
     if as_json:
         result = await place_call(base, turns, agent=agent, key=key, on_event=_print_event, on_turn=_print_turn)
     else:

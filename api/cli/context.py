@@ -1,5 +1,6 @@
 """Settings as a command needs them: of the machine, or of the platform that runs on the data directory."""
 
+import getpass
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,11 @@ from pydantic import ValidationError
 
 from api.errors import OperatorError
 from api.supervisor import read_state
+from processors.audit.accesses import Accesses
+from schemas.events import AccessKind
 from streams.client import LogError
+from streams.clock import SystemClock
+from streams.producer import LogProducer
 from streams.settings import Settings
 
 
@@ -21,6 +26,11 @@ def settings_of(data_dir: Path | None) -> Settings:
         first = error.errors()[0]
         name = "TRUNKLINE_" + "__".join(str(part) for part in first["loc"]).upper()
         raise OperatorError(f"{name}: {first['msg']}") from error
+
+
+def key_of(settings: Settings) -> str:
+    """The key that a command shows where it was given none; empty when there is none."""
+    return settings.api.key.get_secret_value() if settings.api.key is not None else ""
 
 
 def running_settings(data_dir: Path | None) -> Settings:
@@ -41,6 +51,20 @@ def running_settings(data_dir: Path | None) -> Settings:
             "name its --data-dir, or set TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS"
         )
     return settings
+
+
+async def note_access(settings: Settings, kind: AccessKind, session: str = "", what: str = "") -> None:
+    """Writes down that this machine's user looks at calls, before anything is shown. Raises LogError."""
+    async with LogProducer(settings, "trunkline.cli") as producer:
+        accesses = Accesses(producer.publish, SystemClock(), "cli")
+        await accesses.note(kind, f"local:{_user()}", session_id=session, tenant=settings.tenant, what=what)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return str(os.getuid())
 
 
 @contextmanager

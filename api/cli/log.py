@@ -9,12 +9,15 @@ from typing import Any
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from api.cli.context import log_errors, running_settings
+from api.cli.context import log_errors, note_access, running_settings
 from api.cli.output import print_json, print_table, size, when
 from api.errors import OperatorError
 from schemas.event import Event
 from schemas.events import (
+    Access,
+    AccessKind,
     AudioFrame,
+    Checkpoint,
     Control,
     DeadLetter,
     Delivery,
@@ -28,8 +31,9 @@ from schemas.events import (
     Transcript,
 )
 from streams.client import Partition, client_config
-from streams.codec import Codec, CodecError, default_codec
+from streams.codec import Codec, CodecError
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range, session_records
+from streams.registry import codec_for
 from streams.settings import Settings
 from streams.topics import TOPICS
 
@@ -133,6 +137,7 @@ async def sessions(data_dir: Path | None, limit: int, as_json: bool) -> None:
     """Prints the newest calls, the newest last."""
     settings = running_settings(data_dir)
     with log_errors(settings):
+        await note_access(settings, AccessKind.LISTED, what="sessions")
         calls = await _calls(settings)
     for_print = calls[-limit:]
     if as_json:
@@ -163,7 +168,7 @@ async def sessions(data_dir: Path | None, limit: int, as_json: bool) -> None:
 
 async def _calls(settings: Settings) -> list[_Call]:
     """Every call that is on voice.sessions, by its start."""
-    codec = default_codec()
+    codec = codec_for(settings)
     calls: dict[str, _Call] = {}
     async for record in read_range(settings, await _whole(settings, ["voice.sessions"])):
         event = _decoded(codec, record)
@@ -190,9 +195,11 @@ async def show(session: str, data_dir: Path | None, as_json: bool) -> None:
             calls = await _calls(settings)
             session = calls[-1].session_id if calls else ""
         records = await session_records(settings, session)
+        if records:
+            await note_access(settings, AccessKind.READ, session, "show")
     if not records:
         raise OperatorError(f"no session is called {session}; `trunkline sessions` lists them")
-    codec = default_codec()
+    codec = codec_for(settings)
     timeline = [(record, _decoded(codec, record)) for record in records]
     if as_json:
         for record, event in timeline:
@@ -242,8 +249,9 @@ async def tail(names: Sequence[str], session: str, from_start: bool, data_dir: P
     """Prints events as they come, without end."""
     chosen = _topics_named(names)
     settings = running_settings(data_dir)
-    codec = default_codec()
+    codec = codec_for(settings)
     with log_errors(settings):
+        await note_access(settings, AccessKind.FOLLOWED, session, f"tail {' '.join(chosen)}")
         async with LogReader(settings, "trunkline.tail") as reader:
             start = BEGINNING if from_start else END
             partitions = [partition for name in chosen for partition in await reader.partitions(name)]
@@ -294,14 +302,23 @@ def what(event: Event | CodecError) -> str:
             return _joined(event.kind, event.channel, event.reason)
         case Control():
             return _joined(event.kind, event.digit, f"heard {event.heard_ms} ms of turn {event.turn}", event.reason)
+        case DeadLetter() | Delivery() | Access() | Checkpoint():
+            return _aside(event)
+        case SpeechChunk():
+            return _joined(event.kind, event.text, f"turn {event.turn}")
+    return event.NAME
+
+
+def _aside(event: DeadLetter | Delivery | Access | Checkpoint) -> str:
+    match event:
         case DeadLetter():
             place = f"{event.source_topic}-{event.source_partition}@{event.source_offset}"
             return _joined(event.stage, event.reason, event.detail, place)
         case Delivery():
             return _joined(event.kind, event.endpoint_id, str(event.status_code), event.reason)
-        case SpeechChunk():
-            return _joined(event.kind, event.text, f"turn {event.turn}")
-    return event.NAME
+        case Access():
+            return _joined(event.kind, event.actor, event.via, event.what)
+    return f"number {event.seq}, {len(event.heads)} chains"
 
 
 def _response(event: Response) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from api.errors import OperatorError
+from processors.access.roles import Role
 
 app = typer.Typer(
     name="trunkline",
@@ -31,6 +32,7 @@ DataDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON, one object a line where there are several.")]
 Url = Annotated[str, typer.Option(help="The API's base.", show_default="that of the running platform")]
+Key = Annotated[str, typer.Option(help="The API key to show.", show_default="TRUNKLINE_API__KEY, where it is set")]
 Webhook = Annotated[str, typer.Argument(metavar="ID", help="As `webhooks list` shows it.")]
 Platform, Log, Single = "The platform", "What the log holds", "One process, in the foreground (for containers)"
 
@@ -99,6 +101,7 @@ def call(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="WAV files of any kind, one for each turn.")],
     agent: Annotated[str, typer.Option(help="Which agent answers.", show_default="the first")] = "",
     url: Url = "",
+    key: Key = "",
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Write the call as stereo WAV: caller left, agent right."),
@@ -109,7 +112,7 @@ def call(
     """Call an agent and speak the files in real time, each after the reply to the one before."""
     from api.cli import calling
 
-    raise typer.Exit(asyncio.run(calling.call(files, agent, url, out, data_dir, as_json)))
+    raise typer.Exit(asyncio.run(calling.call(files, agent, url, key, out, data_dir, as_json)))
 
 
 @app.command(rich_help_panel=Platform)
@@ -195,6 +198,32 @@ def sql(
 
 
 @app.command(rich_help_panel=Log)
+def erase(
+    session: Annotated[str, typer.Argument(help="A session's id, as `sessions` lists it.", show_default=False)] = "",
+    caller: Annotated[str, typer.Option(help="Erase every session of this caller instead.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; the certificate says so. Name nobody in it.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also a call that is going on.")] = False,
+    verify: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Erase nothing: check that this certificate is what the platform signed.", dir_okay=False),
+    ] = None,
+    key: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="With --verify, the public key that is trusted, in PEM.", show_default="this platform's"),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The signed certificates, one a line.")] = False,
+) -> None:
+    """Forget calls for good: destroy their keys, empty ClickHouse, and certify it. There is no way back."""
+    from api.cli import erasure
+
+    if verify is not None:
+        erasure.verify(verify, key, data_dir)
+    else:
+        erasure.erase(session, caller, reason, force, data_dir, as_json)
+
+
+@app.command(rich_help_panel=Log)
 def bi_user(
     name: Annotated[str, typer.Argument(help="The user's name.")],
     tenant: Annotated[str, typer.Option(help="Whose calls the user may ask about; no others.")],
@@ -250,6 +279,76 @@ def public_key(data_dir: DataDir = None) -> None:
     sla.key(data_dir)
 
 
+audit = typer.Typer(
+    no_args_is_help=True, help="The audit record: verify it, export a call, keep a copy of what is signed."
+)
+app.add_typer(audit, name="audit", rich_help_panel=Log)
+Keys = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option(help="A public key that is trusted, in PEM; repeat for older ones.", show_default="this platform's"),
+]
+
+
+@audit.command(name="verify")
+def verify_calls(
+    session: Annotated[str, typer.Argument(help="A session's id, as `sessions` lists it.", show_default=False)] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Everything that is there.")] = False,
+    key: Keys = None,
+    anchor: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A checkpoint kept elsewhere (`audit anchor`), which must be there still."),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Compare Kafka, ClickHouse and what was signed; exits with 1 and names what is not as it was."""
+    from api.cli import audit
+
+    if bool(session) == everything:
+        raise OperatorError("expected a session or --all")
+    raise typer.Exit(asyncio.run(audit.verify(session, key or [], anchor, data_dir, as_json)))
+
+
+@audit.command(name="export")
+def export_call(
+    session: Annotated[str, typer.Argument(help="A session's id, as `sessions` lists it.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A new folder.", show_default="audit-SESSION", file_okay=False),
+    ] = None,
+    key: Keys = None,
+    masked: Annotated[bool, typer.Option(help="Without what the call's tenant masks: words, and their sound.")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Write a call to a folder that anybody can verify without Trunkline. It holds what was said."""
+    from api.cli import audit
+
+    asyncio.run(audit.export(session, out, key or [], masked, data_dir, as_json))
+
+
+@audit.command(name="anchor")
+def keep_anchor(
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write it there.", dir_okay=False),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print the newest signed checkpoint, to be kept elsewhere."""
+    from api.cli import audit
+
+    audit.anchor(out, data_dir)
+
+
+@audit.command(name="key")
+def audit_key(data_dir: DataDir = None) -> None:
+    """Print the public key that checkpoints can be verified with."""
+    from api.cli import audit
+
+    audit.key(data_dir)
+
+
 webhooks = typer.Typer(
     help="Tell other systems of calls over HTTP, signed and in order.",
     no_args_is_help=True,
@@ -259,11 +358,11 @@ app.add_typer(webhooks, name="webhooks", rich_help_panel=Platform)
 
 
 @webhooks.command("list")
-def list_webhooks(url: Url = "", data_dir: DataDir = None, as_json: Json = False) -> None:
+def list_webhooks(url: Url = "", key: Key = "", data_dir: DataDir = None, as_json: Json = False) -> None:
     """List the webhooks, and how they fare."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, as_json).list()
+    Webhooks(data_dir, url, key, as_json).list()
 
 
 @webhooks.command("add")
@@ -277,21 +376,22 @@ def add_webhook(
     since: Annotated[str, typer.Option(help="Also what happened since, in ISO 8601; `start` is all.")] = "",
     description: Annotated[str, typer.Option(help="For people.")] = "",
     url: Url = "",
+    key: Key = "",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Tell a URL of events from now on; prints the secret, which is not shown again."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, as_json).add(address, event, agent or [], since, description)
+    Webhooks(data_dir, url, key, as_json).add(address, event, agent or [], since, description)
 
 
 @webhooks.command("show")
-def show_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+def show_webhook(webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None) -> None:
     """Show one webhook as JSON."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, True).show(webhook)
+    Webhooks(data_dir, url, key, True).show(webhook)
 
 
 @webhooks.command("replay")
@@ -302,12 +402,13 @@ def replay_webhook(
         str, typer.Option("--from", metavar="TOPIC:PARTITION:OFFSET", help="A place, as deliveries carry it.")
     ] = "",
     url: Url = "",
+    key: Key = "",
     data_dir: DataDir = None,
 ) -> None:
     """Deliver once more, from a time or a place on, under the same ids."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, True).replay(webhook, since, place)
+    Webhooks(data_dir, url, key, True).replay(webhook, since, place)
 
 
 @webhooks.command("rotate")
@@ -315,45 +416,98 @@ def rotate_webhook(
     webhook: Webhook,
     overlap_s: Annotated[int, typer.Option(min=0, help="How long the old secret signs, too.")] = 86_400,
     url: Url = "",
+    key: Key = "",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Make a new secret, and print it."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, as_json).rotate(webhook, overlap_s)
+    Webhooks(data_dir, url, key, as_json).rotate(webhook, overlap_s)
 
 
 @webhooks.command("test")
-def try_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None, as_json: Json = False) -> None:
+def try_webhook(
+    webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None, as_json: Json = False
+) -> None:
     """Send a signed test; exits with 1 when it is not taken."""
     from api.cli.webhooks import Webhooks
 
-    raise typer.Exit(Webhooks(data_dir, url, as_json).test(webhook))
+    raise typer.Exit(Webhooks(data_dir, url, key, as_json).test(webhook))
 
 
 @webhooks.command("on")
-def switch_on_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+def switch_on_webhook(webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None) -> None:
     """Go on where it stopped, also after the relay has switched it off."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, True).switch(webhook, True)
+    Webhooks(data_dir, url, key, True).switch(webhook, True)
 
 
 @webhooks.command("off")
-def switch_off_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+def switch_off_webhook(webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None) -> None:
     """Stop telling it, and keep the place."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, True).switch(webhook, False)
+    Webhooks(data_dir, url, key, True).switch(webhook, False)
 
 
 @webhooks.command("remove")
-def remove_webhook(webhook: Webhook, url: Url = "", data_dir: DataDir = None) -> None:
+def remove_webhook(webhook: Webhook, url: Url = "", key: Key = "", data_dir: DataDir = None) -> None:
     """Remove it."""
     from api.cli.webhooks import Webhooks
 
-    Webhooks(data_dir, url, False).remove(webhook)
+    Webhooks(data_dir, url, key, False).remove(webhook)
+
+
+keys = typer.Typer(
+    help="API keys: who may do what, and of which tenant.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(keys, name="keys", rich_help_panel=Platform)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="For people: whose it is.")],
+    role: Annotated[Role, typer.Option(help="What it allows; docs/access.md has the table.")],
+    tenant: Annotated[
+        str, typer.Option(help="Whose calls it reaches, no others; * is all.", show_default="the platform's own")
+    ] = "",
+    days: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, max=3650, help="After so many it opens nothing more.", show_default="no end"),
+    ] = None,
+    requests_per_s: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.01, max=10_000, help="How often it may ask.", show_default="access.requests_per_s"),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key, and print it; it is not shown again. From the first one on nobody comes in without."""
+    from api.cli import keys
+
+    asyncio.run(keys.create(name, role, tenant, days, requests_per_s, data_dir, as_json))
+
+
+@keys.command("list")
+def list_keys(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the keys, revoked ones too."""
+    from api.cli import keys
+
+    asyncio.run(keys.show(data_dir, as_json))
+
+
+@keys.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")], data_dir: DataDir = None
+) -> None:
+    """Revoke a key: it opens nothing from now on, at no gateway."""
+    from api.cli import keys
+
+    asyncio.run(keys.revoke(key, data_dir))
 
 
 @app.command(rich_help_panel=Single)
@@ -389,6 +543,14 @@ def relay(data_dir: DataDir = None) -> None:
     from api.cli import running
 
     running.become(data_dir, "processors.webhooks.relay")
+
+
+@app.command(rich_help_panel=Single)
+def crm(data_dir: DataDir = None) -> None:
+    """Run the CRM's process: workflows in other systems, customers' health."""
+    from api.cli import running
+
+    running.become(data_dir, "processors.crm.clerk")
 
 
 @app.command(rich_help_panel=Single)

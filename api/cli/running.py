@@ -25,7 +25,7 @@ from streams.settings import REPOSITORY, Settings
 
 _STOP_WITHIN_S = 45.0
 _RESTART_WITHIN_S = 120.0
-_COMPONENTS = ("broker", "stt", "intent", "llm", "tts", "clickhouse", "webhooks", "api", "erp")
+_COMPONENTS = ("broker", "stt", "intent", "llm", "tts", "clickhouse", "webhooks", "crm", "api", "erp")
 
 
 class Progress:

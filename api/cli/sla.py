@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from api.cli.analytics import ask
 from api.cli.context import settings_of
 from api.cli.output import print_table
@@ -59,8 +61,7 @@ def verify(file: Path, key: Path | None, data_dir: Path | None) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OperatorError(f"{file}: a signed report is expected ({error})") from None
     try:
-        trusted = signing.read_public_key(key) if key is not None else _own_key(settings_of(data_dir))
-        signing.verify(made, signed.get("signature"), trusted)
+        signing.verify(made, signed.get("signature"), trusted_key(key, settings_of(data_dir)))
     except signing.SignatureError as error:
         raise OperatorError(f"{file}: {error}") from None
     print(f"{file}: signed, unaltered: tenant {made['tenant']}, {made['month']}, computed at {made['computed_at']}")
@@ -74,8 +75,10 @@ def key(data_dir: Path | None) -> None:
         raise OperatorError(str(error)) from error
 
 
-def _own_key(settings: Settings) -> Any:
-    """Never makes a key: one that is new has signed nothing."""
+def trusted_key(key: Path | None, settings: Settings) -> Ed25519PublicKey:
+    """The public key in the file, else the platform's own. Never makes one: a key that is new has signed nothing."""
+    if key is not None:
+        return signing.read_public_key(key)
     if settings.signing_key_file is None and not (settings.data_dir / signing.KEY_FILE).exists():
         raise OperatorError(
             f"{settings.data_dir} has no signing key; name the public key that is trusted with --key FILE.pem"

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from api.cli.calling import running_url
-from api.cli.context import settings_of
+from api.cli.context import key_of, settings_of
 from api.cli.output import print_json, print_table, when
 from api.errors import OperatorError
 
@@ -18,10 +18,10 @@ _TIMEOUT_S = 60.0
 class Webhooks:
     """The webhooks of a running platform; raises OperatorError with what the API says."""
 
-    def __init__(self, data_dir: Path | None, url: str, as_json: bool) -> None:
+    def __init__(self, data_dir: Path | None, url: str, key: str, as_json: bool) -> None:
         settings = settings_of(data_dir)
         self._base = (url or running_url(settings)).rstrip("/")
-        key = settings.api.key.get_secret_value() if settings.api.key is not None else ""
+        key = key or key_of(settings)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._as_json = as_json
 

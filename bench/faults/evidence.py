@@ -13,8 +13,9 @@ from processors.pipeline import PIPELINE, STAGES
 from schemas.event import Event
 from schemas.events import AudioFrame, DeadLetter
 from streams.client import Partition
-from streams.codec import CodecError, default_codec
+from streams.codec import CodecError
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range, session_records
+from streams.registry import codec_for
 from streams.settings import Settings
 
 SETTLES_WITHIN_S = 45.0
@@ -81,7 +82,7 @@ class DeadLetterBox:
         async with LogReader(settings, "trunkline.faults") as reader:
             partitions = await reader.partitions(DeadLetter.TOPIC)
         ranges = {partition: (self._next.get(partition, BEGINNING), END) for partition in partitions}
-        codec = default_codec()
+        codec = codec_for(settings)
         async for record in read_range(settings, ranges, "trunkline.faults"):
             self._next[Partition(record.topic, record.partition)] = record.offset + 1
             try:
@@ -104,7 +105,7 @@ class DeadLetterBox:
 
 async def _events(settings: Settings, session_id: str) -> list[Event]:
     """The session's events as they lie in the topics; poison under its key is none."""
-    codec = default_codec()
+    codec = codec_for(settings)
 
     def decoded(record: Record) -> Event | None:
         try:

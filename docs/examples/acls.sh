@@ -18,4 +18,4 @@ servers=$1
 admin=$2
 allow crm sessions transcripts intents responses
 allow erp intents responses
-allow bi sessions transcripts intents responses control health deliveries
+allow bi sessions transcripts intents responses control health deliveries customers

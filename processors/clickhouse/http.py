@@ -14,7 +14,7 @@ import contextlib
 import re
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -27,9 +27,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from processors.clickhouse.readers import Readers
+from processors.access.keyring import Keyring
+from processors.access.refusals import Refusals
+from processors.clickhouse.readers import Reader, Readers
 from processors.clickhouse.sight import Sight, sight
 from processors.clickhouse.store import connect
+from schemas.events import AccessKind
+from streams.client import LogError
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -40,6 +44,7 @@ RESULT_ROWS_MAX = 1_000_000
 QUERY_BYTES_MAX = 262_144
 QUERY_MEMORY_BYTES_MAX = 1_073_741_824
 QUERY_THREADS_MAX = 2
+ACTION = "SQL"
 _READING = re.compile(r"\(*\s*(SELECT|WITH|SHOW|DESCRIBE|DESC|EXPLAIN|EXISTS)\b", re.IGNORECASE)
 _ALLOWED_TABLE_FUNCTIONS = frozenset(
     {"numbers", "values", "view", "zeros", "null", "format", "generateseries", "generate_series"}
@@ -51,6 +56,9 @@ _REFUSED_FUNCTIONS = re.compile(
 )
 _FORMAT_SETTINGS = re.compile(r"(?:output_)?format_\w+")
 _LITERALS = re.compile(r"'(?:[^'\\]|\\.|'')*'|`(?:[^`\\]|\\.|``)*`|\"(?:[^\"\\]|\\.|\"\")*\"", re.DOTALL)
+_TABLE = re.compile(r"^\s*TableIdentifier (\S+)", re.MULTILINE)
+_UUID = re.compile(r"'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}'", re.IGNORECASE)
+_PERSONAL = re.compile(rf"{_LITERALS.pattern}|\b\d{{4,}}\b", re.DOTALL)
 asking = Gauge("trunkline_sink_questions", "SQL questions asked and not yet answered.")
 refused = Counter("trunkline_sink_questions_refused", "SQL questions not taken, since too many were asked.")
 
@@ -70,6 +78,17 @@ class Question:
     database: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A question that may be asked: `query` without its format, and whether it reads the platform's tables."""
+
+    query: str
+    form: str
+    parameters: Mapping[str, str]
+    settings: Mapping[str, str]
+    reads: bool
+
+
 class BusyError(Exception):
     """Too many questions are being asked already."""
 
@@ -82,13 +101,27 @@ class RefusedError(Exception):
         self.status = status
 
 
+class UnknownReaderError(RefusedError):
+    """A wrong name or password, or a key that may not ask."""
+
+
 class Questions:
     """Answers questions on connections of its own, a few at a time."""
 
-    def __init__(self, settings: Settings, concurrency: int = 2) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        note: Callable[..., Awaitable[None]],
+        concurrency: int = 2,
+        keyring: Keyring | None = None,
+        refusals: Refusals | None = None,
+    ) -> None:
+        """`note` writes down who asks what, before it is answered (`processors.audit.accesses.Accesses.note`)."""
         self._asking = 0
+        self._note = note
         self._database = settings.clickhouse.database
-        self._readers = Readers(settings)
+        self._readers = Readers(settings, keyring)
+        self._refusals = refusals
         self._sights: dict[str, Sight] = {}
         self._clients: asyncio.Queue[Client] = asyncio.Queue()
         for _ in range(concurrency):
@@ -97,7 +130,8 @@ class Questions:
     async def ask(self, question: Question) -> tuple[bytes, str]:
         """The answer and its format.
 
-        Raises ClickHouseError, ValueError for what is refused, RefusedError for a wrong name or password, or BusyError.
+        Raises ClickHouseError, ValueError for what is refused, RefusedError for a wrong name or password, BusyError, or
+        LogError where the question cannot be written down.
         """
         if self._asking >= QUESTIONS_MAX:
             refused.inc()
@@ -107,24 +141,32 @@ class Questions:
         try:
             client = await self._clients.get()
             try:
-                return await asyncio.to_thread(self._answer, client, question)
+                reader, prepared = await asyncio.to_thread(self._prepared, client, question)
+                if prepared.reads:
+                    tenant, shape = reader.tenant or "", shape_of(prepared.query)
+                    await self._note(AccessKind.QUERIED, reader.name, tenant=tenant, query=shape)
+                return await asyncio.to_thread(answer, client, prepared), prepared.form
+            except UnknownReaderError:
+                if self._refusals is not None:
+                    self._refusals.tell(*self._readers.refusal(question.password), action=ACTION)
+                raise
             finally:
                 self._clients.put_nowait(client)
         finally:
             self._asking -= 1
             asking.set(self._asking)
 
-    def _answer(self, client: Client, question: Question) -> tuple[bytes, str]:
+    def _prepared(self, client: Client, question: Question) -> tuple[Reader, Prepared]:
         reader = self._readers.known(question.user, question.password)
         if reader is None:
             detail = (
                 f"{question.user}: Authentication failed: password is incorrect, or there is no user with such name."
             )
-            raise RefusedError(516, "AUTHENTICATION_FAILED", 403, detail)
+            raise UnknownReaderError(516, "AUTHENTICATION_FAILED", 403, detail)
         # Clients that were not told a database name the one that servers come with.
         if question.database not in ("", "default", self._database):
             raise RefusedError(81, "UNKNOWN_DATABASE", 404, f"Database {question.database} does not exist.")
-        return answer(client, question, self._sight(client, reader.tenant))
+        return reader, prepare(client, question, self._sight(client, reader.tenant))
 
     def _sight(self, client: Client, tenant: str | None) -> Sight | None:
         if tenant is None:
@@ -143,8 +185,11 @@ def _reading_client(settings: Settings) -> Client:
     return client
 
 
-def answer(client: Client, question: Question, seen: Sight | None = None) -> tuple[bytes, str]:
-    """See `Questions.ask`; blocks. `seen` is what a tenant's reader sees; without it, everything is."""
+def prepare(client: Client, question: Question, seen: Sight | None = None) -> Prepared:
+    """Looks at a question; blocks. `seen` is what a tenant's reader sees; without it, everything is.
+
+    Raises ClickHouseError, and ValueError for what is refused.
+    """
     parameters = dict(question.parameters)
     query = client.query(
         "SELECT formatQuerySingleLine({query:String})", parameters={"query": question.query}
@@ -162,7 +207,26 @@ def answer(client: Client, question: Question, seen: Sight | None = None) -> tup
     settings = dict(question.formats)
     if seen is not None:
         settings |= seen.checked(client, query, bare, tree, parameters)
-    return client.raw_query(query, parameters=parameters, fmt=form, settings=settings), form
+    reads = any(not name.lower().startswith(("system.", "information_schema.")) for name in _TABLE.findall(tree))
+    return Prepared(query, form, parameters, settings, reads)
+
+
+def answer(client: Client, prepared: Prepared) -> bytes:
+    """Blocks; raises ClickHouseError."""
+    parameters, settings = dict(prepared.parameters), dict(prepared.settings)
+    return client.raw_query(prepared.query, parameters=parameters, fmt=prepared.form, settings=settings)
+
+
+def shape_of(query: str) -> str:
+    """The query with `?` for its texts and long numbers, which may name persons; ids of calls stay."""
+
+    def shown(part: re.Match[str]) -> str:
+        text = part[0]
+        if text[0] in '`"' or _UUID.fullmatch(text):
+            return text
+        return "'?'" if text[0] == "'" else "?"
+
+    return _PERSONAL.sub(shown, query)
 
 
 def _table_functions(client: Client) -> frozenset[str]:
@@ -214,6 +278,8 @@ def create_app(questions: Questions) -> Starlette:
             return _problem(str(error), error.status)
         except ValueError as error:
             return _problem(f"Code: 164. DB::Exception: {error} (READONLY)", 403)
+        except LogError:
+            return _problem("Code: 210. the log, where questions are written down, is away (NETWORK_ERROR)", 503)
         except (ClickHouseError, RuntimeError) as error:
             return _problem(str(error), 400)
         query_id = request.query_params.get("query_id") or str(uuid.uuid4())

@@ -1,4 +1,4 @@
-"""Who asks ClickHouse: readers of the embedded one, told by name and password, and the users of a server.
+"""Who asks ClickHouse: readers of the embedded one, told by name and password or by an API key, and a server's users.
 
 A server has its own users: `infra/clickhouse/server/readers.sql` makes their role. There the tenant is the part of a
 user's name behind the last `@`, so that one row policy for each table serves all.
@@ -13,6 +13,11 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from processors.access.keyring import Keyring
+from processors.access.keys import Key, id_in
+from processors.access.roles import Permission, Principal
+from schemas.events import RefusalKind
+from streams.clock import Clock, SystemClock
 from streams.settings import Settings
 
 KEY_FILE = "clickhouse.key"
@@ -28,10 +33,12 @@ class Reader:
 
 
 class Readers:
-    """Tells readers by name and password."""
+    """Tells readers by name and password; an API key in the password's place goes under any name."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, keyring: Keyring | None = None, clock: Clock | None = None) -> None:
         clickhouse = settings.clickhouse
+        self._keyring = keyring
+        self._clock = clock or SystemClock()
         self._operator = clickhouse.username
         self._operator_key = operator_key(settings)
         self._users = clickhouse.users
@@ -41,6 +48,9 @@ class Readers:
 
     def known(self, name: str, password: str) -> Reader | None:
         """The reader; None where the name or the password is wrong, which takes equally long. Blocks for a moment."""
+        if id_in(password) is not None:
+            key = self._key(password)
+            return Reader(key.id, key.tenant) if key is not None and self._refusal(key) is None else None
         if name in ("", self._operator):
             right = not self._operator_key or hmac.compare_digest(self._operator_key.encode(), password.encode())
             return Reader(self._operator) if right else None
@@ -53,6 +63,22 @@ class Readers:
         if len(self._verified) < VERIFIED_MAX:
             self._verified[name] = digest
         return Reader(name, user.tenant)
+
+    def refusal(self, password: str) -> tuple[RefusalKind, str, Principal | None]:
+        """Why the reader is not `known`, for the record: the kind, the reason, and whose key it is."""
+        key = self._key(password)
+        if key is None:
+            return RefusalKind.UNAUTHENTICATED, "unknown_reader", None
+        kind, reason = self._refusal(key) or (RefusalKind.UNAUTHENTICATED, "unknown_reader")
+        return kind, reason, key.principal
+
+    def _key(self, password: str) -> Key | None:
+        return self._keyring.find(password) if self._keyring is not None else None
+
+    def _refusal(self, key: Key) -> tuple[RefusalKind, str] | None:
+        if reason := key.refusal(self._clock.now_us()):
+            return RefusalKind.UNAUTHENTICATED, reason
+        return None if key.principal.may(Permission.SQL_READ) else (RefusalKind.FORBIDDEN, "role")
 
 
 def password_hash(password: str) -> str:

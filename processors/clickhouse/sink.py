@@ -3,14 +3,18 @@
 It reads every topic of events, without a consumer group's rebalances, and writes batches. A batch is first planned
 (which offsets of which partitions), then written table by table under a token that makes a repeat harmless, then the
 offsets move. A crash in between repeats exactly the planned batch, so every record has one row.
+
+It sees every record, so it also keeps the audit record: hash chains over what is stored (`processors/audit`), written
+with the batch, and checkpoints that sign how far they are.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -19,16 +23,39 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from prometheus_client import Counter, Gauge, start_http_server
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
+from processors.access.keyring import Keyring
+from processors.access.refusals import Refusals
+from processors.audit import ledger
+from processors.audit.accesses import Accesses
+from processors.audit.anchor import Anchor
+from processors.audit.ledger import Ledger
+from processors.clear import WORDS, clear_record
 from processors.clickhouse.http import Questions, serve
-from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row
+from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row_of
 from processors.clickhouse.store import Store, connect
 from processors.dead_letters import DeadLetters
+from processors.erasure import erased_event
 from processors.health import Health as HealthReports
+from processors.privacy import Policies, load_policies
+from processors.retention import Retention
 from processors.sla.objectives import load_tiers
 from processors.sla.watch import BudgetWatch
 from processors.stage import Position
 from schemas.event import Event
-from schemas.events import AudioFrame, DeadLetter, Delivery, Health, SpeechChunk
+from schemas.events import (
+    Access,
+    AudioFrame,
+    Checkpoint,
+    Control,
+    ControlKind,
+    Customer,
+    DeadLetter,
+    Delivery,
+    Health,
+    Refusal,
+    SpeechChunk,
+    Suggestion,
+)
 from streams import ready, standby
 from streams.client import LogError, Partition
 from streams.clock import Clock, SystemClock
@@ -36,16 +63,25 @@ from streams.codec import Codec, CodecError
 from streams.consumer import BEGINNING, LogReader, Record, read_range
 from streams.logs import configure
 from streams.producer import LogProducer
-from streams.registry import codec_for
+from streams.registry import codec_for, keyring_for
 from streams.settings import Settings
+from streams.signing import SignatureError
+from streams.topics import CLEAR, TOPICS
 from streams.yamlfile import ConfigError
 
 log = structlog.get_logger(__name__)
 
 GROUP = "trunkline.clickhouse"
+STORE = "clickhouse"
+Tables = Mapping[type[Event], list[tuple[Any, ...]]]
 # Topics that no stage reads: the sink sends their undecodable records to the dead letters.
-GUARDED = frozenset(event.TOPIC for event in (SpeechChunk, Delivery, DeadLetter, Health))
+GUARDED = frozenset(
+    event.TOPIC
+    for event in (SpeechChunk, Customer, Delivery, DeadLetter, Health, Suggestion, Refusal, Access, Checkpoint)
+)
 SEEN_MAX = 200_000
+# An orderly stop waits so long for its last checkpoint; the next start signs what this one did not.
+LAST_CHECKPOINT_S = 5.0
 # Nobody listens to rows: where processors are short, calls go first.
 NICENESS = 5
 
@@ -53,21 +89,38 @@ rows_written = Counter("trunkline_sink_rows", "Rows written.", ["table"])
 batches_written = Counter("trunkline_sink_batches", "Batches written.")
 repeats = Counter("trunkline_sink_repeats", "Records whose event was already there.")
 unreadable = Counter("trunkline_sink_unreadable", "Records that are no event.", ["reason"])
+erased = Counter("trunkline_sink_erased", "Calls whose personal columns were emptied.")
 waiting = Gauge("trunkline_sink_waiting", "Records read and not yet written.")
 
 
 class Sink:
     """Turns records into batches; `run` works until it is cancelled."""
 
-    def __init__(self, settings: Settings, store: Store, producer: LogProducer, codec: Codec, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        producer: LogProducer,
+        codec: Codec,
+        clock: Clock,
+        policies: Policies,
+    ) -> None:
         self._settings = settings
         self._store = store
         self._codec = codec
         self._clock = clock
+        self._policies = policies
+        self._producer = producer
         self._letters = DeadLetters("clickhouse", producer.publish, clock, settings.dead_letters_per_minute_max)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._unshown: dict[Partition, int] = {}
         self._batch = 0
+        self._ledger = Ledger()
+        self._anchor = Anchor(settings, producer.publish, codec, clock, self._ledger)
+        self._offsets: dict[Partition, int] = {}
+        self._replayed: dict[Partition, int] = {}
+        # What a batch has entered into the chains is signed once it is written.
+        self._writing = asyncio.Lock()
 
     @property
     def batch(self) -> int:
@@ -83,7 +136,9 @@ class Sink:
             log.info("batch_repeated", batch=self._batch)
             ranges = {partition: (first, last + 1) for partition, (first, last) in plan.items()}
             records = [record async for record in read_range(self._settings, ranges, f"{GROUP}.repeat")]
-            await self._write(self._batch, plan, await self._tables(records))
+            self._replayed = {partition: first for partition, (first, _) in plan.items()}
+            tables, erases = await self._tables(records)
+            await self._write(plan, tables, await self._entries(records, plan), erases)
 
     async def run(self) -> None:
         """Reads from where the tables end, for ever."""
@@ -95,7 +150,9 @@ class Sink:
                 for partition in await reader.partitions(topic):
                     starts[partition] = offsets.get(partition, BEGINNING)
             first = await reader.begin_offsets(starts)
-            await reader.add({partition: max(start, first[partition]) for partition, start in starts.items()})
+            starts = {partition: max(start, first[partition]) for partition, start in starts.items()}
+            await self._begin_signing(starts)
+            await reader.add(starts)
             # What was written just before a crash has not been shown, and its partition may never have another record.
             self._unshown = {partition: start for partition, start in starts.items() if start > 0}
             await self._show(reader)
@@ -105,6 +162,25 @@ class Sink:
                 if records:
                     await self._store_batch(records)
                 await self._show(reader)
+
+    async def _begin_signing(self, starts: Mapping[Partition, int]) -> None:
+        """Chains that have grown since the last checkpoint are in the tables; of what was replayed, in memory, too."""
+        self._offsets = dict(starts)
+        since = {place: min(start, self._replayed.get(place, start)) for place, start in starts.items()}
+        if await self._anchor.start(since, starts):
+            self._ledger.grown = dict(await patiently(self._store.heads_since, self._ledger.covered))
+
+    async def sign(self) -> None:
+        """Signs how far the chains are, again and again, for ever."""
+        while True:
+            await self._clock.sleep(self._settings.audit.checkpoint_s)
+            await self.sign_now()
+
+    async def sign_now(self) -> None:
+        """Signs what is written so far; nothing before `run` has found where the chains are."""
+        async with self._writing:
+            if self._anchor.started:
+                await self._anchor.sign(self._offsets)
 
     async def _show(self, reader: LogReader) -> None:
         """Commits how far the tables are, for people and their tools who look at the group's lag; the sink itself goes
@@ -124,27 +200,33 @@ class Sink:
         for record in records:
             partition = Partition(record.topic, record.partition)
             ranges[partition] = (ranges.get(partition, (record.offset, 0))[0], record.offset)
-        tables = await self._tables(records)
-        self._batch += 1
-        await patiently(self._store.plan, self._batch, ranges)
-        await self._write(self._batch, ranges, tables)
+        tables, erases = await self._tables(records)
+        async with self._writing:
+            entries = await self._entries(records, ranges)
+            self._batch += 1
+            await patiently(self._store.plan, self._batch, ranges)
+            await self._write(ranges, tables, entries, erases)
         self._unshown |= {partition: last + 1 for partition, (_, last) in ranges.items()}
         waiting.set(0)
 
-    async def _tables(self, records: Sequence[Record]) -> Mapping[type[Event], list[tuple[Any, ...]]]:
-        """Rows by kind of event; what is no event goes to the dead letters before its batch is written."""
+    async def _tables(self, records: Sequence[Record]) -> tuple[Tables, list[Control]]:
+        """Rows by kind of event, and which calls are to be erased.
+
+        What is no event goes to the dead letters before its batch is written, and masked words to the clear topic of
+        tenants who want it.
+        """
         tables: dict[type[Event], list[tuple[Any, ...]]] = defaultdict(list)
-        letters = []
+        erases: list[Control] = []
+        told: list[Awaitable[Any]] = []
         for record in records:
             try:
-                event = self._codec.decode_keyed(record.topic, record.key, record.value)
-                found = row(event, record.partition, record.offset)
+                event, found = row_of(self._codec, self._policies, record)
             except CodecError as error:
                 unreadable.labels(error.reason).inc()
                 if record.topic in GUARDED:
                     position = Position(record.topic, record.partition, record.offset)
                     headers = {name: value for name, value in record.headers if value is not None}
-                    letters.append(
+                    told.append(
                         asyncio.ensure_future(
                             self._letters.send(position, record.key, record.value, headers, error.reason, error.detail)
                         )
@@ -152,8 +234,23 @@ class Sink:
                 continue
             if isinstance(event, AudioFrame) or self._first(event.event_id):
                 tables[type(event)].append(found)
-        await asyncio.gather(*letters)
-        return tables
+            if record.topic in WORDS and self._policies.of(event.tenant_id).clear_topic:
+                told.append(self._publish_clear(event, Position(record.topic, record.partition, record.offset)))
+            if isinstance(event, Control) and event.kind is ControlKind.ERASE:
+                erases.append(event)
+        await asyncio.gather(*told)
+        return tables, erases
+
+    def _publish_clear(self, event: Event, position: Position) -> Awaitable[Any]:
+        record = clear_record(event, position)
+        return self._producer.publish_raw(CLEAR, record.key, record.value, record.headers)
+
+    async def _erase(self, erase: Control) -> None:
+        """Empties what is personal in the call's rows, and tells the log."""
+        rows = await patiently(self._store.erase, [erase.session_id])
+        erased.inc()
+        log.info("erased", session_id=erase.session_id, rows=sum(rows.values()))
+        await self._producer.publish(erased_event(erase, STORE, {"rows": rows}, self._clock.now_us()))
 
     def _first(self, event_id: str) -> bool:
         """The first event with an id is the truth; a repeat long after is merged away by the table itself."""
@@ -165,16 +262,32 @@ class Sink:
             self._seen.popitem(last=False)
         return True
 
+    async def _entries(
+        self, records: Sequence[Record], ranges: Mapping[Partition, tuple[int, int]]
+    ) -> list[tuple[Any, ...]]:
+        """The records in their chains, as rows; those of a batch that is written again go on from before it."""
+        if keys := self._ledger.unknown(records):
+            below = {partition: first for partition, (first, _) in ranges.items()}
+            self._ledger.learn(keys, await patiently(self._store.heads, keys, below))
+        return [ledger.row_of(entry) for entry in self._ledger.enter(records)]
+
     async def _write(
         self,
-        batch: int,
         ranges: Mapping[Partition, tuple[int, int]],
-        tables: Mapping[type[Event], list[tuple[Any, ...]]],
+        tables: Tables,
+        entries: list[tuple[Any, ...]],
+        erases: Sequence[Control],
     ) -> None:
         for event, rows in tables.items():
-            await patiently(self._store.write, batch, TABLES[event], columns(event), rows)
+            await patiently(self._store.write, self._batch, TABLES[event], columns(event), rows)
             rows_written.labels(TABLES[event]).inc(len(rows))
+        if entries:
+            await patiently(self._store.write, self._batch, ledger.TABLE, ledger.COLUMNS, entries)
+        # Before the offsets move, so that a crash repeats it.
+        for erase in erases:
+            await self._erase(erase)
         await patiently(self._store.written, ranges)
+        self._offsets |= {partition: last + 1 for partition, (_, last) in ranges.items()}
         batches_written.inc()
 
 
@@ -197,40 +310,66 @@ async def patiently(work: Any, *arguments: Any) -> Any:
     raise AssertionError("tries without end")
 
 
+@contextlib.asynccontextmanager
+async def answering(settings: Settings, producer: LogProducer, clock: Clock) -> AsyncIterator[dict[str, int]]:
+    """The embedded ClickHouse's HTTP interface; yields what is to be announced of it. A server has its own."""
+    if settings.clickhouse.host:
+        yield {}
+        return
+    keyring = Keyring(settings, clock)
+    refusals = Refusals(f"clickhouse.{settings.worker}", settings.tenant, clock)
+    accesses = Accesses(producer.publish, clock, "clickhouse")
+    refusals.open(producer.publish)
+    await keyring.open()
+    questions = await asyncio.to_thread(Questions, settings, accesses.note, keyring=keyring, refusals=refusals)
+    http, serving, port = await serve(settings, questions)
+    try:
+        yield {"http_port": port}
+    finally:
+        http.should_exit = True
+        await serving
+        await keyring.close()
+        await refusals.close()
+
+
 async def work(settings: Settings) -> None:
     """Runs the sink, and the embedded ClickHouse's HTTP interface, until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     standby.show_life()
     codec = codec_for(settings)
     producer = LogProducer(settings, GROUP, codec)
-    tiers = load_tiers(settings.sla_dir)
+    tiers, policies = load_tiers(settings.sla_dir), load_policies(settings.privacy.policies_dir)
     await standby.turn()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     store = await patiently(Store, settings, GROUP)
     clock = SystemClock()
-    sink = Sink(settings, store, producer, codec, clock)
+    sink = Sink(settings, store, producer, codec, clock, policies)
     await sink.start()
     reports = HealthReports(producer.publish, "clickhouse", settings.worker, settings.tenant, clock)
     watch = BudgetWatch(tiers, lambda: connect(settings), reports, clock, lambda: sink.batch, settings.sla_look_s)
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
-    facts = {"metrics_port": server.server_port}
-    if not settings.clickhouse.host:
-        http, serving, facts["http_port"] = await serve(settings, await asyncio.to_thread(Questions, settings))
     running = loop.create_task(sink.run(), name="sink")
-    watching = loop.create_task(watch.run(), name="budgets")
-    ready.announce(settings, "clickhouse", **facts)
-    stopped = loop.create_task(stopping.wait())
-    await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    ready.withdraw(settings, "clickhouse")
-    failure = running.exception() if running.done() else None
-    running.cancel()
-    watching.cancel()
-    await asyncio.gather(running, watching, return_exceptions=True)
-    if not settings.clickhouse.host:
-        http.should_exit = True
-        await serving
+    signing = loop.create_task(sink.sign(), name="checkpoints")
+    kept_days = max(topic.retention_days(settings) for topic in TOPICS.values() if topic.event and topic.event.PII)
+    retention = Retention(keyring_for(settings), policies, producer.publish, clock, kept_days, settings.privacy.look_s)
+    watching = [
+        loop.create_task(watch.run(), name="budgets"),
+        loop.create_task(retention.run(), name="retention"),
+    ]
+    async with answering(settings, producer, clock) as facts:
+        ready.announce(settings, "clickhouse", metrics_port=server.server_port, **facts)
+        stopped = loop.create_task(stopping.wait())
+        await asyncio.wait({running, signing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        ready.withdraw(settings, "clickhouse")
+        failure = next((task.exception() for task in (running, signing) if task.done()), None)
+        for task in (running, signing, *watching):
+            task.cancel()
+        await asyncio.gather(running, signing, *watching, return_exceptions=True)
+        if failure is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(sink.sign_now(), LAST_CHECKPOINT_S)
     await producer.close()
     await asyncio.to_thread(store.close)
     watch.close()
@@ -240,13 +379,13 @@ async def work(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Exits 0 after an orderly stop, 1 after a failure, 78 where a file of objectives is wrong."""
+    """Exits 0 after an orderly stop, 1 after a failure, 78 where objectives, policies or the signing key are wrong."""
     os.nice(NICENESS)
     settings = Settings()
     configure(settings, "clickhouse")
     try:
         uvloop.run(work(settings))
-    except ConfigError as error:
+    except (ConfigError, SignatureError) as error:
         log.critical("sink_not_started", why=str(error))
         return os.EX_CONFIG
     except Exception:

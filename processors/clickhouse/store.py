@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,22 @@ import clickhouse_connect
 import structlog
 from clickhouse_connect.datatypes.base import ClickHouseType
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from processors.audit.chain import Chain, Head
+from processors.audit.ledger import TABLE as AUDIT_RECORDS
+from processors.clickhouse.rows import TABLES, personal_columns
 from streams.client import Partition
 from streams.settings import REPOSITORY, Settings
 
 log = structlog.get_logger(__name__)
 
 _CONNECT_S = 5
+_NO_OFFSET = 2**63
+_OF_SESSIONS = "session_id IN {sessions:Array(UUID)}"
+_NO_PARTITION = "197001"
+_GONE_S = 60.0
+_LOOK_S = 0.2
 MIGRATIONS = REPOSITORY / "infra" / "clickhouse" / "migrations"
 
 Ranges = Mapping[Partition, tuple[int, int]]
@@ -55,6 +66,31 @@ class Store:
         ).result_rows
         return {Partition(topic, partition): offset for topic, partition, offset in rows}
 
+    def heads(self, keys: Sequence[str], below: Mapping[Partition, int]) -> list[tuple[Chain, Head]]:
+        """The heads of all chains of these keys, of records below those offsets where they name the partition."""
+        return self._heads("record_key IN {keys:Array(String)} AND kafka_offset <", below, _NO_OFFSET, keys)
+
+    def heads_since(self, offsets: Mapping[Partition, int]) -> list[tuple[Chain, Head]]:
+        """The heads of the chains that have records at or above those offsets."""
+        return self._heads("{keys:Array(String)} = [] AND kafka_offset >=", offsets, 0, ())
+
+    def _heads(
+        self, where: str, offsets: Mapping[Partition, int], otherwise: int, keys: Sequence[str]
+    ) -> list[tuple[Chain, Head]]:
+        rows = self._client.query(
+            "SELECT record_key, kafka_topic, kafka_partition, argMax(position, kafka_offset), max(kafka_offset), "
+            f"hex(argMax(link, kafka_offset)) FROM {AUDIT_RECORDS} WHERE {where} "
+            "transform(concat(kafka_topic, '/', toString(kafka_partition)), {places:Array(String)}, "
+            "{offsets:Array(UInt64)}, {otherwise:UInt64}) GROUP BY record_key, kafka_topic, kafka_partition",
+            parameters={
+                "keys": list(keys),
+                "places": [f"{topic}/{number}" for topic, number in offsets],
+                "offsets": list(offsets.values()),
+                "otherwise": otherwise,
+            },
+        ).result_rows
+        return [(Chain(*row[:3]), Head(row[3], row[4], bytes.fromhex(row[5]))) for row in rows]
+
     def last_plan(self) -> tuple[int, dict[Partition, tuple[int, int]]]:
         """Number and ranges (first and last offset) of the batch planned last; 0 and nothing before the first."""
         rows = self._client.query(
@@ -91,6 +127,48 @@ class Store:
         """Moves the offsets behind a batch whose rows are all there."""
         rows = [[self._group, *partition, last + 1] for partition, (_, last) in ranges.items()]
         self._insert("sink_offsets", ("consumer_group", "kafka_topic", "kafka_partition", "next_offset"), rows)
+
+    def erase(self, session_ids: Sequence[str]) -> dict[str, int]:
+        """Empties what is personal in these sessions' rows, for good: returns when no file holds it any more.
+
+        Returns the rows by table. Repeating it is harmless.
+        """
+        given: dict[str, Any] = {"sessions": [str(uuid.UUID(session_id)) for session_id in session_ids]}
+        erased = {}
+        for event, table in TABLES.items():
+            columns = personal_columns(event)
+            if not columns:
+                continue
+            (rows,) = self._client.query(f"SELECT count() FROM {table} WHERE {_OF_SESSIONS}", given).result_rows[0]
+            if rows:
+                self._blank(table, columns, given)
+                erased[table] = int(rows)
+        return erased
+
+    def _blank(self, table: str, columns: Mapping[str, str], given: dict[str, Any]) -> None:
+        """Rewrites the parts that hold such rows, and waits until the old ones are gone from the disk.
+
+        Replaced parts would lie there for minutes. With no time to live any more they are removed with the next
+        statement about partitions, were it about one that does not exist.
+        """
+        emptied = ", ".join(f"{name} = {value}" for name, value in columns.items())
+        settings = {"mutations_sync": 2}
+        self._client.command(f"ALTER TABLE {table} MODIFY SETTING old_parts_lifetime = 0")
+        try:
+            self._client.command(f"ALTER TABLE {table} UPDATE {emptied} WHERE {_OF_SESSIONS}", given, settings=settings)
+            deadline_s = time.monotonic() + _GONE_S
+            while self._replaced(table):
+                if time.monotonic() > deadline_s:
+                    raise ClickHouseError(f"{table}: replaced parts are still there after {_GONE_S} s")
+                self._client.command(f"ALTER TABLE {table} DROP PARTITION ID '{_NO_PARTITION}'")
+                time.sleep(_LOOK_S)
+        finally:
+            self._client.command(f"ALTER TABLE {table} RESET SETTING old_parts_lifetime")
+
+    def _replaced(self, table: str) -> int:
+        own = "database = currentDatabase() AND table = {table:String}"
+        query = f"SELECT count() FROM system.parts WHERE {own} AND NOT active"
+        return int(self._client.query(query, {"table": table}).result_rows[0][0])
 
     def _insert(
         self, table: str, columns: tuple[str, ...], rows: Rows, settings: Mapping[str, Any] | None = None

@@ -7,6 +7,7 @@ cardinal (how amounts are said). Which of the two counts, the caller of this mod
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 UNITS = {
     word: value
@@ -42,6 +43,14 @@ class Token:
         return self.text[0].isdigit() or self.text in UNITS or self.text in TENS
 
 
+class Group(NamedTuple):
+    """Digits that are said together, such as "forty two" or "double five", and where."""
+
+    digits: str
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Number tokens next to each other."""
@@ -63,7 +72,11 @@ class Run:
         if any(token.text in SCALES for token in self.tokens):
             value = self.cardinal()
             return "" if value is None or value != int(value) else str(int(value))
-        return "".join(_digit_groups(self.tokens))
+        return "".join(group.digits for group in self.groups())
+
+    def groups(self) -> list["Group"]:
+        """The digits as they are said one after another, each group with its place; scales say none."""
+        return list(_digit_groups(self.tokens))
 
     def cardinal(self) -> float | None:
         """Read as one number: "one hundred and twenty" is 120; None where it is not one."""
@@ -126,27 +139,29 @@ def _trimmed(run: list[Token]) -> list[Token]:
     return run[:end]
 
 
-def _digit_groups(run: Sequence[Token]) -> Iterator[str]:
+def _digit_groups(run: Sequence[Token]) -> Iterator[Group]:
     repeat = 1
     tens = 0
+    start = end = 0
     for token in run:
         text = token.text
         if tens and text in UNITS and 0 < UNITS[text] < 10:
-            yield str(tens + UNITS[text]) * repeat
+            yield Group(str(tens + UNITS[text]) * repeat, start, token.end)
             tens, repeat = 0, 1
             continue
         if tens:
-            yield str(tens) * repeat
+            yield Group(str(tens) * repeat, start, end)
             tens, repeat = 0, 1
+        start, end = start if repeat > 1 else token.start, token.end
         if text in REPEATS:
             repeat = REPEATS[text]
         elif text in TENS:
             tens = TENS[text]
         else:
-            yield _digits_of(text) * repeat
+            yield Group(_digits_of(text) * repeat, start, end)
             repeat = 1
     if tens:
-        yield str(tens) * repeat
+        yield Group(str(tens) * repeat, start, end)
 
 
 def _digits_of(text: str) -> str:

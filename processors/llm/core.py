@@ -21,7 +21,7 @@ from typing import Any, assert_never
 import msgspec
 import numpy as np
 
-from processors.agents import Agent, IntentSpec, Tool
+from processors.agents import Agent, CallerRecord, IntentSpec, Tool
 from processors.backchannel import is_backchannel, is_echo
 from processors.engine import Embed, Embedded, Generate, Generated, Message, ToolReturned
 from processors.llm import memory as remembering
@@ -30,7 +30,7 @@ from processors.llm.decide import Call, Look, Plan, Say, decide, pick, shared_va
 from processors.llm.grounding import is_grounded, is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
 from processors.llm.memory import Exchange, Memory, Pending
-from processors.llm.requests import render_call, tool_outcome
+from processors.llm.requests import render_call, render_lookup, tool_outcome
 from processors.llm.sentences import split_sentences, take_sentences
 from processors.llm.turn import Made, ToolCall, Turn, cancelled, complete, opened, respond, speak
 from processors.stage import (
@@ -66,6 +66,7 @@ OTHER_DOCUMENT_MARGIN = 0.15
 HISTORY_FOR_MODEL = 6
 
 _REST = "-rest"
+_CALLER = "-caller"
 _ALL = 2**62
 _ENDS = (".", "!", "?", "…", '"', "”", ")")
 _OVERHEARD = ("backchannel", "echo")
@@ -196,8 +197,55 @@ class Conversation:
         if state.memory.turn >= 0 and not recorded:
             return Step(state, (Drop("late_greeting"),))
         turn = opened(event, 0, recorded)
+        if agent.caller_record is not None and state.memory.caller:
+            return self._introduce(state, agent, turn, agent.caller_record, now_us)
+        return self._greet(state, agent, turn, now_us)
+
+    def _greet(self, state: State, agent: Agent, turn: Turn, now_us: int) -> Step[State]:
         greeting = pick(agent.greeting, 0)
         return self._say(state, agent, turn, Say(self._render(agent, state.memory, greeting), "greeting"), now_us)
+
+    def _introduce(self, state: State, agent: Agent, turn: Turn, record: CallerRecord, now_us: int) -> Step[State]:
+        """Asks who calls; the greeting waits for it, and does without where it does not come in time."""
+        returned = turn.recorded_of(ResponseKind.TOOL_RETURNED)
+        if returned is not None:
+            state = _recognised(state, _json(returned.result) if returned.outcome == "ok" else None)
+        if returned is not None or turn.terminal is not None or turn.recorded_sentences():
+            return self._greet(state, agent, turn, now_us)
+        call_id = tool_call_id(state.session_id, turn.number, record.operation, {})
+        try:
+            request = render_lookup(record, call_id, shared_values(agent, state.memory))
+        except RenderError:
+            return self._greet(state, agent, turn, now_us)
+        turn = replace(turn, ask_id=f"turn-{turn.number}{_CALLER}")
+        called = respond(
+            turn, "tool-called", ResponseKind.TOOL_CALLED, now_us, tool=record.operation, tool_call_id=call_id
+        )
+        return Step(_with(state, turn), (called, Ask(turn.ask_id, "tools", request, record.deadline_ms / 1000)))
+
+    def _introduced(self, state: State, turn: Turn, happening: Answered | Failed, now_us: int) -> Step[State]:
+        agent = self._agents[turn.cause.agent_id]
+        assert agent.caller_record is not None, "its answer has come"
+        reply = happening.reply if isinstance(happening, Answered) else None
+        text, compute_ms, outcome = "", 0.0, "failed"
+        if isinstance(reply, ToolReturned):
+            text, compute_ms, outcome = reply.body.decode("utf-8", "replace"), reply.compute_ms, reply.outcome
+        elif isinstance(happening, Failed) and happening.reason == "timeout":
+            outcome = "timeout"
+        known = _json(text) if outcome == "ok" else None
+        returned = respond(
+            turn,
+            "tool-returned",
+            ResponseKind.TOOL_RETURNED,
+            now_us,
+            tool=agent.caller_record.operation,
+            tool_call_id=tool_call_id(state.session_id, turn.number, agent.caller_record.operation, {}),
+            result=text if known is not None else "",
+            outcome=outcome,
+            compute_ms=compute_ms,
+        )
+        step = self._greet(_recognised(state, known), agent, replace(turn, ask_id=""), now_us)
+        return Step(step.state, (returned, *step.outcomes))
 
     def _intent(self, state: State, event: Intent, received: Received, now_us: int) -> Step[State]:
         agent = self._agents.get(event.agent_id)
@@ -304,7 +352,7 @@ class Conversation:
                 return Step(_heard_out(step.state, event), step.outcomes)
             case ControlKind.PLAYOUT if event.reason == "end_of_turn" and event.turn == state.saying:
                 return Step(_heard_out(state, event))
-            case ControlKind.HANG_UP | ControlKind.ERASE:
+            case ControlKind.HANG_UP | ControlKind.ERASE | ControlKind.ERASED:
                 return self._end(state, now_us)
             case ControlKind.TRANSFER:
                 state, void = self._leave(state, now_us)
@@ -439,7 +487,7 @@ class Conversation:
             outcome = "timeout" if happening.reason == "timeout" else "failed"
         elif isinstance(happening.reply, ToolReturned):
             text, compute_ms = happening.reply.body.decode("utf-8", "replace"), happening.reply.compute_ms
-            outcome = tool_outcome(tool, happening.reply.status, _json(text), call.values)
+            outcome = tool_outcome(tool, happening.reply, _json(text), call.values)
         else:
             outcome = "failed"
         returned = respond(
@@ -605,6 +653,8 @@ class Conversation:
         """Goes on with a turn whose ask was answered."""
         if turn.call is not None:
             return self._tool_returned(state, turn, happening, now_us)
+        if turn.ask_id.endswith(_CALLER):
+            return self._introduced(state, turn, happening, now_us)
         if turn.ask_id.endswith("-embed"):
             return self._found(state, turn, happening, now_us)
         return self._generated(state, turn, happening, now_us)
@@ -640,7 +690,7 @@ def _asked(agent: Agent, memory: Memory, turn: Turn, deadline_s: float) -> tuple
     """The turn's question to the model, with what was said of the answer so far for it to go on from."""
     messages = _messages(agent, memory, turn, list(turn.facts))
     # Rules name what must not be invented, so they are no ground for it.
-    told = " ".join([agent.persona, *turn.facts, *(message.content for message in messages[1:])])
+    told = " ".join([agent.persona, *turn.facts, _about(memory), *(message.content for message in messages[1:])])
     request = Generate(messages, max_tokens=agent.limits.tokens_max)
     return replace(turn, told=told), Ask(turn.ask_id, "llm", request, deadline_s)
 
@@ -692,6 +742,8 @@ def _messages(agent: Agent, memory: Memory, turn: Turn, facts: list[str]) -> tup
     system = [agent.persona, *agent.rules]
     if facts:
         system.append("What you know: " + " ".join(facts))
+    if memory.record:
+        system.append("The caller: " + _about(memory))
     messages = [Message("system", "\n".join(system))]
     for exchange in memory.history[-HISTORY_FOR_MODEL:]:
         if exchange.caller:
@@ -702,6 +754,14 @@ def _messages(agent: Agent, memory: Memory, turn: Turn, facts: list[str]) -> tup
     if turn.sentences:
         messages.append(Message("assistant", " ".join(turn.sentences)))
     return tuple(messages)
+
+
+def _about(memory: Memory) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in memory.record.items())
+
+
+def _recognised(state: State, record: Any) -> State:
+    return replace(state, memory=remembering.recognise(state.memory, record))
 
 
 def _sum(made: Made, piece: Generated) -> Made:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from processors.agents import Agent, IntentSpec, Slot
+from processors.llm.caller import Caller
 from processors.llm.memory import VALUE_CHARS_MAX, Memory, Pending
 from processors.llm.sentences import word_set
 from processors.templates import Template
@@ -92,7 +93,7 @@ def _meant(agent: Agent, event: Intent) -> IntentSpec | None:
 
 def shared_values(agent: Agent, memory: Memory) -> dict[str, object]:
     """What every template may use."""
-    return {"agent": agent.name, "caller": memory.caller, "context": memory.context}
+    return {"agent": agent.name, "caller": Caller(memory.caller, memory.record), "context": memory.context}
 
 
 def pick(variants: tuple[Template, ...], turn: int) -> Template:

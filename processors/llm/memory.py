@@ -1,6 +1,7 @@
 """What the conversation remembers of a call: bounded, and small enough to be kept in a snapshot after every turn."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -14,6 +15,7 @@ REMEMBERED_BYTES_MAX = 120
 PENDING_BYTES_MAX = 1200
 CALLER_CHARS_MAX = 60
 CONTEXT_BYTES_MAX = 1000
+RECORD_BYTES_MAX = 1000
 
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True):
@@ -43,7 +45,10 @@ class Pending(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Memory(msgspec.Struct, frozen=True, array_like=True):
-    """Everything that outlives a turn. `turn` is the last one begun, -1 before the greeting."""
+    """Everything that outlives a turn. `turn` is the last one begun, -1 before the greeting.
+
+    `record` is what another system knows of the caller.
+    """
 
     turn: int = -1
     caller: str = ""
@@ -52,6 +57,7 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
     values: tuple[Value, ...] = ()
     pending: Pending | None = None
     ending: bool = False
+    record: dict[str, str] = msgspec.field(default_factory=dict)
 
     def known(self, name: str) -> Value | None:
         """The remembered value of that entity."""
@@ -60,13 +66,15 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
 
 def introduce(memory: Memory, caller: str | None, context: Mapping[str, str]) -> Memory:
     """Takes over who calls and what is known about it, as much as fits."""
-    kept: dict[str, str] = {}
-    size = 0
-    for name, text in context.items():
-        size += len(name.encode()) + len(text.encode())
-        if size <= CONTEXT_BYTES_MAX:
-            kept[name] = text
+    kept = _fitting(context, CONTEXT_BYTES_MAX)
     return msgspec.structs.replace(memory, caller=(caller or "")[:CALLER_CHARS_MAX], context=kept)
+
+
+def recognise(memory: Memory, record: Any) -> Memory:
+    """Takes over the caller's record, as many of its plain fields as fit; whatever is no record is none."""
+    fields = record if isinstance(record, dict) else {}
+    plain = {str(name): str(value) for name, value in fields.items() if isinstance(value, str | int | float)}
+    return msgspec.structs.replace(memory, record=_fitting(plain, RECORD_BYTES_MAX))
 
 
 def remember_turn(memory: Memory, exchange: Exchange, turns_max: int) -> Memory:
@@ -90,12 +98,7 @@ def wait_for(memory: Memory, pending: Pending | None) -> Memory:
     """Remembers what is waited for, with the values said so far, as many as fit."""
     if pending is None:
         return msgspec.structs.replace(memory, pending=None)
-    kept: dict[str, str] = {}
-    size = 0
-    for name, text in pending.values.items():
-        size += len(name.encode()) + len(text.encode())
-        if size <= PENDING_BYTES_MAX:
-            kept[name] = text
+    kept = _fitting(pending.values, PENDING_BYTES_MAX)
     return msgspec.structs.replace(memory, pending=msgspec.structs.replace(pending, values=kept))
 
 
@@ -111,6 +114,17 @@ def heard_until(memory: Memory, barge_in: Control) -> Memory:
         for known in memory.history
     )
     return msgspec.structs.replace(memory, history=history)
+
+
+def _fitting(fields: Mapping[str, str], bytes_max: int) -> dict[str, str]:
+    """The fields that have room, in their order."""
+    kept: dict[str, str] = {}
+    size = 0
+    for name, text in fields.items():
+        size += len(name.encode()) + len(text.encode())
+        if size <= bytes_max:
+            kept[name] = text
+    return kept
 
 
 def _heard(sentences: tuple[str, ...], barge_in: Control) -> tuple[str, ...]:

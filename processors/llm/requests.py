@@ -1,25 +1,31 @@
-"""From an agent's tool to an HTTP request, and from its answer to an outcome."""
+"""From an agent's tool to a request, and from its answer to an outcome."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from processors.agents import TOOL_VARIABLES, Tool
-from processors.engine import CallTool
+from processors.agents import TOOL_VARIABLES, CallerRecord, Tool
+from processors.engine import CallOperation, CallTool, ToolReturned
+from processors.llm.caller import Caller
+from processors.outcomes import outcome_of
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 
-_OUTCOMES = {404: "not_found", 410: "not_found", 408: "timeout", 504: "timeout", 429: "failed"}
 
-
-def render_call(tool: Tool, call_id: str, values: Mapping[str, Any], variables: Mapping[str, Any]) -> CallTool:
+def render_call(
+    tool: Tool, call_id: str, values: Mapping[str, Any], variables: Mapping[str, Any]
+) -> CallTool | CallOperation:
     """The request. What callers said is percent-encoded in the URL, so that no words change the path.
 
     Raises RenderError.
     """
-    quoted = {name: quote(value, safe="") if isinstance(value, str) else value for name, value in values.items()}
     known = {name: variables[name] for name in TOOL_VARIABLES if name in variables}
+    if tool.operation is not None:
+        arguments = {name: text.render({**values, **known}) for name, text in tool.arguments.items()}
+        return CallOperation(tool.operation, arguments, call_id)
+    assert tool.url is not None, "a tool has a URL or an operation"
+    quoted = {name: _quoted(value) for name, value in values.items()}
     headers = {name: text.render({**values, **known}) for name, text in tool.headers.items()}
     headers[IDEMPOTENCY_HEADER] = call_id
     body = b""
@@ -30,12 +36,19 @@ def render_call(tool: Tool, call_id: str, values: Mapping[str, Any], variables: 
     return CallTool(tool.method, tool.url.render({**quoted, **known}), headers, body, call_id)
 
 
-def tool_outcome(tool: Tool, status: int, result: Any, values: Mapping[str, str]) -> str:
-    """The outcome by the tool's own rules, else by the HTTP status: ok, not_found, rejected, timeout, failed."""
-    facts = {**values, "result": result if result is not None else {}, "status": status}
-    for rule in tool.outcomes:
-        if (rule.status is None or rule.status == status) and (rule.when is None or rule.when.holds(facts)):
-            return rule.outcome
-    if 200 <= status < 300:
-        return "ok"
-    return _OUTCOMES.get(status, "rejected" if 400 <= status < 500 else "failed")
+def render_lookup(record: CallerRecord, call_id: str, values: Mapping[str, Any]) -> CallOperation:
+    """The request for the caller's record; raises RenderError."""
+    arguments = {name: text.render(values) for name, text in record.arguments.items()}
+    return CallOperation(record.operation, arguments, call_id)
+
+
+def tool_outcome(tool: Tool, reply: ToolReturned, result: Any, values: Mapping[str, str]) -> str:
+    """The outcome by the tool's own rules, else the operation's, else by the HTTP status."""
+    facts = {**values, "result": result if result is not None else {}, "status": reply.status}
+    return outcome_of(tool.outcomes, reply.status, facts, otherwise=reply.outcome)
+
+
+def _quoted(value: Any) -> Any:
+    if isinstance(value, Caller):
+        return value.quoted()
+    return quote(value, safe="") if isinstance(value, str) else value

@@ -1,9 +1,10 @@
-"""Tools: HTTP calls into other systems, as the engine client for the role `tools`.
+"""Tools: calls into other systems, as the engine client for the role `tools`: of URLs, and of adapters' operations.
 
 Each host has a breaker: one that does not answer is not waited for by every caller in turn.
 """
 
 import asyncio
+import json
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
@@ -13,8 +14,9 @@ import httpx
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
+from processors.adapters.client import Adapters
 from processors.breaker import Breaker, OnChange
-from processors.engine import CallTool, EngineError, Reply, Request, ToolReturned
+from processors.engine import CallOperation, CallTool, EngineError, Reply, Request, ToolReturned
 from streams.clock import Clock, SystemClock
 
 log = structlog.get_logger(__name__)
@@ -47,12 +49,14 @@ class HttpTools:
         clock: Clock | None = None,
         on_change: OnChange = lambda breaker, reason: None,
         client: httpx.AsyncClient | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._on_change = on_change
         self._breakers: OrderedDict[str, Breaker] = OrderedDict()
         limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
         # The deadline of each call is kept here, whatever a server does, so httpx needs none of its own.
+        self._adapters = adapters or Adapters({}, {})
         self._client = client or httpx.AsyncClient(limits=limits, timeout=None, follow_redirects=False)
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
@@ -60,6 +64,9 @@ class HttpTools:
 
         `refused` means that the host has not been answering and was not called this time.
         """
+        if isinstance(request, CallOperation):
+            yield await self._performed(request, deadline_s)
+            return
         if not isinstance(request, CallTool):
             raise EngineError("refused", f"expected CallTool, got {type(request).__name__}")
         breaker = self._breaker(request.url)
@@ -87,6 +94,11 @@ class HttpTools:
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.aclose()
+        await self._adapters.close()
+
+    async def _performed(self, request: CallOperation, deadline_s: float) -> ToolReturned:
+        done = await self._adapters.perform(request.operation, request.arguments, request.idempotency_key, deadline_s)
+        return ToolReturned(done.status, json.dumps(done.result).encode(), done.duration_ms, done.outcome)
 
     def _breaker(self, url: str) -> Breaker:
         """The host's; the one used longest ago is forgotten where there are too many."""

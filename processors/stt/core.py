@@ -207,7 +207,7 @@ class _Work:
 
     def control(self, control: Control) -> None:
         """A hang-up ends the call once no more audio comes; an erasure at once."""
-        if control.kind is ControlKind.ERASE:
+        if control.kind in (ControlKind.ERASE, ControlKind.ERASED):
             self.outcomes.append(End())
         elif control.kind is ControlKind.HANG_UP:
             self._end_soon()

@@ -130,7 +130,9 @@ class TtsCore:
                 return self._response(state, response, recorded, now_us)
             case Received(Control(kind=ControlKind.BARGE_IN) as barge_in):
                 return self._void(state, barge_in.turn, now_us)
-            case Received(Session(kind=SessionKind.ENDED)) | Received(Control(kind=ControlKind.ERASE)):
+            case Received(Session(kind=SessionKind.ENDED)):
+                return Step(state, (End(),))
+            case Received(Control(kind=ControlKind.ERASE | ControlKind.ERASED)):
                 return Step(state, (End(),))
             case Answered(ask_id, reply, last) if state.speaking is not None and state.speaking.ask_id == ask_id:
                 return self._spoken(state, state.speaking, reply, last, now_us)

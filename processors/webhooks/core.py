@@ -51,12 +51,16 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of an attempt; `status` is 0 without an HTTP answer, and `reason` says why."""
+    """What came of an attempt; `status` is 0 without an HTTP answer, and `reason` says why.
+
+    One that is `final` would be the same another time: the message is dead.
+    """
 
     status: int
     reason: str = ""
     retry_after_s: float | None = None
     duration_ms: float = 0.0
+    final: bool = False
 
     @property
     def delivered(self) -> bool:
@@ -165,7 +169,7 @@ class Lanes:
         self._failed(answer, now_us)
         if self.condition.disabled:
             item.due_us = now_us
-        elif item.attempts > len(self._rules.retry_s):
+        elif answer.final or item.attempts > len(self._rules.retry_s):
             self.condition.dead += 1
             self._finish(item, lane)
             return Verdict.DEAD

@@ -1,4 +1,4 @@
-"""The events of calls as the log has them, for many subscriptions at once.
+"""The events of calls as the log has them, for many subscriptions at once, and for the CRM.
 
 Events of a session lie in several topics, in one partition number of each; they are put in the order of the broker's
 stamps, within a topic that of offsets. What is new is read once and kept for a while (`Tail`); who is further behind
@@ -8,7 +8,7 @@ reads the log for itself (`Backlog`), and so holds up nobody and needs no memory
 import asyncio
 import contextlib
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -56,9 +56,13 @@ Positions = dict[Partition, int]
 
 
 class Tail:
-    """The newest events; `starts` are the offsets from which on none is missing."""
+    """The newest events of those topics; `starts` are the offsets from which on none is missing."""
 
-    def __init__(self, settings: Settings, codec: Codec, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, codec: Codec, clock: Clock, topics: Sequence[str] = TOPICS, name: str = NAME
+    ) -> None:
+        self._topics = topics
+        self._name = name
         self._settings = settings
         self._codec = codec
         self._clock = clock
@@ -94,14 +98,14 @@ class Tail:
         """Reads for ever; a reader that fails is replaced, and what was missed meanwhile is the backlog's."""
         while True:
             try:
-                async with LogReader(self._settings, f"{NAME}.tail", in_bulk=True) as reader:
+                async with LogReader(self._settings, f"{self._name}.tail", in_bulk=True) as reader:
                     await self._follow(reader)
             except LogError as error:
                 log.warning("reading the log failed, trying again", error=str(error))
             await self._clock.sleep(_RETRY_S)
 
     async def _follow(self, reader: LogReader) -> None:
-        partitions = [partition for topic in TOPICS for partition in await reader.partitions(topic)]
+        partitions = [partition for topic in self._topics for partition in await reader.partitions(topic)]
         ends = await reader.end_offsets(partitions)
         await reader.add(ends)
         self.first += len(self._recent)
@@ -154,9 +158,10 @@ class Chunk:
 class Backlog:
     """Reads what lies between a position and the tail, a piece at a time."""
 
-    def __init__(self, settings: Settings, codec: Codec) -> None:
+    def __init__(self, settings: Settings, codec: Codec, name: str = NAME) -> None:
         self._settings = settings
         self._codec = codec
+        self._name = name
         self._turns = asyncio.Semaphore(READERS_MAX)
 
     async def read(self, positions: Mapping[Partition, int], ends: Mapping[Partition, int]) -> Chunk:
@@ -196,7 +201,7 @@ class Backlog:
         return {**found, Partition(start.topic, start.partition): start.offset}
 
     def _reader(self) -> LogReader:
-        return LogReader(self._settings, f"{NAME}.backlog", note_ends=True)
+        return LogReader(self._settings, f"{self._name}.backlog", note_ends=True)
 
 
 def _whole(

@@ -18,6 +18,7 @@ import uvloop
 from prometheus_client import Gauge, start_http_server
 
 from processors.dead_letters import DeadLetters
+from processors.privacy import load_policies
 from processors.webhooks import store
 from processors.webhooks.feed import NAME, Backlog, Tail
 from processors.webhooks.guard import guard_of
@@ -33,6 +34,7 @@ from streams.producer import LogProducer
 from streams.registry import codec_for
 from streams.settings import Settings
 from streams.topics import SUBSCRIPTIONS
+from streams.yamlfile import ConfigError
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +57,8 @@ class Relay:
         self._tail = Tail(settings, codec, clock)
         self._tools = Tools(
             settings,
+            codec,
+            load_policies(settings.privacy.policies_dir),
             clock,
             chance,
             vault_of(settings),
@@ -183,12 +187,12 @@ async def work(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Exits 0 after an orderly stop, 1 after a failure, 78 where there is no key for signing secrets."""
+    """Exits 0 after an orderly stop, 1 after a failure, 78 without a key for signing secrets or with a bad policy."""
     settings = Settings()
     configure(settings, COMPONENT)
     try:
         uvloop.run(work(settings))
-    except VaultError as error:
+    except (VaultError, ConfigError) as error:
         log.critical("relay_not_started", why=str(error))
         return os.EX_CONFIG
     except Exception:

@@ -12,6 +12,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from processors.dead_letters import DeadLetters
+from processors.privacy import Policies
 from processors.webhooks.core import Answer, Condition, Item, Lanes, Rules, Verdict
 from processors.webhooks.feed import Backlog, Entry, Positions, Tail, by_topic, positions_in
 from processors.webhooks.guard import Guard
@@ -31,6 +32,7 @@ from schemas.event import Event
 from schemas.events import Delivery, DeliveryKind
 from streams.client import LogError, Partition
 from streams.clock import Clock
+from streams.codec import Codec
 from streams.keys import Position
 from streams.settings import Settings
 
@@ -55,6 +57,8 @@ class Tools:
     """What all subscribers share; `number` counts the relay's events."""
 
     settings: Settings
+    codec: Codec
+    policies: Policies
     clock: Clock
     chance: random.Random
     vault: Vault
@@ -249,6 +253,12 @@ class Subscriber:
         self._wake.set()
         self._moved.set()
 
+    def _body(self, entry: Entry, position: Position) -> bytes:
+        """Read anew for each attempt: a call may have been erased since the first."""
+        record = entry.record
+        event = self._tools.policies.redacted(self._tools.codec.decode_keyed(record.topic, record.key, record.value))
+        return body_of(event, position, self._tools.settings.webhooks.payload_bytes_max)
+
     async def _sent(self, item: Item) -> Answer:
         assert self._sender is not None, "it runs"
         entry: Entry = item.payload
@@ -257,7 +267,7 @@ class Subscriber:
             secrets = open_secrets(self.subscription, self._tools.vault, now_us)
         except VaultError as error:
             return Answer(0, str(error))
-        body = body_of(entry.event, item.position, self._tools.settings.webhooks.payload_bytes_max)
+        body = self._body(entry, item.position)
         message = message_id(self.subscription.id, entry.event.event_id)
         return await self._sender.post(body, headers_of(message, body, secrets, now_us))
 

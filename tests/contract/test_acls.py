@@ -28,7 +28,7 @@ USERS = ("admin", "crm", "erp", "bi")
 READERS = {
     "crm": {"sessions", "transcripts", "intents", "responses"},
     "erp": {"intents", "responses"},
-    "bi": {"sessions", "transcripts", "intents", "responses", "control", "health", "deliveries"},
+    "bi": {"sessions", "transcripts", "intents", "responses", "control", "health", "deliveries", "customers"},
 }
 _LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
 GUARDED = f"""

@@ -23,9 +23,9 @@ from processors.clickhouse.store import MIGRATIONS
 from schemas import json_form
 from schemas.events import EVENTS, DeadLetter, Delivery, SpeechChunk
 from streams.client import Partition
-from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import REPOSITORY, Settings
 from tests.support.kafka import TestBroker
 from tests.support.sink import PATIENCE_S, SinkProcess, burst_of, of_session, publish, rows_are_events
@@ -310,7 +310,7 @@ async def test_garbage_where_no_stage_reads_is_one_dead_letter(
     kafka: TestBroker, settings: Settings, tmp_path: Path
 ) -> None:
     chunk, delivery = json_form.examples(SpeechChunk)[0], json_form.examples(Delivery)[0]
-    codec = default_codec()
+    codec = codec_for(settings)
     session_id = str(uuid.uuid4())
     good = of_session(chunk, session_id, 0)
     no_uuid = replace(good, event_id="nobody")
@@ -348,7 +348,7 @@ async def test_garbage_where_no_stage_reads_is_one_dead_letter(
 
 
 async def letters_of(settings: Settings, topic: str, partition: int, offset: int) -> list[DeadLetter]:
-    codec = default_codec()
+    codec = codec_for(settings)
     found = []
     for record in await on_topic(settings, DeadLetter.TOPIC):
         letter = codec.decode(record.topic, record.value)

@@ -42,8 +42,9 @@ def sink(
 
 
 @pytest.fixture
-def settings(kafka: TestBroker) -> Settings:
-    return kafka.settings()
+def settings(kafka: TestBroker, sink: SinkProcess) -> Settings:
+    """With the sink's keys."""
+    return kafka.settings(data_dir=sink.settings.data_dir)
 
 
 async def tries(sink: SinkProcess, number: int) -> None:

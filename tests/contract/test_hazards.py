@@ -28,11 +28,11 @@ from processors.session import SEEN_MAX, Seen, Snapshot
 from schemas import json_form
 from schemas.events import Intent, Transcript
 from streams.client import Partition
-from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, read_range
 from streams.faust_app import StageApp, create_app, run
 from streams.keys import partition_of
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import REPOSITORY, Settings
 from streams.topics import state_topic
 from tests.support.kafka import TestBroker, running_broker, running_cluster
@@ -138,7 +138,7 @@ class Calls:
         """What the stage said to each transcript: the first event with an id is the truth."""
         numbers: dict[str, dict[str, str]] = defaultdict(dict)
         seen: set[str] = set()
-        codec = default_codec()
+        codec = codec_for(self.settings)
         where = {Partition(Intent.TOPIC, partition_of(session, 8)): (BEGINNING, END) for session in self.sessions}
         async for record in read_range(self.settings, where):
             event = codec.decode(record.topic, record.value)
@@ -276,7 +276,7 @@ def snapshot(state: bytes, offset: int) -> bytes:
 async def found_of(settings: Settings, number: int) -> Recovered:
     nothing = {Partition(event.TOPIC, number): None for event in STAGES["intent"].consumes}
     async with LogReader(settings, "test.hazards", note_ends=True) as reader:
-        return (await recover(reader, STAGES["intent"], default_codec(), nothing))[number]
+        return (await recover(reader, STAGES["intent"], codec_for(settings), nothing))[number]
 
 
 async def test_a_late_snapshot_of_a_former_owner_does_not_count(own: TestBroker) -> None:

@@ -15,9 +15,9 @@ from schemas.events import Health as HealthEvent
 from schemas.events import HealthKind
 from streams.client import Partition
 from streams.clock import SystemClock
-from streams.codec import default_codec
 from streams.consumer import LogReader
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import Settings
 from tests.support.gateway import PATIENCE_S, Caller, Gateway, running_gateway
 from tests.support.kafka import TestBroker
@@ -205,7 +205,7 @@ async def test_the_gateway_says_when_its_replies_are_slow(gateway: Gateway, sett
         door.replied(7200.0)
     async with asyncio.timeout(PATIENCE_S):
         async for record in reader:
-            event = default_codec().decode_keyed(record.topic, record.key, record.value)
+            event = codec_for(settings).decode_keyed(record.topic, record.key, record.value)
             if isinstance(event, HealthEvent) and event.component == "api":
                 assert (event.kind, event.level) == (HealthKind.LOAD_RAISED, 1)
                 assert "replies 7200000 of 3600000 ms" in event.reason
@@ -227,7 +227,7 @@ async def test_every_refused_call_is_in_the_log(gateway: Gateway, settings: Sett
     assert refused
     async with asyncio.timeout(PATIENCE_S):
         async for record in reader:
-            event = default_codec().decode_keyed(record.topic, record.key, record.value)
+            event = codec_for(settings).decode_keyed(record.topic, record.key, record.value)
             if isinstance(event, HealthEvent) and event.kind is HealthKind.CALLS_REFUSED:
                 assert (event.component, event.tenant_id, event.reason) == ("api", settings.tenant, "expected")
                 refused -= event.refused

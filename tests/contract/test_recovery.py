@@ -25,10 +25,10 @@ from processors.stt.core import SttCore
 from schemas.event import Event
 from schemas.events import AudioFrame, Entity, Intent, IntentKind, Response, ResponseKind, Transcript, TranscriptKind
 from streams.client import Partition
-from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, read_range
 from streams.keys import partition_of
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import REPOSITORY, Settings
 from tests.contract.test_erp import Erp, erp
 from tests.support.kafka import TestBroker
@@ -99,7 +99,7 @@ async def truth(settings: Settings, kind: type[Event], session_id: str) -> list[
 
 async def written(settings: Settings, kind: type[Event], session_id: str) -> list[Any]:
     """Everything of the call on the topic, whatever else lies in its partition."""
-    codec, found = default_codec(), list[Event]()
+    codec, found = codec_for(settings), list[Event]()
     where = Partition(kind.TOPIC, partition_of(session_id, settings.kafka.partitions))
     async for record in read_range(settings, {where: (BEGINNING, END)}):
         if record.key == session_id.encode():

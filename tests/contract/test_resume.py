@@ -244,8 +244,10 @@ async def test_tokens_that_are_forged_foreign_or_expired_are_refused_alike(
         own = resume_tokens(settings)
         read = own.read(token, 0)
         assert read is not None
-        foreign = ResumeTokens(b"another key" * 4, settings.tenant).mint(read.session_id, read.since_us, 2**62)
-        expired = own.mint(read.session_id, read.since_us, 1)
+        foreign = ResumeTokens(b"another key" * 4, settings.tenant).mint(
+            read.session_id, read.tenant, read.since_us, 2**62
+        )
+        expired = own.mint(read.session_id, read.tenant, read.since_us, 1)
         forged = token[:-4] + ("aaaa" if token[-4:] != "aaaa" else "bbbb")
         answers = []
         for bad in (forged, foreign, expired, "", "x" * 500, "ä"):

@@ -30,10 +30,10 @@ from schemas.events import (
 )
 from streams import ready
 from streams.client import Partition
-from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, read_range
 from streams.keys import partition_of
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import REPOSITORY, Settings
 from streams.topics import state_topic
 from tests.support.engines import HostProcess, running_host, settings_in
@@ -118,7 +118,7 @@ def turn(session_id: str, number: int, words: tuple[str, ...] = WORDS) -> list[R
 
 async def whole(settings: Settings, event: type[Event]) -> list[Event]:
     """All events on the topic in the order of their partitions; other tests' garbage is passed over."""
-    codec = default_codec()
+    codec = codec_for(settings)
     async with LogReader(settings, "test.shell") as reader:
         ranges = dict.fromkeys(await reader.partitions(event.TOPIC), (BEGINNING, END))
     found = []
@@ -238,7 +238,7 @@ async def test_a_worker_killed_at_work_says_everything_once(worker: Worker, sett
 
 
 async def test_bad_records_are_dead_letters_and_the_next_is_spoken(worker: Worker, settings: Settings) -> None:
-    codec = default_codec()
+    codec = codec_for(settings)
     session_id = str(uuid.uuid4())
     good = turn(session_id, 0, WORDS[:1])
     key = session_id.encode()
@@ -289,7 +289,7 @@ async def test_a_record_in_a_partition_that_is_not_its_keys_is_refused(worker: W
     good = turn(session_id, 0, WORDS[:1])
     elsewhere = (partition_of(session_id, settings.kafka.partitions) + 1) % settings.kafka.partitions
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap_servers})
-    value = default_codec().encode(good[0])
+    value = codec_for(settings).encode(good[0])
     producer.produce(Response.TOPIC, value, session_id.encode(), partition=elsewhere)
     producer.flush()
     await asyncio.to_thread(worker.start)

@@ -31,9 +31,9 @@ from schemas.events import (
     Transcript,
     TranscriptKind,
 )
-from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import REPOSITORY, Settings
 from streams.topics import SUBSCRIPTIONS
 from tests.support.gateway import running_gateway
@@ -145,7 +145,7 @@ async def deliveries(api: Api, identity: str) -> list[Delivery]:
     found: dict[str, Delivery] = {}
     for record in await whole(api.settings, "voice.deliveries"):
         if record.value and identity.encode() in record.value:
-            event = default_codec().decode(record.topic, record.value)
+            event = codec_for(api.settings).decode(record.topic, record.value)
             assert isinstance(event, Delivery)
             found.setdefault(event.event_id, event)
     return sorted(found.values(), key=lambda event: (event.occurred_at, event.seq))
@@ -308,13 +308,13 @@ async def test_what_nobody_takes_becomes_a_dead_letter_and_the_session_goes_on(
     await api.until(identity, lambda health: (health["delivered"], health["dead"]) == (1, 1))
     assert [event.kind for event in await deliveries(api, identity)] == ["attempted", "attempted", "dead", "delivered"]
     letters = [
-        default_codec().decode(record.topic, record.value)
+        codec_for(api.settings).decode(record.topic, record.value)
         for record in await whole(api.settings, "voice.deadletters")
         if record.key == session_id.encode()
     ]
     (letter,) = [letter for letter in letters if isinstance(letter, DeadLetter)]
     assert (letter.stage, letter.reason, letter.causation_id) == ("webhooks", "undelivered", lost.event_id)
-    assert default_codec().decode("voice.sessions", letter.record_value) == lost
+    assert codec_for(api.settings).decode("voice.sessions", letter.record_value) == lost
 
 
 async def test_gone_switches_it_off_until_it_is_switched_on_again(api: Api, make_relay: Any, receivers: Any) -> None:

@@ -5,10 +5,6 @@ import base64
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,11 +33,12 @@ from schemas.events import (
     Transcript,
     TranscriptKind,
 )
-from streams.codec import default_codec
 from streams.consumer import BEGINNING, END, LogReader, Record, read_range, session_records
 from streams.producer import LogProducer
-from streams.settings import REPOSITORY, KafkaSettings, Settings
+from streams.registry import codec_for
+from streams.settings import REPOSITORY
 from streams.topics import CONVERSATION, TOPICS
+from tests.support.platform import Platform, running_platform
 
 SPEECH = REPOSITORY / "tests" / "data" / "speech"
 SHORT, LONG = SPEECH / "librivox_0880.wav", SPEECH / "librivox_0920.wav"
@@ -49,70 +46,10 @@ COMPONENTS = ["broker", "stt", "intent", "llm", "tts", "clickhouse", "webhooks",
 PATIENCE_S = 60.0
 
 
-class Platform:
-    """A running platform and its command line."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        self.url = ""
-        self.settings = Settings(data_dir=data_dir)
-
-    def run(self, *arguments: str, timeout_s: float = 120) -> str:
-        """What the command prints; it must succeed."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
-        # What is tried here must not depend on what else the machine is doing.
-        kept["TRUNKLINE_LOAD__REFUSE"] = "false"
-        done = subprocess.run(
-            [sys.executable, "-m", "api.cli.main", *arguments, "--data-dir", str(self.data_dir)],
-            capture_output=True,
-            text=True,
-            env=kept,
-            cwd=REPOSITORY,
-            timeout=timeout_s,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def rows(self, *arguments: str) -> list[dict[str, Any]]:
-        """The command's JSON lines."""
-        return [json.loads(line) for line in self.run(*arguments, "--json").splitlines()]
-
-    def up(self) -> None:
-        """Starts it on a free port."""
-        self.run("up", "--detach", "--port", "0", timeout_s=300)
-        (status,) = self.rows("status")
-        self.url = status["url"]
-        self.settings = Settings(
-            data_dir=self.data_dir, kafka=KafkaSettings(bootstrap_servers=status["bootstrap_servers"])
-        )
-
-    def number(self, query: str) -> int:
-        """The answer to an SQL query that is one number."""
-        (row,) = self.rows("sql", query)
-        (value,) = row.values()
-        return int(value)
-
-    async def counted(self, query: str, expected: int) -> None:
-        """Waits until the query's answer is that number."""
-        found = -1
-        for _ in range(40):
-            if (found := await asyncio.to_thread(self.number, query)) == expected:
-                return
-            await asyncio.sleep(0.25)
-        assert found == expected, query
-
-
 @pytest.fixture(scope="session")
 def platform() -> Iterator[Platform]:
-    # Short, since Unix sockets lie in it.
-    data_dir = Path(tempfile.mkdtemp(prefix="tl-"))
-    running = Platform(data_dir)
-    try:
-        running.up()
+    with running_platform() as running:
         yield running
-    finally:
-        running.run("down")
-        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 async def call(platform: Platform, *files: Path) -> CallResult:
@@ -120,7 +57,7 @@ async def call(platform: Platform, *files: Path) -> CallResult:
 
 
 async def events_of(platform: Platform, session_id: str) -> list[Event]:
-    codec = default_codec()
+    codec = codec_for(platform.settings)
     return [codec.decode(record.topic, record.value) for record in await session_records(platform.settings, session_id)]
 
 
@@ -250,7 +187,7 @@ async def test_garbage_on_every_topic_leaves_a_call_unharmed(platform: Platform)
     result = await calling
     check_answered_once(result, await events_of(platform, result.session_id))
 
-    codec = default_codec()
+    codec = codec_for(platform.settings)
     letters: Counter[tuple[str, int, int]] = Counter()
     values = {}
     async with asyncio.timeout(PATIENCE_S):

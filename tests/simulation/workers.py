@@ -63,7 +63,7 @@ class Worker:
             self._stage,
             core,
             engines,
-            ProducerLog(producer, self._snapshots, log.partitions),
+            ProducerLog(producer, self._snapshots, decoded, log.partitions),
             process,
             on_done=self._done,
             on_refused=self._refused,

@@ -17,8 +17,8 @@ from processors.shell import Shell
 from processors.stage import Emit, Happening, Received, Step, caused
 from schemas.events import Intent, IntentKind, Transcript
 from streams.clock import SystemClock
-from streams.codec import default_codec
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import KafkaSettings, Settings
 
 
@@ -60,7 +60,7 @@ async def work(bootstrap_servers: str, worker: str, file: str) -> None:
     kafka = KafkaSettings(bootstrap_servers=bootstrap_servers, session_timeout_ms=600)
     settings = Settings(kafka=kafka, worker=worker)
     stage = STAGES["intent"]
-    codec = default_codec()
+    codec = codec_for(settings)
     producer = LogProducer(settings, f"test.{worker}", codec)
     shell = Shell(settings, stage, CountingCore(), {}, producer, codec, SystemClock())
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, shell.stop)

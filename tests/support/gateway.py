@@ -21,9 +21,9 @@ from schemas.events import (
     TranscriptKind,
 )
 from streams.client import Partition
-from streams.codec import default_codec
 from streams.consumer import END, LogReader, Record
 from streams.producer import LogProducer
+from streams.registry import codec_for
 from streams.settings import Settings
 
 PATIENCE_S = 20.0
@@ -61,7 +61,7 @@ class Peer:
         self._settings = settings
         self._producer = LogProducer(settings, "test.peer")
         self._reader = LogReader(settings, "test.peer")
-        self._codec = default_codec()
+        self._codec = codec_for(settings)
         self._seqs = itertools.count()
         self.records: list[tuple[Record, Event]] = []
         self._reading: asyncio.Task[None] | None = None

@@ -10,6 +10,8 @@ from schemas.events import (
     AudioFrame,
     Control,
     ControlKind,
+    Customer,
+    CustomerKind,
     DeadLetter,
     Delivery,
     DeliveryKind,
@@ -17,12 +19,16 @@ from schemas.events import (
     HealthKind,
     Intent,
     IntentKind,
+    Refusal,
+    RefusalKind,
     Response,
     ResponseKind,
     Session,
     SessionKind,
     SpeechChunk,
     SpeechChunkKind,
+    Suggestion,
+    SuggestionKind,
     Transcript,
     TranscriptKind,
 )
@@ -79,6 +85,9 @@ class KnownCalls:
         self._delivery("A2", "crm", "m2", DeliveryKind.DEAD, 7, attempt=1, status_code=410, reason="gone")
         breaker = {"component": "stt", "engine": "stt.0", "reason": "3 timeouts"}
         self._put(Health, "stt", 0, 3600, kind=HealthKind.BREAKER_OPENED, **breaker)
+        refused = {"kind": RefusalKind.FORBIDDEN, "component": "api.0", "reason": "role", "permission": "call"}
+        self._put(Refusal, "api", 0, 3602, **refused)
+        self._hint("A1", 10.5)
         letter = {"source_topic": "voice.transcripts", "source_partition": 0, "source_offset": 1}
         self._put(DeadLetter, "A3", 0, 3601, stage="intent", reason="invalid_field", **letter)
 
@@ -88,6 +97,8 @@ class KnownCalls:
         self._turn("B1", 1, 40, (300, 10, 50, 40), words, 0.95, "balance", 0.9, 1.0, "template", "ended")
         for at in range(10):
             self._frame("B1", at)
+        self._hint("B1", 40.5)
+        self._put(Refusal, "B1", 0, 51, kind=RefusalKind.LIMITED, component="api.0", reason="rate", count=9)
         self._delivery("B1", "erp", "m3", DeliveryKind.DELIVERED, 50, attempt=1, status_code=200)
 
     def at(self, seconds: float) -> str:
@@ -122,6 +133,12 @@ class KnownCalls:
         if end_s is not None:
             end = {"reason": reason, "duration_ms": round(1000 * (end_s - start_s))}
             self._put(Session, call, 0, end_s, kind=SessionKind.ENDED, **who, **end)
+
+    def _hint(self, call: str, at_s: float) -> None:
+        self._put(Suggestion, call, 1, at_s, kind=SuggestionKind.ANSWER, title="Orders", text="It is on its way.")
+        self._put(
+            Customer, call, 0, at_s + 200, kind=CustomerKind.SCORED, customer=f"c-{call}", score=70, call_score=70
+        )
 
     def _greeting(self, call: str, at_s: float) -> None:
         said = {"text": "Hello.", "source": "greeting"}

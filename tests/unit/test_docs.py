@@ -22,6 +22,10 @@ DOCUMENTS = [
     "docs/running.md",
     "docs/analytics.md",
     "docs/webhooks.md",
+    "docs/access.md",
+    "docs/audit.md",
+    "docs/crm.md",
+    "docs/privacy.md",
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

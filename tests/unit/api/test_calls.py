@@ -59,7 +59,7 @@ class Gateway:
 
 async def test_started_comes_first_even_when_the_greeting_is_faster_than_the_logs_acknowledgement() -> None:
     gateway = Gateway()
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
     beginning = asyncio.create_task(call.begin())
     await asyncio.sleep(0)
     (started,) = gateway.published
@@ -82,7 +82,7 @@ async def test_what_was_sent_to_a_client_that_fell_silent_is_not_taken_for_heard
     clock = Hands()
     gateway.router.clock = clock
     gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
     await call.begin()
     started = gateway.published[0]
     call.audio(bytes(2 * 16_000))
@@ -102,7 +102,7 @@ async def test_a_client_that_stops_sending_is_called_quiet_once() -> None:
     clock = Hands()
     gateway.router.clock = clock
     gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
     await call.begin()
     said = []
     for pause_s in (0.5, 1.0, 1.0):
@@ -120,7 +120,7 @@ async def test_a_lost_connection_waits_and_its_gateway_ends_it_after_the_grace()
     gateway = Gateway()
     gateway.router.settings = Settings(api=ApiSettings(resume_grace_s=0.05))
     gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
     await call.begin()
     call.lost()
     assert call.ended.is_set()
@@ -135,7 +135,7 @@ async def test_a_lost_connection_waits_and_its_gateway_ends_it_after_the_grace()
 async def test_the_client_is_told_what_the_log_has() -> None:
     gateway = Gateway()
     gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
     await call.begin()
     call.audio(b"\x00\x40" * 17_000)
     await asyncio.sleep(0)
@@ -150,7 +150,7 @@ async def test_a_frame_is_the_same_event_whoever_writes_it() -> None:
     for _ in range(2):
         gateway = Gateway()
         gateway.acknowledged.set_result(None)
-        call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "shop", lambda: None)
+        call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
         await call.begin()
         call.audio(bytes(2 * 6400))
         ids.append([event.event_id for event in gateway.published if isinstance(event, AudioFrame)])

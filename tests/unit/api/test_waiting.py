@@ -85,10 +85,10 @@ async def test_a_stopped_gateway_ends_no_call_that_was_not_ended_before() -> Non
     router, written = a_router()
     router._producer = None
     session = begun()
-    summary = Summary(session.session_id, "shop", "test", 1)
+    summary = Summary(session.session_id, "demo", "shop", "test", 1)
     waiting = Waiting(router, MagicMock(), summary)
     waiting.hold()
-    arrival = Arrival(Summary("another", "shop", "test", 1))
+    arrival = Arrival(Summary("another", "demo", "shop", "test", 1))
     router.put(arrival)
     await router.stop()
     assert waiting.over

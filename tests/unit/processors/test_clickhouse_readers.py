@@ -3,12 +3,16 @@
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from api.cli.main import app
+from processors.access.keys import Key, new_key
+from processors.access.roles import Role
 from processors.clickhouse.questions import ready_questions
 from processors.clickhouse.readers import (
     KEY_FILE,
@@ -19,6 +23,7 @@ from processors.clickhouse.readers import (
     operator_key,
     password_hash,
 )
+from streams.clock import SystemClock
 from streams.settings import ClickHouseSettings, ClickHouseUser, Settings
 
 
@@ -60,6 +65,47 @@ def test_the_operators_password_may_be_given(tmp_path: Path) -> None:
     readers = Readers(settings(tmp_path, password="given"))
     assert readers.known("default", "given") == Reader("default")
     assert readers.known("default", "") is None
+
+
+class Ring:
+    """Knows one key."""
+
+    def __init__(self, key: Key, text: str) -> None:
+        self.key, self.text = key, text
+
+    def find(self, text: str) -> Key | None:
+        return self.key if text == self.text else None
+
+
+NOW_US = SystemClock().now_us()
+
+
+@pytest.mark.parametrize(
+    ("role", "tenant", "fields", "refused"),
+    [
+        (Role.ANALYST, "acme", {}, None),
+        (Role.AUDITOR, None, {}, None),
+        (Role.ADMIN, "acme", {"expires_at": NOW_US + 3_600_000_000}, None),
+        (Role.SERVICE, "acme", {}, ("forbidden", "role")),
+        (Role.OPERATOR, None, {}, ("forbidden", "role")),
+        (Role.ANALYST, "acme", {"expires_at": NOW_US - 1}, ("unauthenticated", "expired_key")),
+        (Role.ANALYST, "acme", {"revoked_at": NOW_US}, ("unauthenticated", "revoked_key")),
+    ],
+)
+def test_a_key_is_a_password_under_any_name(
+    tmp_path: Path, role: Role, tenant: str | None, fields: dict[str, int], refused: tuple[str, str] | None
+) -> None:
+    key, text = new_key("ann", role, tenant, NOW_US, "test")
+    ring: Any = Ring(msgspec.structs.replace(key, **fields), text)
+    readers = Readers(settings(tmp_path), ring)
+    for name in ("", "default", "ann"):
+        assert readers.known(name, text) == (Reader(key.id, tenant) if refused is None else None)
+        assert readers.known(name, text[:-1] + ("A" if text[-1] != "A" else "B")) is None
+    if refused is not None:
+        kind, reason, principal = readers.refusal(text)
+        assert (kind, reason) == refused
+        assert principal == key.principal
+    assert readers.refusal("wrong")[1:] == ("unknown_reader", None)
 
 
 @pytest.mark.parametrize(

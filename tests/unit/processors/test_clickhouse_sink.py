@@ -4,6 +4,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 from processors.clickhouse.sink import Sink
+from processors.privacy import Policies
 from streams.client import LogError, Partition
 from streams.clock import SystemClock
 from streams.settings import Settings
@@ -23,7 +24,7 @@ class Coordinator:
 
 
 async def test_offsets_that_the_coordinator_did_not_take_are_shown_with_the_next() -> None:
-    sink = Sink(Settings(), MagicMock(), MagicMock(), MagicMock(), SystemClock())
+    sink = Sink(Settings(), MagicMock(), MagicMock(), MagicMock(), SystemClock(), Policies({}))
     coordinator: Any = Coordinator()
     first, second = Partition("voice.intents", 0), Partition("voice.control", 1)
     sink._unshown[first] = 7

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from processors.agents import Agent, load_agents
-from processors.engine import CallTool, Embed, Embedded, Generate, Generated, ToolReturned
+from processors.agents import Agent, CallerRecord, Tool, load_agents
+from processors.engine import CallOperation, CallTool, Embed, Embedded, Generate, Generated, ToolReturned
+from processors.llm.caller import Caller
 from processors.llm.core import Conversation, State, tool_call_id
 from processors.llm.knowledge import KnowledgeIndex, Vectors
 from processors.llm.memory import Exchange, Memory, heard_until, remember_turn
+from processors.llm.requests import render_call
 from processors.llm.stage import create_core
 from processors.stage import (
     Answered,
@@ -35,6 +37,7 @@ from processors.stage import (
     Wake,
     Woken,
 )
+from processors.templates import Template
 from schemas.event import Event
 from schemas.events import (
     Alternative,
@@ -662,7 +665,9 @@ def test_hanging_up_waits_for_a_tool_with_an_effect(call: Call) -> None:
     assert call.kinds(1) == ["tool_called", "tool_returned", "cancelled"]
 
 
-@pytest.mark.parametrize("event", [ended(), control(ControlKind.HANG_UP, 1), control(ControlKind.ERASE, 1)])
+@pytest.mark.parametrize(
+    "event", [ended(), *(control(kind, 1) for kind in (ControlKind.HANG_UP, ControlKind.ERASE, ControlKind.ERASED))]
+)
 def test_the_end_of_the_call_stops_everything(call: Call, event: Event) -> None:
     call.receive(intent(1, "order_status", "order 1042", order_number="1042"))
     call.receive(event)
@@ -1115,3 +1120,96 @@ def test_after_a_crash_what_was_said_ahead_stays_said(kept: int) -> None:
     assert [(e.kind, e.text) for e in again.log if e.turn == 1] == [(e.kind, e.text) for e in made]
     assert {e.tool_call_id for e in again.log if e.tool} == {e.tool_call_id for e in made if e.tool}
     assert again.state.memory == first.state.memory
+
+
+# ---- the caller's record
+
+
+ADA = {"name": "Ada Park", "tier": "gold", "open": None, "orders": [1]}
+
+
+def knowing() -> Call:
+    """A call of an agent that asks who calls."""
+    greeting = Template("Hello{% if caller.name %}, {{ caller.name }}{% endif %}.")
+    record = CallerRecord(operation="crm.find", arguments={"phone": "{{ caller }}"}, deadline_ms=250)
+    agent = AGENTS["shop"].model_copy(update={"greeting": (greeting,), "caller_record": record})
+    core = create_core(Settings(erp_url="http://erp:1/", data_dir=Path("/nowhere")), {"shop": agent}, embed, {})
+    return Call(core=core, state=core.start(SESSION))
+
+
+def found(record: Any, outcome: str = "ok") -> ToolReturned:
+    return ToolReturned(200 if outcome == "ok" else 404, json.dumps(record).encode(), 5.0, outcome)
+
+
+def test_the_greeting_waits_for_the_callers_record() -> None:
+    call = knowing()
+    call.receive(started())
+    assert call.kinds(0) == ["tool_called"]
+    ask = call.ask("tools")
+    assert (ask.request, ask.deadline_s) == (
+        CallOperation("crm.find", {"phone": "+15550123"}, call.last().tool_call_id),
+        0.25,
+    )
+    call.answer("tools", found(ADA))
+    assert call.kinds(0) == ["tool_called", "tool_returned", "sentence", "completed"]
+    assert call.said(0) == "Hello, Ada Park."
+    assert call.state.memory.record == {"name": "Ada Park", "tier": "gold"}
+    assert call.core.load(SESSION, call.core.save(call.state)).memory == call.state.memory
+
+
+@pytest.mark.parametrize("reason", ["timeout", "crashed", "refused", "absent", "no record"])
+def test_without_a_record_the_caller_is_greeted_all_the_same(reason: str) -> None:
+    call = knowing()
+    call.receive(started())
+    if reason == "absent":
+        call.answer("tools", found({}, "not_found"))
+    elif reason == "no record":
+        call.answer("tools", found("what?"))
+    else:
+        call.fail("tools", reason)
+    assert call.said(0) == "Hello."
+    assert call.kinds(0)[1:] == ["tool_returned", "sentence", "completed"]
+
+
+def test_who_does_not_say_who_calls_is_not_looked_up() -> None:
+    call = knowing()
+    call.receive(replace(started(), caller=None))
+    assert call.kinds(0) == ["sentence", "completed"]
+
+
+def test_a_record_that_is_in_the_log_is_not_asked_for_again() -> None:
+    call = knowing()
+    call.receive(started())
+    call.answer("tools", found(ADA))
+    for known in range(1, len(call.log) + 1):
+        other = knowing()
+        other.receive(started(), recorded=tuple(call.log[:known]))
+        if known == 1:
+            assert other.ask("tools").request == CallOperation(
+                "crm.find", {"phone": "+15550123"}, call.log[0].tool_call_id
+            )
+            continue
+        assert not other.asks
+        assert [event.event_id for event in other.log] == [event.event_id for event in call.log[known:]]
+        assert other.state.memory.record == call.state.memory.record
+
+
+def test_the_model_is_told_who_calls_and_may_say_so() -> None:
+    call = knowing()
+    call.receive(started())
+    call.answer("tools", found(ADA))
+    call.receive(intent(1, "none", "what do you know about me", 0.1))
+    call.embedded()
+    request = call.ask("llm").request
+    assert isinstance(request, Generate)
+    assert "The caller: name: Ada Park; tier: gold" in request.messages[0].content
+    call.model("You are a gold customer, Ada Park.")
+    assert call.said(1) == "You are a gold customer, Ada Park."
+
+
+def test_a_caller_in_a_url_is_a_value() -> None:
+    caller = Caller("+1 555/0", {"name": "A&B"})
+    tool = Tool(name="t", url="http://erp/{{ caller }}?name={{ caller.name }}")
+    request = render_call(tool, "k", {"caller": caller}, {})
+    assert isinstance(request, CallTool)
+    assert request.url == "http://erp/%2B1%20555%2F0?name=A%26B"

@@ -443,9 +443,10 @@ def test_audio_that_comes_after_the_end_of_the_session_is_heard() -> None:
     assert ear.ended
 
 
-def test_an_erased_call_is_forgotten_at_once() -> None:
+@pytest.mark.parametrize("kind", [ControlKind.ERASE, ControlKind.ERASED])
+def test_an_erased_call_is_forgotten_at_once(kind: ControlKind) -> None:
     ear = heard(silence(400) + speech(700))
-    ear.receive(control(ControlKind.ERASE))
+    ear.receive(control(kind))
     assert ear.ended
 
 

@@ -23,7 +23,7 @@ def test_long_docs_are_wrapped_within_the_line_length() -> None:
 
 def test_a_field_without_doc_is_refused_by_name() -> None:
     schema = copy.deepcopy(files.load("control"))
-    del schema["fields"][-1]["doc"]
+    next(entry for entry in schema["fields"] if entry["name"] == "reason").pop("doc")
     with pytest.raises(generate.SchemaError, match=r"control\.avsc: field reason: a doc is expected"):
         generate.event_source("control", schema)
 
@@ -41,3 +41,20 @@ def test_nothing_in_a_schema_is_left_undocumented(name: str) -> None:
     assert schema["doc"]
     for field in schema["fields"]:
         assert field["doc"].endswith("."), f"{name}.{field['name']}"
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "dropped", "complaint"),
+    [
+        ("transcript", "words", "pii", r"words: a pii mark is expected, since its parts have one"),
+        ("transcript", "text", "default", r"text: a default is expected of a personal field"),
+        ("session", "sealed", "type", r"a field sealed of type bytes is expected"),
+    ],
+)
+def test_personal_fields_can_be_sealed(name: str, field: str, dropped: str, complaint: str) -> None:
+    schema = copy.deepcopy(files.load(name))
+    entry = next(entry for entry in schema["fields"] if entry["name"] == field)
+    entry.pop(dropped)
+    entry.setdefault("type", "string")
+    with pytest.raises(generate.SchemaError, match=complaint):
+        generate.event_source(name, schema)

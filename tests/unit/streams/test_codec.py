@@ -23,6 +23,7 @@ CODEC = default_codec()
 REASONS = {"empty", "not_framed", "unknown_schema", "truncated", "wrong_schema_for_topic", "invalid_field"}
 FINAL = [event for event in json_form.examples(Transcript) if event.text][-1]
 FRAME = json_form.examples(AudioFrame)[0]
+UNSEALED = {"sealed": b""}
 TOPIC_NAMES = sorted(event.TOPIC for event in EVENTS)
 
 
@@ -54,7 +55,7 @@ def test_the_frame_is_confluents() -> None:
     value = CODEC.encode(FINAL)
     entry = [entry for entry in files.published() if entry.name == "transcript"][-1]
     assert value[:5] == b"\x00" + entry.id.to_bytes(4, "big")
-    assert value == framed(entry.id, files.load_published(entry), FINAL.to_record())
+    assert value == framed(entry.id, files.load_published(entry), FINAL.to_record() | UNSEALED)
 
 
 def test_times_stay_microseconds() -> None:
@@ -104,7 +105,7 @@ def test_an_unknown_symbol_and_bad_text_are_invalid_fields() -> None:
     start = value.index(FINAL.event_id.encode())
     assert refusal("voice.transcripts", value[:start] + b"\xff" + value[start + 1 :]).reason == "invalid_field"
     kind = json_form.examples(Transcript)[0]
-    record = kind.to_record() | {"kind": "whispered"}
+    record = kind.to_record() | UNSEALED | {"kind": "whispered"}
     schema = copy.deepcopy(files.load("transcript"))
     next(entry for entry in schema["fields"] if entry["name"] == "kind")["type"]["symbols"].append("whispered")
     entry = [entry for entry in files.published() if entry.name == "transcript"][-1]
@@ -137,7 +138,7 @@ def test_a_newer_writer_is_read_by_the_current_schema() -> None:
     newer["fields"].insert(3, {"name": "mood", "type": "string", "default": "", "doc": "New."})
     next(entry for entry in newer["fields"] if entry["name"] == "kind")["type"]["symbols"].insert(1, "whispered")
     codec = Codec(OtherIds(newer))
-    record = FINAL.to_record() | {"mood": "fine"}
+    record = FINAL.to_record() | UNSEALED | {"mood": "fine"}
     assert codec.decode("voice.transcripts", framed(1000, newer, record)) == CODEC.decode(
         "voice.transcripts", CODEC.encode(FINAL)
     )
@@ -150,7 +151,9 @@ def test_an_older_writer_is_read_with_defaults() -> None:
     older = copy.deepcopy(files.load("transcript"))
     older["fields"] = [entry for entry in older["fields"] if entry["name"] not in ("words", "compute_ms")]
     codec = Codec(OtherIds(older))
-    record = {name: value for name, value in FINAL.to_record().items() if name not in ("words", "compute_ms")}
+    record = {
+        name: value for name, value in FINAL.to_record().items() if name not in ("words", "compute_ms")
+    } | UNSEALED
     read = codec.decode("voice.transcripts", framed(1000, older, record))
     assert isinstance(read, Transcript)
     assert (read.words, read.compute_ms, read.text) == ((), 0.0, FINAL.text)

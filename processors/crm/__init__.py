@@ -1,0 +1,1 @@
+"""What calls leave in other systems: workflows, call logs, and customers' health."""

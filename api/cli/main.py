@@ -127,6 +127,33 @@ def models(
     raise typer.Exit(models.show(data_dir, verify, as_json))
 
 
+@app.command(rich_help_panel=Platform)
+def capacity(
+    sessions: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(min=1, help="Calls at once; repeat for a row each.", show_default=False),
+    ] = None,
+    profile: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FILE", help="What everything takes.", show_default="infra/capacity/cpu.yaml", dir_okay=False
+        ),
+    ] = None,
+    figures: Annotated[bool, typer.Option("--figures", help="Show the profile's figures and their sources.")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Compute what so many calls need: partitions, brokers, workers, GPUs, disk, network; and what breaks first."""
+    from api.cli import capacity
+
+    if bool(sessions) == figures:
+        raise OperatorError("expected either --sessions N or --figures")
+    if figures:
+        capacity.figures(profile, as_json)
+    else:
+        capacity.show(sessions or [], profile, data_dir, as_json)
+
+
 @app.command(rich_help_panel=Log)
 def sessions(
     limit: Annotated[int, typer.Option(min=1, help="How many of the newest.")] = 20,

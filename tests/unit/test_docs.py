@@ -26,6 +26,7 @@ DOCUMENTS = [
     "docs/audit.md",
     "docs/crm.md",
     "docs/privacy.md",
+    "docs/capacity.md",
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

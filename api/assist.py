@@ -11,7 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from api.session_router import SessionRouter
 from api.visit import Visit
-from processors.audit.accesses import Accesses
+from api.witness import note
 from schemas.event import Event
 from schemas.events import AccessKind, RefusalKind, Session, SessionKind, Suggestion
 from schemas.json_form import to_json
@@ -92,7 +92,7 @@ class Followers:
                         self._refused(visit)
                     continue
                 if not seen:
-                    await self._note(session_id, visit)
+                    await note(self._router, visit.principal, AccessKind.FOLLOWED, session_id, websocket.url.path)
                 seen.add(event.event_id)
                 if isinstance(event, Suggestion):
                     await websocket.send_text(_message({"type": "suggestion", **to_json(event)}))
@@ -105,13 +105,6 @@ class Followers:
             return self._router.codec.decode(record.topic, record.value)
         except CodecError:
             return None
-
-    async def _note(self, session_id: str, visit: Visit) -> None:
-        """Raises LogError where it cannot be written down: then nothing is shown."""
-        accesses = Accesses(self._router.producer.publish, self._router.clock, "rest")
-        tenant = visit.principal.tenant or self._router.settings.tenant
-        what = f"/v1/assist/{session_id}"
-        await accesses.note(AccessKind.FOLLOWED, visit.principal.id, session_id=session_id, tenant=tenant, what=what)
 
     def _refused(self, visit: Visit) -> None:
         self._router.refusals.tell(RefusalKind.FOREIGN, "tenant", visit.principal, visit.action, visit.target)

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.session_router import SessionRouter
 from api.visit import visit_of
+from processors.access.roles import Principal
 from processors.audit.accesses import Accesses
 from schemas.events import AccessKind
 from streams.client import LogError
@@ -56,7 +57,8 @@ class Witness:
             nonlocal refused
             if message["type"] == "http.response.start" and 200 <= message["status"] < 300:
                 try:
-                    await self._note(scope, kind, session_id)
+                    asker = visit_of(HTTPConnection(scope)).principal
+                    await note(self._router, asker, kind, session_id, scope["path"])
                 except LogError:
                     refused = True
                     await _refuse(send)
@@ -65,11 +67,12 @@ class Witness:
 
         await self._app(scope, receive, noted)
 
-    async def _note(self, scope: Scope, kind: AccessKind, session_id: str) -> None:
-        accesses = Accesses(self._router.producer.publish, self._router.clock, "rest")
-        asker = visit_of(HTTPConnection(scope)).principal
-        tenant = asker.tenant or self._router.settings.tenant
-        await accesses.note(kind, asker.id, session_id=session_id, tenant=tenant, what=scope["path"])
+
+async def note(router: SessionRouter, asker: Principal, kind: AccessKind, session_id: str, path: str) -> None:
+    """Writes the access down; raises LogError where it cannot be, and then nothing may be shown."""
+    accesses = Accesses(router.producer.publish, router.clock, "rest")
+    tenant = asker.tenant or router.settings.tenant
+    await accesses.note(kind, asker.id, session_id=session_id, tenant=tenant, what=path)
 
 
 def _matched(method: str, path: str) -> tuple[AccessKind, str] | None:

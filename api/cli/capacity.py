@@ -10,10 +10,10 @@ from api.cli.context import settings_of
 from api.cli.output import print_json, print_table
 from api.errors import OperatorError
 from processors.capacity import profile as profiles
-from processors.capacity.plan import STAGES, Plan, UnitPlan, plan
+from processors.capacity.plan import Plan, UnitPlan, plan
 from processors.capacity.profile import Profile
 from streams.settings import REPOSITORY, Settings
-from streams.topics import TOPICS
+from streams.topics import STAGES, TOPICS
 from streams.yamlfile import ConfigError
 
 DEFAULT = REPOSITORY / "infra" / "capacity" / "cpu.yaml"

@@ -136,17 +136,18 @@ def _shown(events: Sequence[_Decoded], policies: Policies) -> tuple[list[Record]
     """The records that may be given as they are stored (nothing is masked in them, or all is sealed); events masked."""
     shown = iter(masked([event for _, event in events if not isinstance(event, CodecError)], policies))
     found = [(record, event if isinstance(event, CodecError) else next(shown)) for record, event in events]
+    without_keys = default_codec()
     kept = [
         record
         for (record, event), (_, other) in zip(events, found, strict=True)
-        if not isinstance(event, CodecError) and (event == other or _is_sealed(record))
+        if not isinstance(event, CodecError) and (event == other or _is_sealed(without_keys, record))
     ]
     return kept, found
 
 
-def _is_sealed(record: Record) -> bool:
-    """Whether nothing personal is read in it without keys."""
-    event = _decoded(default_codec(), record)
+def _is_sealed(without_keys: Codec, record: Record) -> bool:
+    """Whether that codec reads nothing personal in it."""
+    event = _decoded(without_keys, record)
     return not isinstance(event, CodecError) and not any(getattr(event, name) for name in event.PII)
 
 

@@ -15,9 +15,10 @@ def masked(events: Sequence[Event], policies: Policies) -> list[Event]:
     """The events of one call in the same order. Of masked words the caller's sound is silence from the beginning of
     the first to the end of the last; of a sentence of the agent that holds some, all of it.
     """
+    shown = [policies.redacted(event) for event in events]
     hidden = list(_said(events, policies))
-    sentences = set(_spoken(events, policies))
-    return [_masked(event, policies, hidden, sentences) for event in events]
+    sentences = set(_spoken(events, shown))
+    return [_silenced(event, hidden, sentences) for event in shown]
 
 
 def _said(events: Iterable[Event], policies: Policies) -> Iterable[tuple[int, int]]:
@@ -26,14 +27,13 @@ def _said(events: Iterable[Event], policies: Policies) -> Iterable[tuple[int, in
             yield from hidden_ms(event.words, policies.of(event.tenant_id).redaction)
 
 
-def _spoken(events: Iterable[Event], policies: Policies) -> Iterable[_Sentence]:
-    for event in events:
-        if isinstance(event, Response | SpeechChunk) and policies.redacted(event) != event:
+def _spoken(events: Iterable[Event], shown: Iterable[Event]) -> Iterable[_Sentence]:
+    for event, other in zip(events, shown, strict=True):
+        if isinstance(event, Response | SpeechChunk) and other != event:
             yield event.turn, event.sentence
 
 
-def _masked(event: Event, policies: Policies, hidden: Sequence[tuple[int, int]], sentences: set[_Sentence]) -> Event:
-    shown = policies.redacted(event)
+def _silenced(shown: Event, hidden: Sequence[tuple[int, int]], sentences: set[_Sentence]) -> Event:
     if isinstance(shown, AudioFrame):
         start_ms = 1000 * shown.sample_index / shown.sample_rate_hz
         return replace(shown, pcm=silenced(shown.pcm, start_ms, shown.sample_rate_hz, hidden))

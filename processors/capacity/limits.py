@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from processors.capacity.profile import Profile
+from streams.topics import STAGES
 
 _DAY_S = 86_400
 
@@ -109,5 +110,5 @@ def _of_cluster(profile: Profile, carried: Mapping[str, float], topics: int) -> 
 
 def _busiest(profile: Profile, carried: Mapping[str, float]) -> tuple[str, float]:
     """The stage whose workers carry fewest calls."""
-    stages = {name: each for name, each in carried.items() if name not in ("gateway", "sink", "relay")}
-    return min(stages.items(), key=lambda item: item[1])
+    stage = min(STAGES, key=lambda name: carried[name])
+    return stage, carried[stage]

@@ -8,10 +8,8 @@ from processors.capacity import traffic
 from processors.capacity.limits import Limit, first_to_break, limits
 from processors.capacity.profile import Engine, Log, Profile
 from processors.capacity.traffic import Flow, Flows, flows, rate
-from processors.pipeline import PIPELINE
-from streams.topics import TOPICS
+from streams.topics import STAGES, TOPICS
 
-STAGES = tuple(stage.name for stage in PIPELINE)
 ALONE = ("sink", "relay")
 PROCESSES = ("gateway", *STAGES, *ALONE)
 _DAY_S = 86_400

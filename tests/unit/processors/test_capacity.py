@@ -17,12 +17,12 @@ from bench.records import sizes
 from processors.agents import Pauses
 from processors.capacity import traffic
 from processors.capacity.limits import Limit, first_to_break
-from processors.capacity.plan import ALONE, STAGES, Plan, engine_carries, plan, process_carries
+from processors.capacity.plan import ALONE, Plan, engine_carries, plan, process_carries
 from processors.capacity.profile import SOUND, Profile, figures, load_profile
 from processors.capacity.traffic import flows, rate
 from processors.tts.core import CHUNK_BYTES
 from streams.settings import REPOSITORY, Settings
-from streams.topics import TOPICS
+from streams.topics import STAGES, TOPICS
 from streams.yamlfile import ConfigError
 
 FOLDER = REPOSITORY / "infra" / "capacity"

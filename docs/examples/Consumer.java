@@ -12,7 +12,7 @@ import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.common.serialization.*;
 
 class Consumer {
-    static final String TOPICS = "sessions audio.in transcripts intents responses audio.out control deadletters deliveries";
+    static final String TOPICS = "sessions audio.in transcripts intents responses audio.out control assist deadletters deliveries";
 
     public static void main(String[] args) throws Exception {
         var registry = args.length > 1 ? args[1] : "http://127.0.0.1:8080/registry";

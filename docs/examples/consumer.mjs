@@ -3,7 +3,7 @@
 import { SchemaRegistry } from "@kafkajs/confluent-schema-registry";
 import { Kafka, logLevel } from "kafkajs";
 
-const TOPICS = "sessions audio.in transcripts intents responses audio.out control deadletters deliveries".split(" ");
+const TOPICS = "sessions audio.in transcripts intents responses audio.out control assist deadletters deliveries".split(" ");
 
 const [brokers, host = "http://127.0.0.1:8080/registry", groupId = "my-first-consumer"] = process.argv.slice(2);
 const registry = new SchemaRegistry({ host });

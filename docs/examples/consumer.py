@@ -8,7 +8,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-TOPICS = "sessions audio.in transcripts intents responses audio.out control deadletters deliveries".split()
+TOPICS = "sessions audio.in transcripts intents responses audio.out control assist deadletters deliveries".split()
 
 registry = sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:8080/registry"
 group = sys.argv[3] if len(sys.argv) > 3 else "my-first-consumer"

@@ -117,8 +117,8 @@ def plan(profile: Profile, sessions: int, kept_days: Mapping[str, float], since:
 
 
 def units(sessions: int, each: float) -> int:
-    """Whole ones."""
-    return math.ceil(sessions / each)
+    """Whole ones; what rounding adds to a whole number needs no further one."""
+    return math.ceil(sessions / each * (1 - 1e-12))
 
 
 def process_takes(name: str, profile: Profile, flowing: Flows) -> float:

@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from schemas import json_form
 from schemas.event import Event
-from schemas.events import EVENTS, Access, Checkpoint, Health, Refusal
+from schemas.events import EVENTS, Access, Checkpoint, Customer, Health, Refusal
 from streams.codec import CONTENT_TYPE, default_codec
 from streams.jars import client_class_path
 from streams.java import find_java
@@ -31,10 +31,10 @@ from tests.support.gateway import running_gateway
 from tests.support.kafka import TestBroker, running_broker
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
-PATIENCE_S = 300.0
+PATIENCE_S = 120.0
 LINES_MAX = 39
 # Events of the platform, not of calls: the consumers leave their topics alone.
-BESIDE = (Access, Checkpoint, Health, Refusal)
+BESIDE = (Access, Checkpoint, Customer, Health, Refusal)
 
 
 def events_of(session_id: str) -> list[Event]:
@@ -82,7 +82,7 @@ async def test_a_consumer_reads_every_event_once(
     started = command(tmp_path)
     session_id = str(uuid.uuid4())
     events = events_of(session_id)
-    await publish(clean.settings(privacy={"seal": False}), events)
+    await publish(clean.settings(), events)
     expected = {event.event_id: event for event in events}
     async with running_gateway(clean.settings(api={"port": 0})) as gateway:
         arguments = [*started, clean.bootstrap_servers, f"{gateway.http}/registry", f"test-{uuid.uuid4()}"]

@@ -43,7 +43,7 @@ from tests.support.gateway import running_gateway
 from tests.support.kafka import TestBroker, running_broker
 from tests.support.leaky import leaking
 
-PATIENCE_S = 240.0
+PATIENCE_S = 120.0
 KNOWN = {name.removeprefix("TRUNKLINE_SECRET_").lower(): value for name, value in SECRETS.items()}
 
 AGENT = """

@@ -4,7 +4,10 @@ The engine is the real one, embedded in this process; over HTTP it understands w
 program (`python -m tests.support.clickhouse_server FOLDER`) it prints its port and serves until it is killed.
 """
 
+import ast
 import asyncio
+import email
+import email.policy
 import re
 import signal
 import socket
@@ -95,7 +98,7 @@ class Engine:
         given = dict(parameters)
         client = self._client(given.pop("database", "default"))
         query = given.pop("query", "")
-        values = {name.removeprefix("param_"): given.pop(name) for name in list(given) if name.startswith("param_")}
+        values = {name.removeprefix("param_"): _value(given.pop(name)) for name in tuple(given) if name[:6] == "param_"}
         if (insert := _INSERT.match(body)) is not None:
             columns = [name.strip().strip("`") for name in insert["columns"].decode().split(",")]
             client.raw_insert(insert["table"].decode(), columns, body[insert.end() :], settings=given, fmt="Native")
@@ -133,8 +136,11 @@ def create_app(engine: Engine) -> Starlette:
             return PlainTextResponse("<html>no server is available</html>", 503)
         if encoding := request.headers.get("content-encoding"):
             body = _decompress(body, encoding)
+        parameters = dict(request.query_params)
+        if (form := request.headers.get("content-type", "")).startswith("multipart/form-data"):
+            parameters |= _fields(form, body)
         try:
-            answer = await asyncio.to_thread(engine.perform, request.query_params, body)
+            answer = await asyncio.to_thread(engine.perform, parameters, body)
         except ClickHouseError as error:
             return PlainTextResponse(str(error), 500, {"X-ClickHouse-Exception-Code": "1"})
         writes = _INSERT.match(body) is not None
@@ -147,6 +153,17 @@ def create_app(engine: Engine) -> Starlette:
         return Response(answer, media_type="application/octet-stream")
 
     return Starlette(routes=[Route("/illness", tell, methods=["POST"]), Route("/", perform, methods=["GET", "POST"])])
+
+
+def _fields(content_type: str, body: bytes) -> dict[str, str]:
+    """Of a form, which long parameters come in."""
+    form = email.message_from_bytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body, policy=email.policy.HTTP)
+    return {part["content-disposition"].params["name"]: part.get_content() for part in form.iter_parts()}
+
+
+def _value(text: str) -> str | list[str] | list[int]:
+    """What a parameter stands for: the embedded engine's client writes it down anew."""
+    return ast.literal_eval(text) if text.startswith("[") else text
 
 
 async def _half(answer: bytes) -> AsyncIterator[bytes]:

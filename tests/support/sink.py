@@ -24,7 +24,7 @@ from streams.producer import LogProducer
 from streams.settings import REPOSITORY, Settings
 from tests.support.process import OwnProcess
 
-PATIENCE_S = 240.0
+PATIENCE_S = 120.0
 
 
 class Asked:

@@ -154,6 +154,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     sample_rate_hz: int = 16000
     concurrency: int = 1
     licence: str = ""
+    device: str = "cpu"
 
 
 class EngineError(Exception):

@@ -33,6 +33,7 @@ from processors.engine_frames import (
     socket_path,
 )
 from processors.hosted import hosted_roles
+from processors.lane import Description
 from streams.settings import Settings
 
 __all__ = [
@@ -204,6 +205,7 @@ class SocketEngine:
     def __init__(self, settings: Settings, role: str, silence_s: float = SILENCE_S, replica: int = 0) -> None:
         self._path = socket_path(settings, role, replica)
         self._role = role
+        self._replica = replica
         self._silence_s = silence_s
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
@@ -245,6 +247,13 @@ class SocketEngine:
     async def reach(self) -> None:
         """Returns when the process is connected; raises EngineError once the client was closed."""
         await self._connected()
+
+    @property
+    def description(self) -> Description:
+        """What the process said of its engine when it was last connected."""
+        known = self._connection.capabilities if self._connection is not None else None
+        name = engine_name(self._role, self._replica)
+        return Description(known.model if known else "", known.device if known else "", name)
 
     async def capabilities(self, timeout_s: float) -> Capabilities:
         """What the engine says of itself, once it is there; raises EngineError (`timeout`) when it is not in time."""

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import structlog
 from msgspec.structs import replace
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
-from processors.breaker import Breaker, State
-from processors.engine import Embed, EngineClient, EngineError, Reply, Request, Speak, Spoken, Transcribe
+from processors.breaker import State
+from processors.engine import Embed, EngineError, Reply, Request, Speak, Spoken, Transcribe
+from processors.lane import Lane, Reachable, Shared
 from processors.replies import Checker, GarbageError, sounds
 from streams.clock import Clock
 
@@ -33,6 +33,9 @@ CALLERS_TEXTS_MAX = 16  # what a caller says has fewer sentences
 TRIES_MAX = 2  # of one rung for one ask
 RETURN_POLL_S = 0.05
 TEND_S = 0.2
+SHOW_S = 1.0
+LOOK_S = 1.0  # at the queue of a shared engine
+LOOK_AGAIN_S = 30.0  # where it told nothing
 TRIAL_S = 8.0
 BYTES_A_SECOND = 32_000
 SPEECH_CHARS_A_SECOND = 15.0  # of ordinary English at speed 1
@@ -40,20 +43,12 @@ SPEECH_CHARS_A_SECOND = 15.0  # of ordinary English at speed 1
 _answers = Counter("trunkline_engine_answers", "Asks answered, by the rung that answered.", ["role", "rung"])
 _hedges = Counter("trunkline_engine_hedges", "Asks put to a further rung, because the first was slow.", ["role"])
 _failures = Counter("trunkline_engine_failures", "Asks that an engine failed.", ["engine", "reason"])
-
-
-@runtime_checkable
-class Reachable(Protocol):
-    """A client that knows whether its engine is there, so that nobody waits for one that is not."""
-
-    @property
-    def reachable(self) -> bool:
-        """Whether an ask can be put now."""
-        ...
-
-    async def reach(self) -> None:
-        """Returns when it can."""
-        ...
+_first_reply = Histogram(
+    "trunkline_engine_first_reply_seconds",
+    "Time to the first reply that was used, where a caller waited for it.",
+    ["engine"],
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 2, 3.2, 5, 10),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +56,9 @@ class Manner:
     """How a role's asks are treated.
 
     A further rung is asked after twice the usual time (95th percentile) to the first reply, between `hedge_min_s` and
-    `hedge_max_s`, or `hedge_first_s` while too few are known. A stream that pauses for `stall_s` has failed. Where no
-    rung can be asked, one is waited for during `return_s`. `trial` is what an engine that was ill is tried with.
+    `hedge_max_s`, or `hedge_first_s` while too few are known. An engine that has not begun after `first_s`, or pauses
+    for `stall_s`, has failed. Where no rung can be asked, one is waited for during `return_s`. `trial` is what an
+    engine that was ill is tried with.
     """
 
     hedge_min_s: float
@@ -71,23 +67,7 @@ class Manner:
     stall_s: float
     return_s: float
     trial: Request
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """One engine: how it is reached, whether it is well, and how much it was asked by this process."""
-
-    name: str
-    client: EngineClient
-    breaker: Breaker
-    concurrency: int = 1
-    open: int = 0
-    answered_s: float = -math.inf
-
-    @property
-    def reachable(self) -> bool:
-        """Whether an ask can be put now, as far as is known."""
-        return not isinstance(self.client, Reachable) or self.client.reachable
+    first_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +124,10 @@ class Ladder:
     def start(self) -> None:
         """Begins to look after the engines: connections are kept, and those that are ill are tried. Safe to repeat."""
         if not self._tending:
-            self._tending = [asyncio.create_task(self._tend(lane)) for lane in self.lanes]
+            shared = [lane for lane in self.lanes if isinstance(lane.client, Shared)]
+            work = [self._show(), *(self._tend(lane) for lane in self.lanes)]
+            work += [self._look(lane) for lane in shared if len(shared) > 1]
+            self._tending = [asyncio.create_task(one) for one in work]
 
     async def reach(self) -> None:
         """Returns when an engine can be asked."""
@@ -179,7 +162,7 @@ class Ladder:
 
     def may_hedge(self, lane: Lane) -> bool:
         """Whether that engine has time to spare, and not too much was asked twice already."""
-        return lane.open == 0 and self._hedges >= 1.0
+        return lane.spare and self._hedges >= 1.0
 
     def hedged(self) -> None:
         """An ask was put twice."""
@@ -197,6 +180,18 @@ class Ladder:
                 await self.clock.sleep(lane.breaker.rest_left_s)
                 await self._try_out(lane)
             await self.clock.sleep(TEND_S)
+
+    async def _show(self) -> None:
+        while True:
+            for lane in self.lanes:
+                lane.show(self.role)
+            await self.clock.sleep(SHOW_S)
+
+    async def _look(self, lane: Lane) -> None:
+        """Keeps fresh what a shared engine says of its queue."""
+        while True:
+            told = await lane.look()
+            await self.clock.sleep(LOOK_S if told or not lane.reachable else LOOK_AGAIN_S)
 
     async def _try_out(self, lane: Lane) -> None:
         """Puts a trial to a rested engine, so that no caller has to wait for one that is still ill."""
@@ -235,18 +230,20 @@ class _Attempt:
         self._told = False
         self._stream = ladder.checker.checked(request, rung.lane.client.ask(request, deadline_s))
         rung.lane.open += 1
-        self.first: asyncio.Task[Reply | None] = asyncio.create_task(self._next())
-
-    async def _next(self) -> Reply | None:
-        return await anext(self._stream, None)
+        self.first: asyncio.Task[Reply | None] = asyncio.create_task(
+            self._within(ladder.manner.first_s, "had not begun to answer after")
+        )
 
     async def following(self, stall_s: float) -> Reply | None:
         """The next reply, None at the end; raises EngineError, also where none comes within `stall_s`."""
+        return await self._within(stall_s, "paused in its answer for")
+
+    async def _within(self, limit_s: float, late: str) -> Reply | None:
         try:
-            async with asyncio.timeout(stall_s):
-                return await self._next()
+            async with asyncio.timeout(limit_s if limit_s < math.inf else None):
+                return await anext(self._stream, None)
         except TimeoutError:
-            raise EngineError("timeout", f"{self.rung.lane.name} paused for {stall_s:.1f} s in its answer") from None
+            raise EngineError("timeout", f"{self.rung.lane.name} {late} {limit_s:.1f} s") from None
 
     def answered(self) -> None:
         """It did well so far; the first verdict is the one that counts."""
@@ -366,7 +363,10 @@ class _Ask:
 
     async def _settle(self, winner: _Attempt) -> None:
         winner.answered()
-        self._ladder.usual(self._request).seen_s.append(self._clock.monotonic_s() - winner.began_s)
+        took_s = self._clock.monotonic_s() - winner.began_s
+        self._ladder.usual(self._request).seen_s.append(took_s)
+        if not _nobody_waits(self._request):
+            _first_reply.labels(winner.rung.lane.name).observe(took_s)
         for other in list(self._running):
             if other is not winner:
                 if other.began_s < winner.began_s:
@@ -392,19 +392,17 @@ class _Ask:
     def _ranked(self) -> list[tuple[Rung, Request]]:
         """The rungs that can be asked now, best first, each with its request.
 
-        Among replicas the first with room goes first, so that one's caches stay warm. What nobody waits for does not
-        take the second one's time.
+        Among replicas the first with room goes first, so that one's caches stay warm; among shared engines the one with
+        least to do. What nobody waits for does not take the second one's time.
         """
         busy = {attempt.rung.lane for attempt in self._running}
-        spread = 0 if _nobody_waits(self._request) else 1
+        spread = not _nobody_waits(self._request)
         rungs = [
             rung
             for rung in self._ladder.rungs
             if rung.lane not in busy and rung.lane.reachable and rung.lane.breaker.closed and self._may_try(rung)
         ]
-        rungs.sort(
-            key=lambda rung: (self._tries.get(rung, 0), rung.rank, spread * (rung.lane.open // rung.lane.concurrency))
-        )
+        rungs.sort(key=lambda rung: (self._tries.get(rung, 0), rung.rank, rung.lane.load if spread else (0, 0)))
         adapted = ((rung, rung.adapt(self._progress.request_for(rung))) for rung in rungs)
         return [(rung, request) for rung, request in adapted if request is not None]
 

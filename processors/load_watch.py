@@ -31,8 +31,11 @@ SPARE_WAIT_S = 0.1  # of asks before the engine begins with them: others are wai
 
 
 def capacity(settings: Settings, role: str) -> int:
-    """How many asks the role's engines answer at a time; a remote service takes as many as may be under way."""
-    return replicas(settings, role) if role in hosted_roles(settings) else settings.engines.queue_depth_max
+    """How many asks the role's engines answer at a time; a remote endpoint takes as many as may be under way."""
+    engines = settings.engines
+    if role in hosted_roles(settings):
+        return replicas(settings, role)
+    return engines.queue_depth_max * len(engines.llm_endpoints)
 
 
 class Reports(Protocol):

@@ -1,5 +1,6 @@
 """Which rungs each role's ladder has: the engines that the settings name, and what stands in for them."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 
@@ -11,7 +12,8 @@ from processors.engine import Embed, EngineClient, Generate, Message, Request, S
 from processors.engine_client import SocketEngine, replicas
 from processors.health import Health
 from processors.hosted import hosted_roles
-from processors.ladder import BYTES_A_SECOND, Ladder, Lane, Manner, Rung
+from processors.ladder import BYTES_A_SECOND, Ladder, Manner, Rung
+from processors.lane import Lane
 from schemas.events import HealthKind
 from streams.clock import Clock
 from streams.settings import Settings
@@ -59,7 +61,10 @@ def ladder(settings: Settings, role: str, clock: Clock, on_change: OnChange = la
     else:
         from processors.llm.openai_compatible import OpenAICompatible
 
-        own = [lane(f"{role}.0", OpenAICompatible(settings))]
+        own = [
+            lane(f"{role}.{number}", OpenAICompatible(settings, number=number))
+            for number in range(len(settings.engines.llm_endpoints))
+        ]
     rungs = [Rung(one) for one in own]
     match role:
         case "stt":
@@ -70,7 +75,15 @@ def ladder(settings: Settings, role: str, clock: Clock, on_change: OnChange = la
             rungs.append(Rung(lane("llm.fallback", OpenAICompatible(settings, fallback=True)), 1))
         case "tts":
             rungs += _other_voices(settings, own, lane)
-    return Ladder(role, rungs, clock, MANNERS[role])
+    return Ladder(role, rungs, clock, _manner(settings, role))
+
+
+def _manner(settings: Settings, role: str) -> Manner:
+    """An endpoint's deadlines are settings: how far away it is, and how busy, differs more than our own engines do."""
+    if role in hosted_roles(settings):
+        return MANNERS[role]
+    engines = settings.engines
+    return dataclasses.replace(MANNERS[role], first_s=engines.llm_first_token_s, stall_s=engines.llm_between_tokens_s)
 
 
 def _quick(request: Request) -> Request | None:

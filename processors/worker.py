@@ -17,6 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from processors.agents import Agent, load_agents
 from processors.engine import Embed, Embedded, EngineClient, EngineError
 from processors.health import Health
+from processors.ladder import Ladder
 from processors.load import HEEDING, Board, Level, Meter, limits_of
 from processors.load_watch import RARE_PARTIALS_FACTOR, LoadAwareEngine, LoadWatch, capacity
 from processors.pipeline import STAGES, Stage
@@ -157,6 +158,9 @@ async def work(settings: Settings, stage: Stage) -> None:
     await producer.publish_raw(state_topic(stage.name), b"warm-up", None)
     await shell.prepare()
     await standby.turn()
+    for client in plain.values():
+        if isinstance(client, Ladder):
+            client.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, shell.stop)
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")

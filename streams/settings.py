@@ -135,6 +135,13 @@ class EngineSettings(BaseModel):
     embeddings_model: str = Field("", description="as stt_model")
     llm: str = "llama-cpp"
     llm_base_url: str = Field("", description="OpenAI-compatible endpoint, for llm=openai")
+    llm_base_urls: tuple[str, ...] = Field(
+        (), description="several of them, used instead, as a JSON list; each ask goes to the one with least to do"
+    )
+    llm_first_token_s: float = Field(
+        3.0, gt=0, description="an endpoint that has not begun to answer by then has failed, and the next one is asked"
+    )
+    llm_between_tokens_s: float = Field(2.5, gt=0, description="one that pauses for so long in its answer has failed")
     llm_model: str = Field("", description="as stt_model; for llm=openai the name that the endpoint knows")
     llm_key: SecretStr = SecretStr("")
     llm_fallback_base_url: str = Field("", description="a second endpoint, asked where the first fails; empty: none")
@@ -149,6 +156,11 @@ class EngineSettings(BaseModel):
     threads: int = Field(1, ge=1, description="threads of a model on the CPU; more were no faster beside other work")
     queue_depth_max: int = Field(32, ge=1, description="asks waiting at one engine; more are refused")
     replicas: int = Field(2, ge=1, le=9, description="processes of each engine of ours; one serves while one is ill")
+
+    @property
+    def llm_endpoints(self) -> tuple[str, ...]:
+        """For llm=openai, the endpoints that stand in for each other; they share model and key."""
+        return self.llm_base_urls or (self.llm_base_url,)
 
 
 class LoadSettings(BaseModel):

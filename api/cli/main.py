@@ -84,6 +84,14 @@ def restart(
 
 
 @app.command(rich_help_panel=Platform)
+def engines(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Show the engines that each stage asks: health, breaker, asks, latency; exits with 3 when no stage runs here."""
+    from api.cli import engines
+
+    raise typer.Exit(engines.show(data_dir, as_json))
+
+
+@app.command(rich_help_panel=Platform)
 def demo(
     data_dir: Annotated[Path, typer.Option("--data-dir", help="Kept apart from a real platform's.")] = Path(
         ".trunkline/demo"

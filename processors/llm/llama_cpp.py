@@ -37,11 +37,14 @@ class LlamaCpp:
         self._server = xllamacpp.Server(params)
         self._name = name
         self._licence = licence
+        self._device = "cuda" if gpu else "cpu"
 
     @property
     def capabilities(self) -> Capabilities:
         """See `Engine`."""
-        return Capabilities("llm", self._name, streaming=True, concurrency=SLOTS, licence=self._licence)
+        return Capabilities(
+            "llm", self._name, streaming=True, concurrency=SLOTS, licence=self._licence, device=self._device
+        )
 
     def warm(self) -> None:
         """See `Engine`."""

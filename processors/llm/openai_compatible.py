@@ -1,35 +1,49 @@
 """A language model behind an OpenAI-compatible endpoint (vLLM, llama.cpp's server, services), streamed over HTTP."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import httpx
 
 from processors.engine import EngineError, Generate, Generated, Reply, Request
+from processors.lane import Description, Queue
+from processors.llm.queue_metrics import PREFIXES, queue_of
 from streams.settings import Settings
 
 _REFUSALS = (408, 409, 425, 429, 503)
+_REACH_S = 5.0
+_REACH_AGAIN_S = 0.1
+_REACH_AGAIN_S_MAX = 1.0
+_QUEUE_S = 2.0
 _TRIES = 2  # a kept connection may turn out to have been closed by the other side
 
 
 class OpenAICompatible:
-    """An `EngineClient` for the role llm. Without a model's name it takes the endpoint's first model."""
+    """An `EngineClient` for the role llm, shared with others; `Reachable` while it takes connections.
 
-    def __init__(self, settings: Settings, fallback: bool = False) -> None:
-        """The endpoint of the settings, or the second one; raises ValueError when that is not set."""
+    Without a model's name it takes the endpoint's first model, and asks again for that when the endpoint was away.
+    """
+
+    def __init__(self, settings: Settings, fallback: bool = False, number: int = 0) -> None:
+        """An endpoint of the settings by its number, or the fallback; raises ValueError for what is no address."""
         engines = settings.engines
-        name = "LLM_FALLBACK" if fallback else "LLM"
-        address = engines.llm_fallback_base_url if fallback else engines.llm_base_url
+        several = "LLM_BASE_URLS" if engines.llm_base_urls else "LLM_BASE_URL"
+        name = "LLM_FALLBACK_BASE_URL" if fallback else several
+        address = engines.llm_fallback_base_url if fallback else engines.llm_endpoints[number]
         if not address.startswith(("http://", "https://")):
             expected = "expected the address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1"
-            raise ValueError(f"TRUNKLINE_ENGINES__{name}_BASE_URL: {expected}; found {address!r}")
+            raise ValueError(f"TRUNKLINE_ENGINES__{name}: {expected}; found {address!r}")
         key = (engines.llm_fallback_key if fallback else engines.llm_key).get_secret_value()
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.AsyncClient(base_url=address.rstrip("/") + "/", headers=headers, timeout=None)
-        self._model = engines.llm_fallback_model if fallback else engines.llm_model
+        self._chosen = self._model = engines.llm_fallback_model if fallback else engines.llm_model
+        self._address = address.rstrip("/")
+        self._there = False
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`. The last reply has no text but the counts, where the endpoint gives them."""
@@ -56,6 +70,8 @@ class OpenAICompatible:
             except TimeoutError:
                 raise EngineError("timeout", f"not finished within {deadline_s:g} s") from None
             except httpx.HTTPError as error:
+                if isinstance(error, httpx.ConnectError):
+                    self._there = False
                 raise EngineError("crashed", f"the language model's endpoint: {type(error).__name__}") from None
             yield Generated(
                 "",
@@ -67,6 +83,44 @@ class OpenAICompatible:
         finally:
             if response is not None:
                 await response.aclose()  # before the end this closes the connection, and the endpoint stops
+
+    @property
+    def reachable(self) -> bool:
+        """Whether it took the last connection."""
+        return self._there
+
+    async def reach(self) -> None:
+        """Returns when it answers, whatever it says short of a failure of its own."""
+        pause_s = _REACH_AGAIN_S
+        while not self._there:
+            with contextlib.suppress(httpx.HTTPError, TimeoutError):
+                async with asyncio.timeout(_REACH_S):
+                    response = await self._http.get("models")
+                if response.status_code < 500:
+                    self._there, self._model = True, self._chosen or _first_listed(response)
+                    return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _REACH_AGAIN_S_MAX)
+
+    async def queue(self) -> Queue | None:
+        """See `Shared`: from the metrics that vLLM and llama.cpp serve beside /v1."""
+        address = self._address.removesuffix("/v1") + "/metrics"
+        try:
+            async with (
+                asyncio.timeout(_QUEUE_S),
+                self._http.stream("GET", address, follow_redirects=True) as response,
+            ):
+                if response.status_code != 200:
+                    return None
+                return queue_of([line async for line in response.aiter_lines() if line.startswith(PREFIXES)])
+        except (httpx.HTTPError, TimeoutError):
+            return None
+
+    @property
+    def description(self) -> Description:
+        """See `Described`."""
+        parts = urlsplit(self._address)
+        return Description(self._model, "remote", f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
 
     async def close(self) -> None:
         """See `EngineClient`."""
@@ -103,10 +157,9 @@ class OpenAICompatible:
         await response.aread()
         if response.status_code != 200:
             raise _refusal(response.status_code)
-        try:
-            return str(response.json()["data"][0]["id"])
-        except (ValueError, LookupError, TypeError):
-            raise EngineError("invalid", "the endpoint lists no model: set TRUNKLINE_ENGINES__LLM_MODEL") from None
+        if not (model := _first_listed(response)):
+            raise EngineError("invalid", "the endpoint lists no model: set TRUNKLINE_ENGINES__LLM_MODEL")
+        return model
 
     async def _sent(self, request: httpx.Request) -> httpx.Response:
         for _ in range(_TRIES - 1):
@@ -115,6 +168,14 @@ class OpenAICompatible:
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                 continue
         return await self._http.send(request, stream=True)
+
+
+def _first_listed(response: httpx.Response) -> str:
+    """The first model of an answer that was read; empty where it lists none."""
+    try:
+        return str(response.json()["data"][0]["id"])
+    except (ValueError, LookupError, TypeError):
+        return ""
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ def _faster_whisper(settings: Settings) -> Engine:
     """The first model reads; the other, where there is one, gives a second opinion."""
     first, *others = models.readers(settings)
     second = _reader(settings, others[0]) if others else None
-    return WhisperEngine(_reader(settings, first), second, first.licence)
+    return WhisperEngine(_reader(settings, first), second, first.licence, device=settings.engines.device)
 
 
 def _reader(settings: Settings, model: models.Model) -> WhisperReader:

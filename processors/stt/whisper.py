@@ -242,6 +242,7 @@ class WhisperEngine:
         second: Reader | None = None,
         licence: str = "",
         concurrency: int = 1,
+        device: str = "cpu",
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._quick = quick
@@ -256,6 +257,7 @@ class WhisperEngine:
             sample_rate_hz=SAMPLE_RATE_HZ,
             concurrency=concurrency,
             licence=licence,
+            device=device,
         )
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 import soxr
 
 from processors.engine import EngineError, Reply, Request, Speak, Spoken
+from processors.lane import Description
 from processors.tts.spoken import spoken
 
 MODEL = "espeak-ng"
@@ -28,6 +29,11 @@ class Espeak:
 
     def __init__(self, program: str) -> None:
         self._program = program
+
+    @property
+    def description(self) -> Description:
+        """See `Described`."""
+        return Description(MODEL, "cpu", self._program)
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`: the whole sentence is made, then passed on in pieces of 200 ms."""

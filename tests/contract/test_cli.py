@@ -34,7 +34,10 @@ from streams.producer import LogProducer
 from streams.settings import REPOSITORY, Settings
 from tests.support.kafka import TestBroker
 
-COMMANDS = ("up", "down", "status", "restart", "demo", "call", "models", "sessions", "show", "tail", "topics", "sql")
+COMMANDS = (
+    *("up", "down", "status", "restart", "engines", "demo", "call", "models"),
+    *("sessions", "show", "tail", "topics", "sql"),
+)
 TOLD_AT_US = (int(time.time()) - 60) * 1_000_000  # what is older than its topic keeps may be gone at any moment
 
 

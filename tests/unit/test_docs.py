@@ -18,6 +18,7 @@ DOCUMENTS = [
     "docs/topics.md",
     "docs/sla.md",
     "docs/calls.md",
+    "docs/engines.md",
     "docs/faults.md",
     "docs/running.md",
     "docs/analytics.md",

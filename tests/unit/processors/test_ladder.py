@@ -1,6 +1,7 @@
 """The ladder in simulated time: who is asked, when, and what of it is passed on."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -23,7 +24,8 @@ from processors.engine import (
     Transcribe,
     Transcribed,
 )
-from processors.ladder import Ladder, Lane, Rung
+from processors.ladder import Ladder, Rung
+from processors.lane import Lane, Queue
 from processors.rungs import MANNERS, _quick
 from tests.simulation.simulated import SimulatedClock, simulate
 
@@ -378,6 +380,98 @@ def test_a_stream_that_stops_is_given_up_before_its_deadline() -> None:
         with pytest.raises(EngineError, match="paused"):
             await answers(one, CHAT, 60.0)
         assert SimulatedClock().monotonic_s() < 4.0
+        await one.close()
+
+    run(test)
+
+
+class Endpoint(Engine):
+    """One that others ask, too."""
+
+    def __init__(self, name: str, told: Queue | None = None, **does: Any) -> None:
+        super().__init__(name, **does)
+        self.told = told
+
+    async def queue(self) -> Queue | None:
+        return self.told
+
+
+@pytest.mark.parametrize(
+    ("told", "open_then", "open_now", "load"),
+    [
+        (None, 0, 3, (0, 3)),
+        (Queue(0, 0), 0, 0, (0, 0)),
+        (Queue(0, 5), 2, 2, (0, 5)),
+        (Queue(0, 5), 2, 4, (0, 7)),  # two more of ours since
+        (Queue(0, 5), 2, 0, (0, 3)),
+        (Queue(4, 8), 2, 3, (5, 13)),  # it is full: what came since waits
+        (Queue(1, 8), 4, 0, (0, 5)),
+        (Queue(0, 1), 3, 3, (0, 3)),  # ours had not arrived when it looked
+    ],
+)
+def test_what_an_endpoint_told_is_corrected_by_what_was_asked_since(
+    told: Queue | None, open_then: int, open_now: int, load: tuple[int, int]
+) -> None:
+    async def test() -> None:
+        lane = Lane("a", Endpoint("a", told), Breaker("a", SimulatedClock()), open=open_then)
+        assert await lane.look() == (told is not None)
+        lane.open = open_now
+        assert lane.load == load
+
+    run(test)
+
+
+@pytest.mark.parametrize(("open_asks", "load"), [(0, (0, 0)), (1, (0, 0)), (2, (1, 0)), (5, (2, 0))])
+def test_a_replica_of_ours_has_room_for_some_asks(open_asks: int, load: tuple[int, int]) -> None:
+    lane = Lane("a", Engine("a"), Breaker("a", SimulatedClock()), concurrency=2, open=open_asks)
+    assert lane.load == load
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "asked"),
+    [
+        (None, None, "aabb"),
+        (Queue(0, 3), Queue(0, 0), "abbb"),
+        (Queue(2, 1), Queue(0, 9), "bbbb"),
+        (Queue(4, 9), Queue(2, 9), "abbb"),
+        (Queue(0, 2), None, "abbb"),
+    ],
+)
+def test_each_ask_goes_to_the_endpoint_with_least_to_do(first: Queue | None, second: Queue | None, asked: str) -> None:
+    async def test() -> None:
+        a, b = Endpoint("a", first, after_s=2.0), Endpoint("b", second, after_s=2.0)
+        one = ladder("llm", a, b)
+        one.manner = dataclasses.replace(one.manner, hedge_first_s=9.0)
+        one.start()
+        await asyncio.sleep(0.5)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(answers(one, CHAT, 60.0))
+        assert "a" * len(a.asked) + "b" * len(b.asked) == asked
+        await one.close()
+
+    run(test)
+
+
+def test_an_endpoint_that_does_not_begin_is_left_for_the_next() -> None:
+    async def test() -> None:
+        hung, well = Engine("a", after_s=60.0), Engine("b")
+        one = ladder("llm", hung, well)
+        one.manner = dataclasses.replace(one.manner, hedge_first_s=9.0, first_s=1.5)
+        assert (await answers(one, CHAT, 20.0))[0].text == "b0 "
+        assert well.asked[0][0] == pytest.approx(1.5)
+        assert hung.cancelled == 1
+        await one.close()
+
+    run(test)
+
+
+def test_the_last_endpoint_that_does_not_begin_is_a_timeout() -> None:
+    async def test() -> None:
+        one = ladder("llm", Engine("a", after_s=60.0))
+        one.manner = dataclasses.replace(one.manner, first_s=1.0)
+        with pytest.raises(EngineError, match=r"timeout: a had not begun to answer after 1\.0 s"):
+            await answers(one, CHAT, 20.0)
         await one.close()
 
     run(test)

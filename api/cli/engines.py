@@ -1,0 +1,125 @@
+"""`engines`: which engines each stage asks, whether they are well, and how quickly they answer."""
+
+import asyncio
+import http.client
+import sys
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.cli.context import running_settings, settings_of
+from api.cli.output import print_json, print_table, when
+from api.engines import EngineRow, Trouble, engine_rows, troubles_of
+from api.supervisor import read_state
+from processors.pipeline import STAGES
+from schemas.events import Health
+from streams import ready
+from streams.client import LogError
+from streams.clock import SystemClock
+from streams.codec import CodecError, RegistryError
+from streams.consumer import END, LogReader, read_range
+from streams.registry import codec_for
+from streams.settings import Settings
+
+TROUBLES_S = 3600
+_PAGE_S = 5.0
+_LOG_S = 15.0
+
+
+def show(data_dir: Path | None, as_json: bool) -> int:
+    """Prints a line for each engine of the stages that run here; returns 0, or 3 when none runs."""
+    settings = settings_of(data_dir)
+    states = _states(settings)
+    if not states and not as_json:
+        print(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
+    troubles = asyncio.run(_troubles(running_settings(data_dir))) if states else {}
+    rows = [row for state in states for row in rows_of(settings, state, troubles)]
+    if as_json:
+        for row in rows:
+            print_json(row.as_json())
+    elif rows:
+        _print(rows)
+    return 0 if states else 3
+
+
+def rows_of(
+    settings: Settings, state: Mapping[str, Any], troubles: Mapping[tuple[str, str], Trouble]
+) -> list[EngineRow]:
+    """The engines of all stages below one supervisor, from what they serve now."""
+    entries = [entry for row in state["components"] for entry in (row, *row.get("engines", ()))]
+    processes = {str(entry["name"]): str(entry.get("state", "")) for entry in entries}
+    rows = []
+    for stage in (name for name in STAGES if name in processes):
+        page = _page(settings, stage)
+        found = engine_rows(stage, text_string_to_metric_families(page), processes, troubles)
+        rows += found or [EngineRow(stage, "", "", health=_silence(processes[stage]))]
+    return rows
+
+
+def _silence(state: str) -> str:
+    """Why a stage's engines are not known."""
+    return "the stage serves no metrics" if state == "ready" else f"the stage is {state or 'away'}"
+
+
+def _states(settings: Settings) -> list[Mapping[str, Any]]:
+    """Of the platform on this data directory, or of the stages' workers, as in a container."""
+    states = [read_state(settings, name) for name in ("platform", *(f"worker-{stage}" for stage in STAGES))]
+    return [state for state in states if state is not None]
+
+
+def _page(settings: Settings, stage: str) -> str:
+    """The stage's metrics; empty where they cannot be had."""
+    facts = ready.read(settings, stage)
+    if facts is None:
+        return ""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{facts['metrics_port']}/metrics", timeout=_PAGE_S) as answer:
+            return str(answer.read().decode())
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+async def _troubles(settings: Settings) -> dict[tuple[str, str], Trouble]:
+    """Of the last hour. A log that cannot be read is said, and what else is known shown all the same."""
+    try:
+        async with asyncio.timeout(_LOG_S):
+            return troubles_of(await _health_events(settings))
+    except (LogError, RegistryError, TimeoutError) as error:
+        why = str(error) or f"no answer within {_LOG_S:.0f} s"
+        print(f"trunkline: what was wrong lately is not known, as the log cannot be read: {why}", file=sys.stderr)
+        return {}
+
+
+async def _health_events(settings: Settings) -> list[Health]:
+    codec = codec_for(settings)
+    since_ms = SystemClock().now_us() // 1000 - 1000 * TROUBLES_S
+    async with LogReader(settings, "trunkline.cli") as reader:
+        starts = await reader.offsets_at(await reader.partitions(Health.TOPIC), since_ms)
+    found = []
+    async for record in read_range(settings, {partition: (start, END) for partition, start in starts.items()}):
+        try:
+            event = codec.decode_keyed(record.topic, record.key, record.value)
+        except CodecError:
+            continue
+        if isinstance(event, Health):
+            found.append(event)
+    return found
+
+
+def _print(rows: list[EngineRow]) -> None:
+    columns = ("stage", "role", "engine", "model", "device", "address", "health", "breaker")
+    numbers = ("answered", "failed", "p50 ms", "p95 ms")
+    lines = [
+        (
+            *(getattr(row, column) for column in columns),
+            *((row.answered, sum(row.failed.values()), row.p50_ms, row.p95_ms) if row.engine else ("",) * len(numbers)),
+        )
+        for row in rows
+    ]
+    print_table((*columns, *numbers), lines, right=numbers)
+    for row in rows:
+        if row.trouble is not None:
+            print(f"{row.stage}: {row.engine} was left out at {when(row.trouble.at_us)} UTC: {row.trouble.reason}")

@@ -47,15 +47,19 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
     parts.append(_topics(settings, {"broker"} if layout.own_broker else set()))
     parts += [_engine(settings, role, n) for role in hosted_roles(settings) for n in range(replicas(settings, role))]
     parts += [_stage(settings, stage) for stage in PIPELINE]
-    parts.append(_with_spare(settings, _python(settings, "clickhouse", "processors.clickhouse.sink", needs={"topics"})))
     if layout.own_erp:
         parts.append(_erp(settings))
     parts.append(_gateway(settings))
-    # No call waits for these: they start when everything else is there.
-    parts.append(replace(_python(settings, "webhooks", "processors.webhooks.relay", needs={"topics"}), last=True))
-    if _has_adapters(settings):
-        parts.append(replace(_python(settings, "crm", "processors.crm.clerk", needs={"topics"}), last=True))
-    return parts
+    return [*parts, *_readers(settings)] if settings.readers else parts
+
+
+def _readers(settings: Settings) -> list[Process | Step]:
+    """What reads the events of calls for others. No call waits for them; but `up` says that analytics are there."""
+    sink = _with_spare(settings, _python(settings, "clickhouse", "processors.clickhouse.sink", needs={"topics"}))
+    last = {"webhooks": "processors.webhooks.relay"} | (
+        {"crm": "processors.crm.clerk"} if _has_adapters(settings) else {}
+    )
+    return [sink, *(replace(_python(settings, *row, needs={"topics"}), last=True) for row in last.items())]
 
 
 def worker_parts(settings: Settings, stage: str) -> list[Process | Step]:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from api.errors import OperatorError
-from bench import arrivals, capacity, hops, overload, recovery, report, restart, soak, voice
+from bench import arrivals, capacity, hops, overload, readers, recovery, report, restart, soak, voice
 from bench.machine import this_machine
 from bench.peers import pipecat_peer
 from bench.processes import wait_for_calm
@@ -33,6 +33,7 @@ class Part(StrEnum):
     SOAK = "soak"
     HOPS = "hops"
     OVERLOAD = "overload"
+    READERS = "readers"
     RECOVERY = "recovery"
     RESTART = "restart"
 
@@ -93,6 +94,10 @@ def _overload(options: Options, found: Findings) -> None:
         found.add(overload.measure_overload(url, options.quick))
 
 
+def _readers(options: Options, found: Findings) -> None:
+    found.add(readers.measure_readers(options.quick))
+
+
 def _recovery(options: Options, found: Findings) -> None:
     with running_broker() as settings:
         ensure_topics(settings)
@@ -113,6 +118,7 @@ PARTS: Mapping[Part, tuple[str, Callable[[Options, Findings], None]]] = {
     Part.SOAK: ("Calling again and again", _soak),
     Part.HOPS: ("Measuring hops over the log", _hops),
     Part.OVERLOAD: ("Offering more calls than can be taken", _overload),
+    Part.READERS: ("Calling with and without readers", _readers),
     Part.RECOVERY: ("Taking over conversations", _recovery),
     Part.RESTART: ("Killing each process in turn", _restart),
 }

@@ -139,8 +139,13 @@ def measure_voice(system: System, wanted: Sequence[Scene], quick: bool, found: F
     """
     for scene in wanted:
         rounds = 1 if quick or scene.calls > 2 else 3 // scene.calls
-        calls = [call for _ in range(rounds) for call in asyncio.run(_play(system, scene, quick))]
+        calls = [call for _ in range(rounds) for call in play(system, scene, quick)]
         found.add(findings_of(f"{system.name}: {scene.group}", calls, system.logged([call.caller for call in calls])))
+
+
+def play(system: System, scene: Scene, quick: bool) -> list[Call]:
+    """Plays the scene once; each of its callers says all lines, or with `quick` some."""
+    return asyncio.run(_play(system, scene, quick))
 
 
 async def _play(system: System, scene: Scene, quick: bool) -> list[Call]:

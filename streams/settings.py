@@ -287,6 +287,10 @@ class Settings(BaseSettings):
     spares: bool = Field(
         True, description="the supervisor keeps a prepared spare of each stage, gateway and sink: faster, more memory"
     )
+    readers: bool = Field(
+        True,
+        description="`trunkline up` starts sink, webhook relay and CRM clerk, too; false: they run elsewhere",
+    )
     erp_url: str = Field("", description="base URL of the demo ERP, for the demo agent's tools")
 
     kafka: KafkaSettings = Field(default_factory=lambda: KafkaSettings())

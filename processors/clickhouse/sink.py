@@ -62,6 +62,7 @@ from streams.clock import Clock, SystemClock
 from streams.codec import Codec, CodecError
 from streams.consumer import BEGINNING, LogReader, Record, read_range
 from streams.logs import configure
+from streams.priority import step_back
 from streams.producer import LogProducer
 from streams.registry import codec_for, keyring_for
 from streams.settings import Settings
@@ -82,8 +83,6 @@ GUARDED = frozenset(
 SEEN_MAX = 200_000
 # An orderly stop waits so long for its last checkpoint; the next start signs what this one did not.
 LAST_CHECKPOINT_S = 5.0
-# Nobody listens to rows: where processors are short, calls go first.
-NICENESS = 5
 
 rows_written = Counter("trunkline_sink_rows", "Rows written.", ["table"])
 batches_written = Counter("trunkline_sink_batches", "Batches written.")
@@ -380,7 +379,7 @@ async def work(settings: Settings) -> None:
 
 def main() -> int:
     """Exits 0 after an orderly stop, 1 after a failure, 78 where objectives, policies or the signing key are wrong."""
-    os.nice(NICENESS)
+    step_back()
     settings = Settings()
     configure(settings, "clickhouse")
     try:

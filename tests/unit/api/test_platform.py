@@ -54,6 +54,13 @@ def test_a_remote_language_model_has_no_process_here(tmp_path: Path) -> None:
     assert parts["llm"].needs == {"topics", "engine-embeddings.0"}
 
 
+def test_readers_may_run_elsewhere(tmp_path: Path) -> None:
+    given = {"adapter_urls": {"rest": "http://crm:1"}}
+    here = {part.name for part in embedded(lay_out(settings(tmp_path, **given)), lambda line: None)}
+    there = {part.name for part in embedded(lay_out(settings(tmp_path, **given, readers=False)), lambda line: None)}
+    assert here - there == {"clickhouse", "webhooks", "crm"}
+
+
 def test_a_worker_brings_its_own_engines(tmp_path: Path) -> None:
     one = {"kafka": {"bootstrap_servers": "kafka:9092"}, "engines": {"replicas": 1}}
     parts = worker_parts(settings(tmp_path, **one), "llm")

@@ -1,0 +1,103 @@
+"""What the readers of the log cost those who talk: the same calls with all readers on and with none, in turn.
+
+On are the ClickHouse sink, the webhook relay with a subscriber of every event, and the CRM's clerk. Each run is on a
+platform of its own, and the order changes from pair to pair, so that what a machine does meanwhile meets both.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+
+from bench import voice
+from bench.caller import Call
+from bench.logged import Logged
+from bench.processes import wait_for_calm
+from bench.report import Distribution, Fact, Findings
+from bench.running import Trunkline, platform_directory, running_state
+
+PAIRS = 3
+SCENES = (voice.Scene("1 at once", 1), voice.Scene("4 at once", 4))
+_AUDIBLE = "end of speech to audible answer"
+
+
+class _Ok(BaseHTTPRequestHandler):
+    """Takes whatever it is sent."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def _other_system() -> Iterator[str]:
+    """The subscriber of webhooks and the customer system, on this machine; yields its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Ok)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def measure_readers(quick: bool) -> Findings:
+    """Raises OperatorError where a platform does not start."""
+    calls: dict[tuple[str, bool], list[Call]] = {}
+    logged: dict[str, Logged] = {}
+    with _other_system() as address:
+        for number in range(1 if quick else PAIRS):
+            for on in (True, False) if number % 2 else (False, True):
+                _run(on, address, quick, calls, logged)
+    return _findings(calls, logged)
+
+
+def _run(
+    on: bool, address: str, quick: bool, calls: dict[tuple[str, bool], list[Call]], logged: dict[str, Logged]
+) -> None:
+    environment = {
+        **voice.ENVIRONMENT,
+        "TRUNKLINE_READERS": str(on).lower(),
+        "TRUNKLINE_ADAPTER_URLS": json.dumps({"rest": address}),
+        "TRUNKLINE_WEBHOOKS__PRIVATE_NETWORKS": '["127.0.0.0/8"]',
+    }
+    with platform_directory(environment) as directory:
+        if on:
+            subscription = {"url": f"{address}/events", "events": ["*"]}
+            httpx.post(f"{running_state(directory)['url']}/v1/webhooks", json=subscription).raise_for_status()
+        wait_for_calm(directory)
+        system = Trunkline(directory)
+        for scene in SCENES[: 1 if quick else None]:
+            found = voice.play(system, scene, quick)
+            calls.setdefault((scene.group, on), []).extend(found)
+            logged |= system.logged([call.caller for call in found])
+
+
+def _findings(calls: dict[tuple[str, bool], list[Call]], logged: dict[str, Logged]) -> Findings:
+    found = Findings()
+    audible: dict[tuple[str, bool], Distribution] = {}
+    for (group, on), made in calls.items():
+        part = voice.findings_of(f"{group}, {'all readers' if on else 'no reader'}", made, logged)
+        audible[group, on] = next(row.distribution for row in part.rows if row.name == _AUDIBLE)
+        found.add(part)
+    for group in dict.fromkeys(group for group, _ in calls):
+        with_, without = audible[group, True], audible[group, False]
+        for name in ("p50", "p95"):
+            ours, alone = getattr(with_, name), getattr(without, name)
+            ratio = round(ours / alone, 3) if ours and alone else None
+            found.facts.append(Fact(group, f"{name} with all readers by {name} with none", ratio))
+    return found

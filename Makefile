@@ -32,7 +32,8 @@ ifdef TESTS
 else
 	@failed=0; \
 	$(BIN)/pytest --durations=20 --numprocesses=auto tests/unit tests/simulation || failed=1; \
-	$(BIN)/pytest --durations=40 tests/contract tests/e2e || failed=1; \
+	$(BIN)/pytest --durations=40 --numprocesses=2 --dist=loadfile tests/contract || failed=1; \
+	$(BIN)/pytest --durations=20 tests/e2e || failed=1; \
 	exit $$failed
 endif
 

@@ -73,6 +73,7 @@ def _run(
         **voice.ENVIRONMENT,
         "TRUNKLINE_READERS": str(on).lower(),
         "TRUNKLINE_ADAPTER_URLS": json.dumps({"rest": address}),
+        "TRUNKLINE_SECRET_REST_TOKEN": "none",
         "TRUNKLINE_WEBHOOKS__PRIVATE_NETWORKS": '["127.0.0.0/8"]',
     }
     with platform_directory(environment) as directory:

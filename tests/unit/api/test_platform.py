@@ -54,7 +54,8 @@ def test_a_remote_language_model_has_no_process_here(tmp_path: Path) -> None:
     assert parts["llm"].needs == {"topics", "engine-embeddings.0"}
 
 
-def test_readers_may_run_elsewhere(tmp_path: Path) -> None:
+def test_readers_may_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_SECRET_REST_TOKEN", "token")
     given = {"adapter_urls": {"rest": "http://crm:1"}}
     here = {part.name for part in embedded(lay_out(settings(tmp_path, **given)), lambda line: None)}
     there = {part.name for part in embedded(lay_out(settings(tmp_path, **given, readers=False)), lambda line: None)}

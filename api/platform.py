@@ -54,12 +54,13 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
 
 
 def _readers(settings: Settings) -> list[Process | Step]:
-    """What reads the events of calls for others. No call waits for them; but `up` says that analytics are there."""
+    """What reads the events of calls for others."""
     sink = _with_spare(settings, _python(settings, "clickhouse", "processors.clickhouse.sink", needs={"topics"}))
-    last = {"webhooks": "processors.webhooks.relay"} | (
-        {"crm": "processors.crm.clerk"} if _has_adapters(settings) else {}
-    )
-    return [sink, *(replace(_python(settings, *row, needs={"topics"}), last=True) for row in last.items())]
+    others = [_python(settings, "webhooks", "processors.webhooks.relay", needs={"topics"})]
+    if _has_adapters(settings):
+        others.append(_python(settings, "crm", "processors.crm.clerk", needs={"topics"}))
+    # No call waits for these: they start when everything else is there.
+    return [sink, *(replace(one, last=True) for one in others)]
 
 
 def worker_parts(settings: Settings, stage: str) -> list[Process | Step]:

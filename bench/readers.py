@@ -21,7 +21,6 @@ from bench.running import Trunkline, platform_directory, running_state
 
 PAIRS = 3
 SCENES = (voice.Scene("1 at once", 1), voice.Scene("4 at once", 4))
-_AUDIBLE = "end of speech to audible answer"
 
 
 class _Ok(BaseHTTPRequestHandler):
@@ -93,7 +92,7 @@ def _findings(calls: dict[tuple[str, bool], list[Call]], logged: dict[str, Logge
     audible: dict[tuple[str, bool], Distribution] = {}
     for (group, on), made in calls.items():
         part = voice.findings_of(f"{group}, {'all readers' if on else 'no reader'}", made, logged)
-        audible[group, on] = next(row.distribution for row in part.rows if row.name == _AUDIBLE)
+        audible[group, on] = next(row.distribution for row in part.rows if row.name == voice.AUDIBLE_ANSWER)
         found.add(part)
     for group in dict.fromkeys(group for group, _ in calls):
         with_, without = audible[group, True], audible[group, False]

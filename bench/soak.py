@@ -10,6 +10,7 @@ from typing import Any
 from bench.processes import Sample, cores_used, growth_per_hour, sample
 from bench.report import Distribution, Fact, Findings, Row
 from bench.running import running_state
+from bench.voice import AUDIBLE_ANSWER
 from streams.settings import REPOSITORY
 
 SESSIONS = 10
@@ -36,7 +37,7 @@ def measure_soak(directory: Path, minutes: float) -> Findings:
     """Calls for so long; memory of each process over that time."""
     samples, seen_ms, unanswered, failed = asyncio.run(_soak(directory, minutes * 60))
     group = f"soak, {SESSIONS} sessions at once, {minutes:g} minutes"
-    found = Findings([Row(group, "end of speech to audible answer", Distribution.of(seen_ms))])
+    found = Findings([Row(group, AUDIBLE_ANSWER, Distribution.of(seen_ms))])
     growth = growth_per_hour(samples)
     for name, memory in samples[-1].memory_mib.items():
         values = [one.memory_mib.get(name, 0.0) for one in samples]

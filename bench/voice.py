@@ -29,6 +29,7 @@ CALLS_AT_ONCE = (1, 2, 4, 8)
 QUICK_CALLS_AT_ONCE = (1, 4)
 # What too many calls at once do shall be seen; `bench.overload` sees to what is refused.
 ENVIRONMENT = {"TRUNKLINE_LOAD__REFUSE": "false"}
+AUDIBLE_ANSWER = "end of speech to audible answer"
 PARTS = ("final", "transcript worked on", "intent", "first sentence", "first audio in the log")
 
 _APART_S = 0.9  # callers do not begin in the same instant
@@ -223,7 +224,7 @@ def findings_of(group: str, calls: Sequence[Call], logged: Mapping[str, Logged])
     for call in calls:
         for turn in turns_of(call):
             tally.add(turn, logged.get(call.caller))
-    found = Findings([Row(group, "end of speech to audible answer", Distribution.of(tally.voice_to_voice_ms))])
+    found = Findings([Row(group, AUDIBLE_ANSWER, Distribution.of(tally.voice_to_voice_ms))])
     found.rows += [
         Row(group, f"end of speech to {name}", Distribution.of(tally.parts_ms[name]))
         for name in PARTS

@@ -1,13 +1,12 @@
 """`engines`: which engines each stage asks, whether they are well, and how quickly they answer."""
 
 import asyncio
-import http.client
 import sys
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.cli.context import running_settings, settings_of
@@ -76,9 +75,9 @@ def _page(settings: Settings, stage: str) -> str:
     if facts is None:
         return ""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{facts['metrics_port']}/metrics", timeout=_PAGE_S) as answer:
-            return str(answer.read().decode())
-    except (OSError, http.client.HTTPException):
+        answer = httpx.get(f"http://127.0.0.1:{facts['metrics_port']}/metrics", timeout=_PAGE_S)
+        return answer.raise_for_status().text
+    except httpx.HTTPError:
         return ""
 
 

@@ -98,7 +98,8 @@ class Engine:
         given = dict(parameters)
         client = self._client(given.pop("database", "default"))
         query = given.pop("query", "")
-        values = {name.removeprefix("param_"): _value(given.pop(name)) for name in tuple(given) if name[:6] == "param_"}
+        named = [name for name in given if name.startswith("param_")]
+        values = {name.removeprefix("param_"): _value(given.pop(name)) for name in named}
         if (insert := _INSERT.match(body)) is not None:
             columns = [name.strip().strip("`") for name in insert["columns"].decode().split(",")]
             client.raw_insert(insert["table"].decode(), columns, body[insert.end() :], settings=given, fmt="Native")

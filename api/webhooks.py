@@ -314,20 +314,20 @@ def _until(secret: Secret, until_us: int) -> Secret:
 
 
 def _shown(one: Subscription, progress: Progress | None) -> dict[str, Any]:
-    """As clients get it: without secrets."""
-    health: dict[str, Any] = {"state": state_of(one, progress)}
-    if progress is not None:
-        health |= {
-            "disabled": disabled_of(one, progress),
-            "open": len(progress.open),
-            "delivered": progress.delivered,
-            "dead": progress.dead,
-            "failures": progress.failures,
-            "failing_since": progress.failing_since or None,
-            "delivered_at": progress.delivered_at or None,
-            "status": progress.status,
-            "reason": progress.reason,
-        }
+    """As clients get it: without secrets; the counts are there before the relay's first report."""
+    progress = progress or Progress(start=0, positions={})
+    health = {
+        "state": state_of(one, progress),
+        "disabled": disabled_of(one, progress),
+        "open": len(progress.open),
+        "delivered": progress.delivered,
+        "dead": progress.dead,
+        "failures": progress.failures,
+        "failing_since": progress.failing_since or None,
+        "delivered_at": progress.delivered_at or None,
+        "status": progress.status,
+        "reason": progress.reason,
+    }
     return {
         "id": one.id,
         "url": one.url,

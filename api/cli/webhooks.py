@@ -100,8 +100,8 @@ class Webhooks:
 
 def _line(one: dict[str, Any]) -> tuple[Any, ...]:
     health = one["health"]
-    last_us = health.get("delivered_at")
-    counts = [health.get(name, 0) for name in ("open", "delivered", "dead")]
+    last_us = health["delivered_at"]
+    counts = [health[name] for name in ("open", "delivered", "dead")]
     return one["id"], health["state"], *counts, when(last_us) if last_us else "", ",".join(one["events"]), one["url"]
 
 

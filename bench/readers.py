@@ -1,14 +1,16 @@
 """What the readers of the log cost those who talk: the same calls with all readers on and with none, in turn.
 
-On are the ClickHouse sink, the webhook relay with a subscriber of every event, and the CRM's clerk. Each run is on a
-platform of its own, and the order changes from pair to pair, so that what a machine does meanwhile meets both.
+On are the ClickHouse sink, the webhook relay with a subscriber of every event, and the CRM's clerk. Two platforms stand
+side by side, one with readers and one without, and calls alternate between them: what the machine does meanwhile, the
+platform that is not called included, meets both alike. The order changes from round to round.
 """
 
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 
@@ -19,8 +21,8 @@ from bench.processes import wait_for_calm
 from bench.report import Distribution, Fact, Findings
 from bench.running import Trunkline, platform_directory, running_state
 
-PAIRS = 3
-SCENES = (voice.Scene("1 at once", 1), voice.Scene("4 at once", 4))
+ROUNDS = ((voice.Scene("1 at once", 1), 12), (voice.Scene("4 at once", 4), 4))
+QUICK_ROUNDS = ((ROUNDS[0][0], 2),)
 
 
 class _Ok(BaseHTTPRequestHandler):
@@ -58,16 +60,23 @@ def measure_readers(quick: bool) -> Findings:
     """Raises OperatorError where a platform does not start."""
     calls: dict[tuple[str, bool], list[Call]] = {}
     logged: dict[str, Logged] = {}
-    with _other_system() as address:
-        for number in range(1 if quick else PAIRS):
-            for on in (True, False) if number % 2 else (False, True):
-                _run(on, address, quick, calls, logged)
+    with ExitStack() as stack:
+        address = stack.enter_context(_other_system())
+        directories = {on: stack.enter_context(_platform(on, address)) for on in (True, False)}
+        for scene, rounds in QUICK_ROUNDS if quick else ROUNDS:
+            for number in range(rounds):
+                for on in (True, False) if number % 2 else (False, True):
+                    for directory in directories.values():
+                        wait_for_calm(directory)
+                    system = Trunkline(directories[on])
+                    made = voice.play(system, scene, quick=True)
+                    calls.setdefault((scene.group, on), []).extend(made)
+                    logged |= system.logged([call.caller for call in made])
     return _findings(calls, logged)
 
 
-def _run(
-    on: bool, address: str, quick: bool, calls: dict[tuple[str, bool], list[Call]], logged: dict[str, Logged]
-) -> None:
+@contextmanager
+def _platform(on: bool, address: str) -> Iterator[Path]:
     environment = {
         **voice.ENVIRONMENT,
         "TRUNKLINE_READERS": str(on).lower(),
@@ -79,12 +88,7 @@ def _run(
         if on:
             subscription = {"url": f"{address}/events", "events": ["*"]}
             httpx.post(f"{running_state(directory)['url']}/v1/webhooks", json=subscription).raise_for_status()
-        wait_for_calm(directory)
-        system = Trunkline(directory)
-        for scene in SCENES[: 1 if quick else None]:
-            found = voice.play(system, scene, quick)
-            calls.setdefault((scene.group, on), []).extend(found)
-            logged |= system.logged([call.caller for call in found])
+        yield directory
 
 
 def _findings(calls: dict[tuple[str, bool], list[Call]], logged: dict[str, Logged]) -> Findings:

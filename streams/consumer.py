@@ -40,7 +40,9 @@ FETCHED_KBYTES_MAX = 8192
 _BATCH_RECORDS = 500
 # A broker answers a waiting fetch as soon as a record comes, so this delays none; it bounds how long a partition just
 # added waits for the fetch under way. At 5 ms an idle reader cost a tenth of a core, most of it the broker's.
-_FETCH_WAIT_MS = 100
+_FETCH_WAIT_MS = 500
+# A reader in bulk is answered five times a second, or for so many bytes, but not for each record.
+_FETCH_BULK_WAIT_MS = 200
 _FETCH_BULK_BYTES = 1_000_000
 _QUERY_S = 10.0
 _LEADER_S = 30.0
@@ -105,9 +107,7 @@ class LogReader(Closing):
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
-                # The end of a partition is noted only when a fetch has waited for more in vain.
-                "fetch.wait.max.ms": _FETCH_WAIT_TO_END_MS if note_ends else _FETCH_WAIT_MS,
-                # A reader in bulk is answered ten times a second, or for so many bytes, but not for each record.
+                "fetch.wait.max.ms": _fetch_wait_ms(note_ends, in_bulk),
                 "fetch.min.bytes": _FETCH_BULK_BYTES if in_bulk else 1,
                 "fetch.queue.backoff.ms": 2,
                 "queued.max.messages.kbytes": FETCHED_KBYTES_MAX,
@@ -439,6 +439,13 @@ def _record(message: Message) -> Record:
         tuple(headers),
         message.timestamp()[1],
     )
+
+
+def _fetch_wait_ms(note_ends: bool, in_bulk: bool) -> int:
+    """The end of a partition is noted only when a fetch has waited for more in vain."""
+    if note_ends:
+        return _FETCH_WAIT_TO_END_MS
+    return _FETCH_BULK_WAIT_MS if in_bulk else _FETCH_WAIT_MS
 
 
 def _listed(partitions: Iterable[Partition]) -> str:

@@ -54,8 +54,8 @@ def consumer_config(options: Options, group: str, connection: Mapping[str, Any])
         "enable.auto.offset.store": False,
         "auto.offset.reset": options.start,
         # A broker answers a waiting fetch as soon as a record comes; this only bounds how long a partition that is
-        # resumed waits for the fetch under way, and how often an idle worker asks.
-        "fetch.wait.max.ms": 100,
+        # resumed waits for the fetch under way. At 100 ms the fetches of idle workers were most of an idle broker.
+        "fetch.wait.max.ms": 500,
         "fetch.queue.backoff.ms": 2,
         "max.partition.fetch.bytes": 262_144,
         "queued.min.messages": 64,

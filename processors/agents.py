@@ -38,10 +38,17 @@ def _listed(value: Any) -> Any:
 
 
 class Voice(_Part):
-    """How the agent sounds, whichever engine speaks; an unknown name gives the engine's default voice."""
+    """How the agent sounds, whichever engine speaks."""
 
-    name: str = ""
-    speed: float = Field(1.0, ge=0.5, le=2.0)
+    name: str = Field(
+        "", max_length=100, description="a voice of the engine's, or one of `trunkline voices`; empty: its first"
+    )
+    speed: float = Field(1.0, ge=0.5, le=2.0, description="times as fast as the voice speaks by itself")
+    language: str = Field(
+        "",
+        pattern="^([A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})?)?$",
+        description="what it speaks; empty: the first of languages",
+    )
 
 
 class Pauses(_Part):
@@ -268,6 +275,11 @@ class Agent(AgentFile):
 
     id: str
     documents: tuple[Document, ...] = ()
+
+    @property
+    def spoken_language(self) -> str:
+        """What its voice speaks: a code such as de."""
+        return self.voice.language or self.languages[0]
 
     def intent(self, name: str) -> IntentSpec | None:
         """The intent of that name."""

@@ -155,6 +155,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     concurrency: int = 1
     licence: str = ""
     device: str = "cpu"
+    clones: bool = False  # it speaks with stored voices (`trunkline voices`), too
 
 
 class EngineError(Exception):

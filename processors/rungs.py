@@ -51,7 +51,7 @@ def ladder(settings: Settings, role: str, clock: Clock, on_change: OnChange = la
     """The ladder of a role; raises ValueError for an endpoint that is none, ConfigError for a bad models.yaml."""
 
     def lane(name: str, client: EngineClient) -> Lane:
-        return Lane(name, client, Breaker(name, clock, on_change), CONCURRENCY[role])
+        return Lane(name, client, Breaker(name, clock, on_change), _concurrency(settings, role))
 
     if role in hosted_roles(settings):
         own = [
@@ -76,6 +76,11 @@ def ladder(settings: Settings, role: str, clock: Clock, on_change: OnChange = la
         case "tts":
             rungs += _other_voices(settings, own, lane)
     return Ladder(role, rungs, clock, _manner(settings, role))
+
+
+def _concurrency(settings: Settings, role: str) -> int:
+    """Coqui's models speak one text at a time: a further one finds another replica free, or waits."""
+    return 1 if role == "tts" and settings.engines.tts == "coqui" else CONCURRENCY[role]
 
 
 def _manner(settings: Settings, role: str) -> Manner:

@@ -149,6 +149,9 @@ class EngineSettings(BaseModel):
     llm_fallback_key: SecretStr = SecretStr("")
     tts: str = "hibari"
     tts_model: str = Field("", description="as stt_model")
+    tts_dir: Path | None = Field(
+        None, description="for tts=coqui: a model's folder with its config.json; empty: a model of models.yaml"
+    )
     tts_fallback: str = Field(
         "espeak-ng", description="program that speaks where the voice fails and it is installed; empty: none"
     )

@@ -57,14 +57,15 @@ async def note_access(settings: Settings, kind: AccessKind, session: str = "", w
     """Writes down that this machine's user looks at calls, before anything is shown. Raises LogError."""
     async with LogProducer(settings, "trunkline.cli") as producer:
         accesses = Accesses(producer.publish, SystemClock(), "cli")
-        await accesses.note(kind, f"local:{_user()}", session_id=session, tenant=settings.tenant, what=what)
+        await accesses.note(kind, actor(), session_id=session, tenant=settings.tenant, what=what)
 
 
-def _user() -> str:
+def actor() -> str:
+    """This machine's user, as the audit trail names who did something."""
     try:
-        return getpass.getuser()
+        return f"local:{getpass.getuser()}"
     except (OSError, KeyError):  # a container's user may have no name
-        return str(os.getuid())
+        return f"local:{os.getuid()}"
 
 
 @contextmanager

@@ -545,6 +545,60 @@ def revoke_key(
     asyncio.run(keys.revoke(key, data_dir))
 
 
+voices = typer.Typer(
+    help="Voices of your own, from a sample of a person's speech and that person's consent.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(voices, name="voices", rich_help_panel=Platform)
+VoiceName = Annotated[str, typer.Argument(metavar="NAME", help="As agents' files name it.")]
+
+
+@voices.command("add")
+def add_voice(
+    name: VoiceName,
+    sample: Annotated[Path, typer.Argument(help="A WAV file: 3 to 60 s of one person's speech.", dir_okay=False)],
+    consent: Annotated[Path, typer.Option(help="A text in which that person agrees; it is kept.", dir_okay=False)],
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Keep a voice; the audit trail tells who did so, and the digests of sample and consent."""
+    from api.cli import voices
+
+    asyncio.run(voices.add(name, sample, consent, data_dir, as_json))
+
+
+@voices.command("list")
+def list_voices(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the voices that are kept."""
+    from api.cli import voices
+
+    voices.show(data_dir, as_json)
+
+
+@voices.command("say")
+def say_with_voice(
+    name: VoiceName,
+    text: Annotated[str, typer.Argument(help="What to say.")],
+    out: Annotated[Path, typer.Option(help="Where to write the WAV file.", dir_okay=False)],
+    language: Annotated[str, typer.Option(help="Which one the text is in.")] = "en",
+    speed: Annotated[float, typer.Option(min=0.5, max=2.0, help="Times as fast as the voice speaks by itself.")] = 1.0,
+    data_dir: DataDir = None,
+) -> None:
+    """Have the running engine say something with a voice."""
+    from api.cli import voices
+
+    asyncio.run(voices.say(name, text, out, language, speed, data_dir))
+
+
+@voices.command("remove")
+def remove_voice(name: VoiceName, data_dir: DataDir = None) -> None:
+    """Forget a voice, its sample and its consent; what agents say is said with another from then on."""
+    from api.cli import voices
+
+    asyncio.run(voices.remove(name, data_dir))
+
+
 @app.command(rich_help_panel=Single)
 def worker(
     stage: Annotated[str, typer.Argument(help="stt, intent, llm or tts.")],

@@ -195,7 +195,14 @@ class TtsCore:
     def _speak(self, speaking: Speaking) -> Ask:
         voice = self._voice_of(speaking.sentence.agent_id)
         text, heard = speaking.sentence.text, speaking.bytes_said
-        request = Speak(text, voice.name, voice.speed, heard_bytes=heard, heard_model=speaking.model if heard else "")
+        request = Speak(
+            text,
+            voice.name,
+            voice.speed,
+            voice.language or "en",
+            heard_bytes=heard,
+            heard_model=speaking.model if heard else "",
+        )
         return Ask(speaking.ask_id, "tts", request, ASK_S)
 
     def _spoken(self, state: State, speaking: Speaking, reply: Spoken | None, last: bool, now_us: int) -> Step[State]:
@@ -374,6 +381,6 @@ def create_core(agents: Mapping[str, Agent]) -> TtsCore:
 
     def voice_of(agent_id: str) -> Voice:
         agent = agents.get(agent_id)
-        return agent.voice if agent is not None else Voice()
+        return agent.voice.model_copy(update={"language": agent.spoken_language}) if agent is not None else Voice()
 
     return TtsCore(voice_of)

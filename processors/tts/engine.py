@@ -22,7 +22,20 @@ def _hibari(settings: Settings) -> Engine:
     )
 
 
-ENGINES: Mapping[str, Callable[[Settings], Engine]] = {"hibari": _hibari}
+def _coqui(settings: Settings) -> Engine:
+    try:
+        from processors.tts.coqui import CoquiVoices
+    except ImportError as error:
+        expected = "an environment made from infra/locks/coqui.lock is expected for coqui"
+        raise EngineError("invalid", f"TRUNKLINE_ENGINES__TTS: {expected} ({error})") from error
+    directory = settings.engines.tts_dir
+    if directory is not None:
+        return CoquiVoices(settings, directory, directory.resolve().name)
+    model = models.resolve(settings, models.chosen(settings, "tts").name)
+    return CoquiVoices(settings, model.directory, model.name, model.licence)
+
+
+ENGINES: Mapping[str, Callable[[Settings], Engine]] = {"hibari": _hibari, "coqui": _coqui}
 
 
 def create(settings: Settings) -> Engine:

@@ -1,6 +1,10 @@
-"""One suite for every voice, on the real models: what they say is heard again by a real recogniser."""
+"""One suite for every voice of this environment, on the real models: a real recogniser hears again what they say.
+
+Coqui's is in tests/engines.
+"""
 
 import asyncio
+import importlib.util
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -22,7 +26,7 @@ HZ = 16000
 LONG = "You can return anything within thirty days. " * 8
 
 
-@pytest.fixture(scope="module", params=sorted(ENGINES))
+@pytest.fixture(scope="module", params=sorted({*ENGINES} - {"coqui"}))
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     with running_host(settings_in(tmp_path_factory.mktemp("tts"), tts=request.param), "tts") as host:
         yield host
@@ -151,5 +155,12 @@ async def test_several_sentences_at_once_do_not_mix(client: SocketEngine) -> Non
 
 
 def test_an_unknown_engine_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="TRUNKLINE_ENGINES__TTS: expected hibari, found 'nothing'"):
+    with pytest.raises(EngineError, match="TRUNKLINE_ENGINES__TTS: expected hibari, coqui, found 'nothing'"):
         create(settings_in(tmp_path, tts="nothing"))
+
+
+def test_coqui_without_its_environment_is_refused_with_what_it_needs(tmp_path: Path) -> None:
+    if importlib.util.find_spec("TTS") is not None:
+        pytest.skip("Coqui is installed here")
+    with pytest.raises(EngineError, match=r"an environment made from infra/locks/coqui.lock is expected"):
+        create(settings_in(tmp_path, tts="coqui"))

@@ -88,3 +88,34 @@ def test_fixed_sentences_hold_no_variable(shop: Agent) -> None:
     fixed = set(fixed_sentences(templates))
     assert fixed
     assert not any("{" in sentence for sentence in fixed)
+
+
+class Renamed(Voice):
+    """The same name means another voice from time to time; one language it does not speak."""
+
+    meant = "one"
+
+    def voice_meant(self, name: str) -> str:
+        return f"{name} {self.meant}"
+
+    def answer(self, request: Request) -> Iterator[Reply]:
+        if isinstance(request, Speak) and request.language == "de":
+            raise EngineError("invalid", "language: expected en, found 'de'")
+        return super().answer(request)
+
+
+def test_a_name_that_means_another_voice_is_spoken_anew(shop: Agent) -> None:
+    voice = Renamed()
+    kept = KeptSpeech(voice, [shop])
+    for meant, asks in (("one", 1), ("one", 1), ("other", 2), ("other", 2), ("one", 3)):
+        voice.meant = meant
+        assert len(pcm(kept.answer(Speak(GREETING, "brand")))) == 2
+        assert len(voice.asked) == asks
+
+
+def test_an_agent_that_the_engine_cannot_speak_for_keeps_it_from_no_other(shop: Agent) -> None:
+    german = shop.model_copy(update={"languages": ("de",)})
+    voice = Renamed()
+    KeptSpeech(voice, [german, shop]).warm()
+    assert GREETING in [request.text for request in voice.asked if isinstance(request, Speak)]
+    assert all(request.language == "en" for request in voice.asked if isinstance(request, Speak))

@@ -7,7 +7,7 @@ speech in it (found by energy, in the file) was sent.
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ def calls_url(base: str) -> str:
 
 async def place_call(
     url: str,
-    turns: Sequence[Spoken],
+    turns: Iterable[Spoken],
     *,
     agent: str = "",
     caller: str = "",
@@ -257,7 +257,7 @@ class _Call:
 
     async def hold(
         self,
-        turns: Sequence[Spoken],
+        turns: Iterable[Spoken],
         agent: str,
         caller: str,
         pause_ms: int,
@@ -322,7 +322,7 @@ class _Call:
         return dict(answer)
 
     async def _converse(
-        self, turns: Sequence[Spoken], pause_ms: int, on_turn: Callable[[TurnSummary], None]
+        self, turns: Iterable[Spoken], pause_ms: int, on_turn: Callable[[TurnSummary], None]
     ) -> list[TurnSummary]:
         await self._hear_greeting()
         summaries: list[TurnSummary] = []

@@ -72,6 +72,8 @@ def engine_rows(
     """
     rows = []
     for name, seen in sorted(_seen(families).items()):
+        if seen.up is None and not seen.breaker:
+            continue  # it was asked once, and is gone
         address = seen.what.get("address", "")
         rows.append(
             EngineRow(

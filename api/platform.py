@@ -14,7 +14,9 @@ import psutil
 
 from api.errors import OperatorError
 from api.supervisor import Process, Step
+from processors import choices
 from processors.adapters.adapter import load_adapters
+from processors.choices import Choice, environment_for
 from processors.engine_client import engine_name, replicas
 from processors.hosted import hosted_roles
 from processors.pipeline import PIPELINE, STAGES, Stage
@@ -45,7 +47,8 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
     if layout.own_broker:
         parts.append(_broker(settings, say))
     parts.append(_topics(settings, {"broker"} if layout.own_broker else set()))
-    parts += [_engine(settings, role, n) for role in hosted_roles(settings) for n in range(replicas(settings, role))]
+    for role in hosted_roles(settings):
+        parts += engine_parts(settings, role)
     parts += [_stage(settings, stage) for stage in PIPELINE]
     if layout.own_erp:
         parts.append(_erp(settings))
@@ -67,8 +70,24 @@ def worker_parts(settings: Settings, stage: str) -> list[Process | Step]:
     """The parts of one stage's container: its engines and its worker, on a cluster that is there already."""
     settings, row = with_absolute_paths(settings), STAGES[stage]
     roles = [role for role in hosted_roles(settings) if role in row.roles]
-    engines = [_engine(settings, role, n, stage) for role in roles for n in range(replicas(settings, role))]
+    engines = [engine for role in roles for engine in engine_parts(settings, role, stage)]
     return [_topics(settings, set()), *engines, _stage(settings, row)]
+
+
+def engine_parts(settings: Settings, role: str, stage: str | None = None) -> list[Process]:
+    """The engines of a role, of each generation that somebody may ask; nothing waits for more than one of them."""
+    kept = choices.read(settings, role)
+    chosen = {choice.generation: choice for choice in kept.choices}
+    return [
+        process if choice.generation == kept.current.generation else replace(process, last=True)
+        for choice in chosen.values()
+        for process in generation_parts(settings, role, choice, stage)
+    ]
+
+
+def generation_parts(settings: Settings, role: str, choice: Choice, stage: str | None = None) -> list[Process]:
+    """The replicas of one generation of a role's engines; `stage` is the component that they are of."""
+    return [_engine(settings, role, number, choice, stage) for number in range(replicas(settings, role))]
 
 
 def lay_out(settings: Settings) -> Layout:
@@ -195,23 +214,28 @@ def _gateway(settings: Settings) -> Process:
     )
 
 
-def _engine(settings: Settings, role: str, replica: int, stage: str | None = None) -> Process:
+def _engine(settings: Settings, role: str, replica: int, choice: Choice, stage: str | None = None) -> Process:
+    """The settings' own engine finds its choice in the environment that all processes have."""
+    generation = choice.generation
     engine = _python(
         settings,
-        engine_name(role, replica),
+        engine_name(role, replica, generation),
         "processors.engine_host",
         role,
         "--replica",
         str(replica),
+        *(("--generation", str(generation)) if generation else ()),
         component=stage or _ENGINE_OF[role],
         stop_within_s=3.0,
     )
-    return replace(engine, last=replica > 0)
+    chosen = environment_for(role, choice) if generation else {}
+    return replace(engine, last=replica > 0, environment={**engine.environment, **chosen})
 
 
 def _stage(settings: Settings, stage: Stage) -> Process:
     hosted = hosted_roles(settings)
-    engines = {engine_name(role) for role in stage.roles if role in hosted}
+    current = {role: choices.read(settings, role).current.generation for role in stage.roles if role in hosted}
+    engines = {engine_name(role, generation=generation) for role, generation in current.items()}
     worker = _python(settings, stage.name, "processors.worker", stage.name, needs={"topics", *engines})
     return _with_spare(settings, worker)
 

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -99,7 +99,11 @@ class Step:
 
 @dataclass(slots=True)
 class _Kept:
-    """A process and how it fares. `leaving` is one that is being replaced and still finishes."""
+    """A process and how it fares. `leaving` is one that is being replaced and still finishes.
+
+    One that was `added` waits for nothing; one that is `dismissed` is not started again. `code` is the exit status of
+    the last one that died.
+    """
 
     process: Process
     state: State = State.STARTING
@@ -113,6 +117,9 @@ class _Kept:
     ready_s: float = 0.0
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=16))
     problem: str = ""
+    added: bool = False
+    dismissed: bool = False
+    code: int = 0
     is_ready: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -177,7 +184,9 @@ class Supervisor:
         self._echo_logs = echo_logs
         self._lifeline = os.pipe() if watch_children else None
         self._stop_asked = asyncio.Event()
-        self._restarting: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._work: list[Callable[[], Awaitable[None]]] = []
+        self._on_request: Callable[[Mapping[str, Any]], Awaitable[None]] | None = None
         self._began_at = time.time()
         self._error = ""
 
@@ -216,6 +225,64 @@ class Supervisor:
                     return  # it was given up
                 await self._clock.sleep(_POLL_S)
 
+    def serve(
+        self, on_request: Callable[[Mapping[str, Any]], Awaitable[None]], work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """To be called before `run`: `on_request` gets what `ask` leaves word of, `work` goes on beside all else."""
+        self._on_request = on_request
+        self._work.append(work)
+
+    def note(self, **facts: Any) -> None:
+        """Puts these facts into the state file."""
+        self._facts.update(facts)
+        self._write()
+
+    async def all_ready(self) -> None:
+        """Returns when everything has come up."""
+        await self._all_done.wait()
+
+    async def add(self, processes: Sequence[Process]) -> None:
+        """Starts further processes, which must be `last`, one after another, and returns when all of them are ready.
+
+        Raises OperatorError as soon as one of them dies, and none of them is left then.
+        """
+        try:
+            for process in processes:
+                assert process.last, "the platform stands without it"
+                kept = self._kept[process.name] = _Kept(process, added=True)
+                self._done[process.name] = asyncio.Event()
+                self._go_on(self._keep(kept))
+                while kept.state is not State.READY:
+                    if kept.restarts:
+                        raise OperatorError(self._explained(kept, kept.code))
+                    await self._clock.sleep(_POLL_S)
+        except BaseException:
+            await self.remove([process.name for process in processes])
+            raise
+
+    async def remove(self, names: Sequence[str]) -> None:
+        """Stops these processes for good."""
+        gone = [self._kept[name] for name in names if name in self._kept]
+        for kept in gone:
+            kept.dismissed = True
+            kept.asked.set()
+        await asyncio.gather(*(self._end_spare(kept) for kept in gone), *(self._stop_one(kept) for kept in gone))
+        for kept in gone:
+            self._kept.pop(kept.process.name, None)
+        self._write()
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        """Has it done meanwhile; what goes wrong is said."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._say(f"{type(error).__name__}: {error}")
+
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+
     async def _supervise(self, when_ready: Callable[[], None]) -> None:
         keepers = [asyncio.create_task(self._keep(kept)) for kept in self._kept.values()]
         steps = [asyncio.create_task(self._take(step)) for step in self._steps]
@@ -223,7 +290,8 @@ class Supervisor:
         probes = [asyncio.create_task(self._probe(kept)) for kept in self._kept.values() if kept.process.answers]
         up = asyncio.create_task(self._all_ready(when_ready))
         stop = asyncio.create_task(self._stop_asked.wait())
-        tasks = {*keepers, *steps, *spares, *probes, up, stop, asyncio.create_task(self._watch())}
+        work = [asyncio.ensure_future(one()) for one in self._work]
+        tasks = {*keepers, *steps, *spares, *probes, *work, up, stop, asyncio.create_task(self._watch())}
         try:
             while not stop.done():
                 finished, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -231,7 +299,7 @@ class Supervisor:
                 for task in finished:
                     task.result()
         finally:
-            for task in (tasks := tasks | self._restarting):
+            for task in (tasks := tasks | self._tasks):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -254,19 +322,21 @@ class Supervisor:
     # ---- one process
 
     async def _keep(self, kept: _Kept) -> None:
-        """Starts the process whenever it is not running; returns never."""
+        """Starts the process whenever it is not running; returns when it is dismissed."""
         for need in kept.process.needs:
             await self._done[need].wait()
-        if kept.process.last:
+        if kept.process.last and not kept.added:
             await self._all_done.wait()
             async with self._preparing:  # beside running calls, one at a time
                 await self._begin(kept)
-        while True:
+        while not kept.dismissed:
             if kept.child is None:
                 await self._begin(kept)
             child = kept.child
             assert child is not None
             code = await self._until_dead_or_asked(kept, child)
+            if kept.dismissed:
+                return
             if code is None:
                 await self._replace(kept, child)
             else:
@@ -363,7 +433,7 @@ class Supervisor:
         if kept.state is State.READY and now_s - kept.ready_s > process.settled_s:
             kept.deaths.clear()
         kept.deaths.append(now_s)
-        kept.child, kept.restarts = None, kept.restarts + 1
+        kept.child, kept.restarts, kept.code = None, kept.restarts + 1, code
         unusable = code == os.EX_CONFIG
         often = len(kept.deaths) >= _QUICK_DEATHS_MAX
         if (often or unusable) and not kept.ready_once and not process.last:
@@ -500,7 +570,7 @@ class Supervisor:
         needs |= {step.name: step.needs for step in self._steps}
 
         def rank(name: str) -> int:
-            return 1 + max((rank(need) for need in needs[name]), default=-1)
+            return 1 + max((rank(need) for need in needs.get(name, ())), default=-1)
 
         ranks: dict[int, list[_Kept]] = {}
         for name, kept in self._kept.items():
@@ -573,13 +643,14 @@ class Supervisor:
                 loop.remove_signal_handler(number)
 
     def _take_requests(self) -> None:
-        """Restarts what `ask_restart` left word of."""
-        for path in sorted(_requests(self._settings, self._name).glob("*")):
+        """Does what `ask_restart` and `ask` left word of."""
+        for path in sorted(_requests(self._settings, self._name).glob("[!.]*")):
+            word = path.read_bytes()
             path.unlink(missing_ok=True)
-            names = [name for name in path.name.split(",") if name in self._kept]
-            task = asyncio.get_running_loop().create_task(self.restart(names))
-            self._restarting.add(task)
-            task.add_done_callback(self._restarting.discard)
+            if not word:
+                self._go_on(self.restart([name for name in path.name.split(",") if name in self._kept]))
+            elif self._on_request is not None:
+                self._go_on(_awaited(self._on_request(json.loads(word))))
 
 
 def state_path(settings: Settings, name: str = "platform") -> Path:
@@ -608,18 +679,38 @@ def _stored_state(settings: Settings, name: str) -> Mapping[str, Any] | None:
     return state if isinstance(state, dict) else None
 
 
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
 def ask_restart(settings: Settings, names: Sequence[str], name: str = "platform") -> None:
     """Asks the running supervisor to replace these processes, one after another; its state shows how they fare.
 
     Raises OperatorError when none runs.
     """
-    state = read_state(settings, name)
-    if state is None:
-        raise OperatorError(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
+    pid = _running(settings, name)
     folder = _requests(settings, name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ",".join(names)).touch()
-    os.kill(state["pid"], signal.SIGUSR1)
+    os.kill(pid, signal.SIGUSR1)
+
+
+def ask(settings: Settings, request: Mapping[str, Any], name: str = "platform") -> None:
+    """Hands the running supervisor a request, which is for what was given to its `serve`; needs an `id` of its own.
+
+    Raises OperatorError when none runs.
+    """
+    pid = _running(settings, name)
+    ready.write_json(_requests(settings, name) / f"{request['id']}.json", request)
+    os.kill(pid, signal.SIGUSR1)
+
+
+def _running(settings: Settings, name: str) -> int:
+    """The supervisor's process id; raises OperatorError when none runs."""
+    state = read_state(settings, name)
+    if state is None:
+        raise OperatorError(f"no platform is running on {settings.data_dir}; start it with `trunkline up`")
+    return int(state["pid"])
 
 
 def _requests(settings: Settings, name: str) -> Path:

@@ -5,6 +5,7 @@ circuitbreaker all do), which simulated time cannot move, and know a call that r
 fail in its middle, be cancelled, or lose a race.
 """
 
+import contextlib
 from collections.abc import Callable
 from enum import IntEnum
 
@@ -100,6 +101,11 @@ class Breaker:
         if self.state is State.HALF_OPEN:
             self._until_s = self._clock.monotonic_s()
             self._change(State.OPEN, "trial without outcome")
+
+    def forget(self) -> None:
+        """Nobody asks it any more: its state is no metric any longer."""
+        with contextlib.suppress(KeyError):
+            _state.remove(self.name)
 
     def _change(self, state: State, reason: str) -> None:
         self.state = state

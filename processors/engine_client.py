@@ -202,10 +202,12 @@ class SocketEngine:
     to their deadline. Must be used from one event loop.
     """
 
-    def __init__(self, settings: Settings, role: str, silence_s: float = SILENCE_S, replica: int = 0) -> None:
-        self._path = socket_path(settings, role, replica)
+    def __init__(
+        self, settings: Settings, role: str, silence_s: float = SILENCE_S, replica: int = 0, generation: int = 0
+    ) -> None:
+        self._path = socket_path(settings, role, replica, generation)
         self._role = role
-        self._replica = replica
+        self._name = engine_name(role, replica, generation)
         self._silence_s = silence_s
         self._connection: _Connection | None = None
         self._connecting: asyncio.Task[_Connection] | None = None
@@ -252,8 +254,7 @@ class SocketEngine:
     def description(self) -> Description:
         """What the process said of its engine when it was last connected."""
         known = self._connection.capabilities if self._connection is not None else None
-        name = engine_name(self._role, self._replica)
-        return Description(known.model if known else "", known.device if known else "", name)
+        return Description(known.model if known else "", known.device if known else "", self._name)
 
     async def capabilities(self, timeout_s: float) -> Capabilities:
         """What the engine says of itself, once it is there; raises EngineError (`timeout`) when it is not in time."""

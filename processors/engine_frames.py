@@ -111,14 +111,19 @@ async def read_frame(reader: asyncio.StreamReader, decoder: msgspec.msgpack.Deco
         raise BadFrameError(str(error)) from error
 
 
-def engine_name(role: str, replica: int = 0) -> str:
+def of_generation(role: str, generation: int) -> str:
+    """The role's name where there are several generations of its engines: `tts`, then `tts@1`."""
+    return f"{role}@{generation}" if generation else role
+
+
+def engine_name(role: str, replica: int = 0, generation: int = 0) -> str:
     """What the replica's process is called: in `streams.ready`, in logs and in `status`."""
-    return f"engine-{role}.{replica}"
+    return f"engine-{of_generation(role, generation)}.{replica}"
 
 
-def socket_path(settings: Settings, role: str, replica: int = 0) -> Path:
+def socket_path(settings: Settings, role: str, replica: int = 0, generation: int = 0) -> Path:
     """The replica's Unix socket: in the run directory, or in a private folder where its path is too long."""
-    path = settings.run_dir.absolute() / f"{engine_name(role, replica)}.sock"
+    path = settings.run_dir.absolute() / f"{engine_name(role, replica, generation)}.sock"
     if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES_MAX:
         return path
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]

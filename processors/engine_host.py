@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,7 +119,7 @@ class Link:
 
 
 class Host:
-    """Serves one engine on a Unix socket."""
+    """Serves one engine on a Unix socket. `on_links` is told how many clients are connected, at each change."""
 
     def __init__(self, role: str, engine: Engine, queue_depth_max: int, stuck_s: float = STUCK_S_MIN) -> None:
         self._role = role
@@ -133,6 +134,7 @@ class Host:
         self._working = 0
         self._threads = ThreadPoolExecutor(self._capabilities.concurrency, thread_name_prefix=f"{role}-engine")
         self._links: set[Link] = set()
+        self.on_links: Callable[[int], None] = lambda count: None
         self._server: asyncio.Server | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -174,6 +176,7 @@ class Host:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = Link(writer)
         self._links.add(link)
+        self.on_links(len(self._links))
         try:
             await link.send(Hello(self._capabilities))
             while True:
@@ -190,6 +193,7 @@ class Host:
             pass
         finally:
             self._links.discard(link)
+            self.on_links(len(self._links))
             for ask in list(link.asks.values()):
                 self._stop_ask(ask)
             writer.close()
@@ -387,21 +391,45 @@ def _metrics(settings: Settings) -> int:
     return int(server.server_port)
 
 
-async def serve(settings: Settings, role: str, replica: int, engine: Engine, metrics_port: int, load_ms: int) -> bool:
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which of a role's processes this is."""
+
+    role: str
+    replica: int
+    generation: int
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return engine_name(self.role, self.replica, self.generation)
+
+
+async def serve(settings: Settings, which: Which, engine: Engine, metrics_port: int, load_ms: int) -> bool:
     """Serves the engine until the process is told to stop; whether all work had ended by then."""
     standby.show_life()
-    path = socket_path(settings, role, replica)
-    name = engine_name(role, replica)
+    role = which.role
+    path = socket_path(settings, role, which.replica, which.generation)
     host = Host(role, engine, settings.engines.queue_depth_max, STUCK_S_MIN)
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     await host.start(path)
     model = engine.capabilities.model
-    ready.announce(settings, name, socket=str(path), model=model, load_ms=load_ms, metrics_port=metrics_port)
-    log.info("engine ready", role=role, replica=replica, model=model, load_ms=load_ms)
+
+    def announce(clients: int) -> None:
+        """With the number of those who are connected: an engine that nobody keeps a connection to is not needed."""
+        facts = {"socket": str(path), "model": model, "load_ms": load_ms, "metrics_port": metrics_port}
+        if not told.is_set():
+            ready.announce(settings, which.name, **facts, clients=clients)
+
+    announce(0)
+    host.on_links = announce
+    log.info(
+        "engine ready", role=role, replica=which.replica, generation=which.generation, model=model, load_ms=load_ms
+    )
     await told.wait()
-    ready.withdraw(settings, name)
+    ready.withdraw(settings, which.name)
     path.unlink(missing_ok=True)
     return await host.stop()
 
@@ -411,10 +439,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m processors.engine_host", description="Serves one engine.")
     parser.add_argument("role", choices=HOSTED_ROLES)
     parser.add_argument("--replica", type=int, choices=range(REPLICAS_MAX), default=0, metavar="N")
-    given = parser.parse_args(arguments)
-    role, replica = given.role, given.replica
+    parser.add_argument("--generation", type=int, default=0, metavar="N", help="see processors/choices.py")
+    which = Which(**vars(parser.parse_args(arguments)))
+    role = which.role
     settings = Settings()
-    configure(settings, engine_name(role, replica))
+    configure(settings, which.name)
     started_s = time.monotonic()
     try:
         engine = load(settings, role)
@@ -423,7 +452,7 @@ def main(arguments: list[str] | None = None) -> int:
         return os.EX_CONFIG
     load_ms = round(1000 * (time.monotonic() - started_s))
     try:
-        ended = asyncio.run(serve(settings, role, replica, engine, _metrics(settings), load_ms))
+        ended = asyncio.run(serve(settings, which, engine, _metrics(settings), load_ms))
         log.info("engine stopped", role=role, all_work_ended=ended)
         status = 0
     except OSError as error:

@@ -121,6 +121,11 @@ class Ladder:
         """The engines behind the rungs."""
         return tuple(dict.fromkeys(rung.lane for rung in self.rungs))
 
+    @property
+    def stands(self) -> bool:
+        """Whether an engine of the role itself can be asked now, not just what stands in for it."""
+        return any(rung.lane.reachable and rung.lane.breaker.closed for rung in self.rungs if rung.rank == 0)
+
     def start(self) -> None:
         """Begins to look after the engines: connections are kept, and those that are ill are tried. Safe to repeat."""
         if not self._tending:
@@ -142,6 +147,12 @@ class Ladder:
         await asyncio.gather(*self._tending, return_exceptions=True)
         for lane in self.lanes:
             await lane.client.close()
+
+    async def retire(self) -> None:
+        """Closes it for good: its engines are not shown as engines that are asked any more."""
+        await self.close()
+        for lane in self.lanes:
+            lane.hide()
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`. Fails with the last engine's error once no rung is left.

@@ -1,5 +1,6 @@
 """One engine as a stage sees it: how it is reached, whether it is well, and how much it has to do."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -120,3 +121,11 @@ class Lane:
             _up.remove(*self._shown)
         self._shown = labels
         _up.labels(*labels).set(self.reachable)
+
+    def hide(self) -> None:
+        """It is not asked any more, and no metric tells of it as one that is."""
+        if self._shown:
+            with contextlib.suppress(KeyError):
+                _up.remove(*self._shown)
+        self._shown = ()
+        self.breaker.forget()

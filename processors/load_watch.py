@@ -10,8 +10,10 @@ import msgspec
 import structlog
 
 from processors import metrics
+from processors.choices import History
 from processors.engine import EngineClient, Reply, Request, Transcribe
 from processors.engine_client import replicas
+from processors.generations import ForTurns
 from processors.hosted import hosted_roles
 from processors.load import LIMITS, REPEAT_S, STEPS, Board, Ladder, Level, LoadLimits, Meter, Sample
 from schemas.events import Health as HealthEvent
@@ -161,6 +163,13 @@ class LoadAwareEngine:
         self._meter = meter
         self._level = level
         self._clock = clock
+
+    def for_turn(self, history: History, turn: int) -> EngineClient:
+        """See `ForTurns`; where there is no choice of engines it is this one for all."""
+        if not isinstance(self._client, ForTurns):
+            return self
+        client = self._client.for_turn(history, turn)
+        return LoadAwareEngine(client, self._role, self._meter, self._level, self._clock)
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`."""

@@ -8,8 +8,11 @@ from msgspec.structs import replace
 
 from processors import models
 from processors.breaker import Breaker, OnChange
+from processors.choices import Choice, Watched, settings_for
 from processors.engine import Embed, EngineClient, Generate, Message, Request, Speak, Transcribe
 from processors.engine_client import SocketEngine, replicas
+from processors.engine_frames import of_generation
+from processors.generations import Generations
 from processors.health import Health
 from processors.hosted import hosted_roles
 from processors.ladder import BYTES_A_SECOND, Ladder, Manner, Rung
@@ -35,7 +38,7 @@ _KINDS = {
 }
 
 
-__all__ = ["MANNERS", "OnChange", "ladder", "reporter"]
+__all__ = ["MANNERS", "OnChange", "generations", "ladder", "reporter"]
 
 
 def reporter(health: Health) -> OnChange:
@@ -47,15 +50,25 @@ def reporter(health: Health) -> OnChange:
     return changed
 
 
-def ladder(settings: Settings, role: str, clock: Clock, on_change: OnChange = lambda breaker, reason: None) -> Ladder:
-    """The ladder of a role; raises ValueError for an endpoint that is none, ConfigError for a bad models.yaml."""
+def ladder(
+    settings: Settings,
+    role: str,
+    clock: Clock,
+    on_change: OnChange = lambda breaker, reason: None,
+    generation: int = 0,
+) -> Ladder:
+    """The ladder of a role, over one generation of its engines.
+
+    Raises ValueError for an endpoint that is none, ConfigError for a bad models.yaml.
+    """
+    whose = of_generation(role, generation)
 
     def lane(name: str, client: EngineClient) -> Lane:
         return Lane(name, client, Breaker(name, clock, on_change), _concurrency(settings, role))
 
     if role in hosted_roles(settings):
         own = [
-            lane(f"{role}.{replica}", SocketEngine(settings, role, replica=replica))
+            lane(f"{whose}.{replica}", SocketEngine(settings, role, replica=replica, generation=generation))
             for replica in range(replicas(settings, role))
         ]
     else:
@@ -74,13 +87,22 @@ def ladder(settings: Settings, role: str, clock: Clock, on_change: OnChange = la
 
             rungs.append(Rung(lane("llm.fallback", OpenAICompatible(settings, fallback=True)), 1))
         case "tts":
-            rungs += _other_voices(settings, own, lane)
+            rungs += _other_voices(settings, whose, own, lane)
     return Ladder(role, rungs, clock, _manner(settings, role))
 
 
 def _concurrency(settings: Settings, role: str) -> int:
     """Coqui's models speak one text at a time: a further one finds another replica free, or waits."""
     return 1 if role == "tts" and settings.engines.tts == "coqui" else CONCURRENCY[role]
+
+
+def generations(settings: Settings, role: str, clock: Clock, on_change: OnChange) -> Generations:
+    """The generations of a hosted role, each with a ladder of its own; raises as `ladder` does."""
+
+    def make(choice: Choice) -> Ladder:
+        return ladder(settings_for(settings, role, choice), role, clock, on_change, choice.generation)
+
+    return Generations(role, Watched(settings, role), make, clock)
 
 
 def _manner(settings: Settings, role: str) -> Manner:
@@ -98,13 +120,15 @@ def _quick(request: Request) -> Request | None:
     return replace(request, quick=True)
 
 
-def _other_voices(settings: Settings, own: list[Lane], lane: Callable[[str, EngineClient], Lane]) -> list[Rung]:
+def _other_voices(
+    settings: Settings, whose: str, own: list[Lane], lane: Callable[[str, EngineClient], Lane]
+) -> list[Rung]:
     """A second engine where it is installed, else a second voice of the first."""
     name = settings.engines.tts_fallback
     if name and (program := shutil.which(name)):
         from processors.tts.espeak import MODEL, Espeak
 
-        return [Rung(lane(f"tts.{MODEL}", Espeak(program)), 1, model=MODEL)]
+        return [Rung(lane(f"{whose}.{MODEL}", Espeak(program)), 1, model=MODEL)]
     voices = [model.voice for model in models.catalogue(settings) if model.engine == settings.engines.tts]
     first, *others = [voice for voice in voices if voice] or [""]
 

@@ -17,7 +17,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 
 from processors import metrics
+from processors.choices import History
 from processors.engine import CallTool, Embed, EngineClient, EngineError, Transcribe
+from processors.generations import ForTurns
 from processors.pipeline import Stage
 from processors.session import Live, Seen, Unit, read_snapshot
 from processors.stage import (
@@ -158,6 +160,10 @@ class Runner(Generic[StateT]):
         live = self._live.get(session_id)
         return live is not None and not live.ended
 
+    def histories(self, role: str) -> list[History]:
+        """What the sessions in memory asked of the role."""
+        return [live.history(role) for live in self._live.values() if not live.ended]
+
     @property
     def held(self) -> int:
         """Records that are processed but needed again if this process dies."""
@@ -190,6 +196,8 @@ class Runner(Generic[StateT]):
         live.seen = Seen(snapshot.seen)
         live.saved, live.saved_seq = snapshot.state, snapshot.seq
         live.applied = dict(snapshot.applied)
+        live.began_us = snapshot.began_us
+        live.histories = {role: History(snapshot.began_us, dict(turns)) for role, turns in snapshot.turns.items()}
         silent_s = (self._clock.now_us() - snapshot.at_us) / 1e6 if snapshot.at_us else 0.0
         self._take_in(live, max(0.0, silent_s))
         self._step(live, _LOADED, None)
@@ -244,6 +252,7 @@ class Runner(Generic[StateT]):
         if live is None:
             live = self._begin(event.session_id, position.partition)
         live.heard_s = self._clock.monotonic_s()
+        live.began_us = min(live.began_us or event.occurred_at, event.occurred_at)
         if position.offset <= live.applied.get(position.topic, -1):
             self._drop(record, "applied")
             return
@@ -339,10 +348,14 @@ class Runner(Generic[StateT]):
 
         task.add_done_callback(finished)
 
+    def _engine(self, live: Live[StateT], ask: Ask) -> EngineClient:
+        engine = self._engines[ask.role]
+        return engine.for_turn(live.history(ask.role), ask.turn) if isinstance(engine, ForTurns) else engine
+
     async def _converse(self, live: Live[StateT], ask: Ask, unit: Unit | None) -> None:
         started_s = self._clock.monotonic_s()
         try:
-            async with aclosing(self._engines[ask.role].ask(ask.request, ask.deadline_s)) as replies:
+            async with aclosing(self._engine(live, ask).ask(ask.request, ask.deadline_s)) as replies:
                 async for reply in replies:
                     last = isinstance(ask.request, Transcribe | Embed | CallTool)
                     self._step(live, Answered(ask.ask_id, reply, last), unit)

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from processors.choices import History
 from processors.stage import Position
 from schemas.event import Event
 
@@ -34,6 +35,8 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
 
     `seen` are the digests of the latest events' ids, one after the other. `ended` says that the session is over, and
     that records of it which come again are to be dropped. `at_us` is when it was written, 0 where that is not known.
+    `began_us` is when the session began, as far as is known; `turns` are, by role, the generations of engines that its
+    latest turns asked (`processors/choices.py`).
     """
 
     state: bytes
@@ -42,6 +45,8 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     seen: bytes
     ended: bool = False
     at_us: int = 0
+    began_us: int = 0
+    turns: dict[str, dict[int, int]] = msgspec.field(default_factory=dict)
 
     @property
     def progress(self) -> tuple[bool, int]:
@@ -103,10 +108,18 @@ class Live(Generic[StateT]):
     asks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     heard_s: float = 0.0
+    began_us: int = 0
+    histories: dict[str, History] = field(default_factory=dict)
     recorded: dict[str, list[Event]] = field(default_factory=dict)
     recorded_ids: set[str] = field(default_factory=set)
     ended: bool = False
     gone: bool = False
+
+    def history(self, role: str) -> History:
+        """What it asked of the role."""
+        history = self.histories.setdefault(role, History())
+        history.began_us = self.began_us
+        return history
 
     def snapshot(self, state: bytes, now_us: int) -> bytes:
         """The snapshot to publish: offsets stop short of what is still held, since that comes again."""
@@ -117,7 +130,10 @@ class Live(Generic[StateT]):
                 applied[topic] = units[0].position.offset - 1
                 again.update(unit.event_id for unit in units)
         seen = self.seen.digests(without=again)
-        return msgspec.msgpack.encode(Snapshot(state, applied, self.seq, seen, at_us=now_us))
+        turns = {role: dict(history.turns) for role, history in self.histories.items()}
+        return msgspec.msgpack.encode(
+            Snapshot(state, applied, self.seq, seen, at_us=now_us, began_us=self.began_us, turns=turns)
+        )
 
     def epitaph(self) -> bytes:
         """The snapshot of a session that is over."""

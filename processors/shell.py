@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from processors import metrics
+from processors.choices import History
 from processors.dead_letters import DeadLetterCeilingError, DeadLetters
 from processors.engine import EngineClient
 from processors.load import Meter
@@ -131,6 +132,10 @@ class Shell:
             if now_s - heard_s < self._silent_s and self._runner.knows(session_id)
         }
         return len(self._heard_s)
+
+    def histories(self, role: str) -> list[History]:
+        """What the sessions in memory asked of the role."""
+        return self._runner.histories(role)
 
     def measure_queues(self) -> int:
         """Sets the gauges of this worker's queues; returns how many records wait to be processed."""

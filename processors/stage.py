@@ -82,13 +82,15 @@ class Emit:
 class Ask:
     """Put a request (see `engine.py`) to the engine in that role; answers come back as `Answered` or `Failed`.
 
-    The record being applied is not finished before the ask is. `ask_id` is unique within the session.
+    The record being applied is not finished before the ask is. `ask_id` is unique within the session. All asks of one
+    `turn` in one role are answered by the same model.
     """
 
     ask_id: str
     role: str
     request: Any
     deadline_s: float
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)

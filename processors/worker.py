@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ from prometheus_client import start_http_server
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from processors.agents import Agent, load_agents
+from processors.choices import SWAPPABLE
 from processors.engine import Embed, Embedded, EngineClient, EngineError
+from processors.generations import Generations
 from processors.health import Health
+from processors.hosted import hosted_roles
 from processors.ladder import Ladder
 from processors.load import HEEDING, Board, Level, Meter, limits_of
 from processors.load_watch import RARE_PARTIALS_FACTOR, LoadAwareEngine, LoadWatch, capacity
 from processors.pipeline import STAGES, Stage
-from processors.rungs import OnChange, ladder, reporter
+from processors.rungs import OnChange, generations, ladder, reporter
 from processors.secrets import secrets_of
 from processors.shell import Shell
 from processors.stage import Core
@@ -95,6 +99,8 @@ def build_engines(settings: Settings, stage: Stage, clock: Clock, on_change: OnC
             secrets = secrets_of()
             adapters = Adapters(load_adapters(settings, secrets), secrets, clock, on_change)
             engines[role] = HttpTools(clock, on_change, adapters=adapters)
+        elif role in SWAPPABLE and role in hosted_roles(settings):
+            engines[role] = generations(settings, role, clock, on_change)
         else:
             engines[role] = ladder(settings, role, clock, on_change)
     return engines
@@ -158,8 +164,10 @@ async def work(settings: Settings, stage: Stage) -> None:
     await producer.publish_raw(state_topic(stage.name), b"warm-up", None)
     await shell.prepare()
     await standby.turn()
-    for client in plain.values():
-        if isinstance(client, Ladder):
+    for role, client in plain.items():
+        if isinstance(client, Generations):
+            client.start(partial(shell.histories, role))
+        elif isinstance(client, Ladder):
             client.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, shell.stop)

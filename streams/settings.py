@@ -160,6 +160,10 @@ class EngineSettings(BaseModel):
     queue_depth_max: int = Field(32, ge=1, description="asks waiting at one engine; more are refused")
     replicas: int = Field(2, ge=1, le=9, description="processes of each engine of ours; one serves while one is ill")
 
+    drain_s: float = Field(
+        3600.0, gt=0, description="after a swap, how long the old engines stay for calls that began with them, at most"
+    )
+
     @property
     def llm_endpoints(self) -> tuple[str, ...]:
         """For llm=openai, the endpoints that stand in for each other; they share model and key."""

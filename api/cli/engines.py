@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.cli.context import running_settings, settings_of
 from api.cli.output import print_json, print_table, when
 from api.engines import EngineRow, Trouble, engine_rows, troubles_of
-from api.supervisor import read_state
+from api.errors import OperatorError
+from api.supervisor import ask, read_state
+from processors.choices import SWAPPABLE
 from processors.pipeline import STAGES
 from schemas.events import Health
 from streams import ready
@@ -24,6 +28,8 @@ from streams.registry import codec_for
 from streams.settings import Settings
 
 TROUBLES_S = 3600
+_SWAP_WITHIN_S = 600.0
+_POLL_S = 0.05
 _PAGE_S = 5.0
 _LOG_S = 15.0
 
@@ -42,6 +48,45 @@ def show(data_dir: Path | None, as_json: bool) -> int:
     elif rows:
         _print(rows)
     return 0 if states else 3
+
+
+def swap(role: str, model: str, scope: str, data_dir: Path | None, as_json: bool) -> None:
+    """Has the running platform swap a role's engines, and returns once the new ones have taken over.
+
+    Raises OperatorError where that cannot be: then everything is as it was.
+    """
+    if role not in SWAPPABLE:
+        raise OperatorError(f"no engine of the role {role} can be swapped; {', '.join(SWAPPABLE)} can", exit_code=2)
+    if scope not in ("new", "all"):
+        raise OperatorError(f"--for: expected new or all, found {scope!r}", exit_code=2)
+    settings = settings_of(data_dir)
+    stage = next(stage.name for stage in STAGES.values() if role in stage.roles)
+    name = next((name for name in ("platform", f"worker-{stage}") if read_state(settings, name)), "platform")
+    number, began_s = uuid.uuid4().hex, time.monotonic()
+    ask(settings, {"id": number, "role": role, "model": model, "scope": scope}, name)
+    generation = _until_swapped(settings, name, number)["generation"]
+    seconds = round(time.monotonic() - began_s, 1)
+    if as_json:
+        print_json({"role": role, "model": model, "for": scope, "generation": generation, "seconds": seconds})
+    else:
+        whose = "all calls, at their next turn" if scope == "all" else "new calls"
+        print(f"{role}: {model} answers {whose} (generation {generation}, after {seconds:.1f} s)")
+
+
+def _until_swapped(settings: Settings, name: str, number: str) -> Mapping[str, Any]:
+    """The outcome; raises OperatorError where it is a failure, or where the supervisor has not come to an end."""
+    pid, deadline_s = (read_state(settings, name) or {}).get("pid"), time.monotonic() + _SWAP_WITHIN_S
+    while time.monotonic() < deadline_s:
+        state = read_state(settings, name) or {}
+        if state.get("pid") != pid:
+            raise OperatorError("the platform was stopped before the new engines had taken over; nothing was changed")
+        outcome = state.get("swaps", {}).get(number, {})
+        if outcome.get("state") == "failed":
+            raise OperatorError(f"nothing was changed: {outcome['problem']}", exit_code=outcome["exit_code"])
+        if outcome.get("state") == "done":
+            return dict(outcome)
+        time.sleep(_POLL_S)
+    raise OperatorError(f"the new engines were not ready within {_SWAP_WITHIN_S:.0f} s; see `trunkline status`")
 
 
 def rows_of(

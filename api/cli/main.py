@@ -83,12 +83,31 @@ def restart(
     running.restart(component, data_dir)
 
 
-@app.command(rich_help_panel=Platform)
-def engines(data_dir: DataDir = None, as_json: Json = False) -> None:
+engines = typer.Typer(invoke_without_command=True)
+app.add_typer(engines, name="engines", rich_help_panel=Platform)
+
+
+@engines.callback()
+def show_engines(context: typer.Context, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Show the engines that each stage asks: health, breaker, asks, latency; exits with 3 when no stage runs here."""
     from api.cli import engines
 
-    raise typer.Exit(engines.show(data_dir, as_json))
+    if context.invoked_subcommand is None:
+        raise typer.Exit(engines.show(data_dir, as_json))
+
+
+@engines.command("swap")
+def swap_engines(
+    role: Annotated[str, typer.Argument(help="stt, llm or tts.")],
+    model: Annotated[str, typer.Argument(help="A model of models.yaml, or an engine by its name.")],
+    scope: Annotated[str, typer.Option("--for", help="all calls at their next turn, or new ones alone.")] = "all",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Warm another model beside the one at work and let it take over between turns; going back is the same."""
+    from api.cli import engines
+
+    engines.swap(role, model, scope, data_dir, as_json)
 
 
 @app.command(rich_help_panel=Platform)

@@ -18,10 +18,14 @@ from api import guardian
 from api.cli.context import settings_of
 from api.cli.output import print_json, print_table
 from api.errors import OperatorError
-from api.platform import Layout, api_url, embedded, environment, lay_out, worker_parts
+from api.platform import Layout, api_url, embedded, environment, lay_out, with_absolute_paths, worker_parts
 from api.supervisor import Process, Step, Supervisor, ask_restart, end_leftovers, hold, read_state, rotate
+from api.swaps import Swaps
+from processors import choices
 from processors.pipeline import STAGES
+from streams.clock import SystemClock
 from streams.settings import REPOSITORY, Settings
+from streams.yamlfile import ConfigError
 
 _STOP_WITHIN_S = 45.0
 _RESTART_WITHIN_S = 120.0
@@ -91,8 +95,24 @@ def platform_supervisor(layout: Layout, progress: Progress) -> Supervisor:
     facts: dict[str, Any] = {"url": api_url(layout.settings), "environment": environment(layout.settings)}
     if _is_guarded():
         facts["guardian_pid"] = os.getppid()
+    _settle(layout.settings, progress)
     parts = embedded(layout, progress.say)
-    return Supervisor(layout.settings, _in_order(parts), facts=facts, report=progress.ready, say=progress.say)
+    supervisor = Supervisor(layout.settings, _in_order(parts), facts=facts, report=progress.ready, say=progress.say)
+    _serve_swaps(layout.settings, supervisor)
+    return supervisor
+
+
+def _settle(settings: Settings, progress: Progress) -> None:
+    for role in choices.settle(settings):
+        progress.say(f"the settings name another {role} engine than at the last swap, and count")
+
+
+def _serve_swaps(settings: Settings, supervisor: Supervisor, stage: str | None = None) -> None:
+    try:
+        swaps = Swaps(settings, supervisor, SystemClock(), stage)
+    except ConfigError as error:
+        raise OperatorError(str(error)) from error
+    supervisor.serve(swaps.request, swaps.tend)
 
 
 def _in_order(parts: Sequence[Process | Step]) -> list[Process | Step]:
@@ -224,9 +244,16 @@ def _spare(entry: dict[str, Any]) -> str:
 def _entries(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """A component's line, and its engines' below it, numbered where there are several."""
     engines = row.get("engines", [])
-    numbers = range(len(engines)) if len(engines) > 1 else [""]
-    below = [(f"{row['name']}.engine{number}", engine) for number, engine in zip(numbers, engines, strict=False)]
+    below = [
+        (f"{row['name']}.engine{_number(engine['name']) if len(engines) > 1 else ''}", engine) for engine in engines
+    ]
     return [(name, entry) for name, entry in ((row["name"], row), *below) if "state" in entry]
+
+
+def _number(engine: str) -> str:
+    """What tells a role's engines apart: `engine-tts.1` is 1, `engine-tts@2.1` is @2.1."""
+    _, at, generation = engine.partition("@")
+    return at + generation if at else engine.rpartition(".")[2]
 
 
 def restart(component: str, data_dir: Path | None) -> None:
@@ -283,8 +310,10 @@ async def worker(stage: str, data_dir: Path | None) -> None:
     name = f"worker-{stage}"
     with hold(settings, name):
         await end_leftovers(settings, name)
+        _settle(settings, progress)
         parts = worker_parts(settings, stage)
         supervisor = Supervisor(settings, parts, name=name, report=progress.ready, say=progress.say, echo_logs=True)
+        _serve_swaps(with_absolute_paths(settings), supervisor, stage)
         await supervisor.run(when_ready=lambda: progress.say(f"{stage} is at work"))
 
 

@@ -692,7 +692,7 @@ def _asked(agent: Agent, memory: Memory, turn: Turn, deadline_s: float) -> tuple
     # Rules name what must not be invented, so they are no ground for it.
     told = " ".join([agent.persona, *turn.facts, _about(memory), *(message.content for message in messages[1:])])
     request = Generate(messages, max_tokens=agent.limits.tokens_max)
-    return replace(turn, told=told), Ask(turn.ask_id, "llm", request, deadline_s)
+    return replace(turn, told=told), Ask(turn.ask_id, "llm", request, deadline_s, turn.number)
 
 
 def _chosen(own: list[Hit], all_: list[Hit], agent: Agent) -> list[Hit]:

@@ -505,7 +505,7 @@ class _Work:
         asked = Asked(f"{self.state.utterance}-{speech.asks}", speech.end, best)
         request = Transcribe(speech.pcm, self._language(speech), rules.vocabulary, partial=not best)
         deadline_s = FINAL_DEADLINE_S if best else PARTIAL_DEADLINE_S
-        self.outcomes.append(Ask(asked.ask_id, "stt", request, deadline_s))
+        self.outcomes.append(Ask(asked.ask_id, "stt", request, deadline_s, self.state.turn + 1))
         return self._set(asked=asked, asks=speech.asks + 1)
 
     def _publish(self, reading: Reading, pause_ms: int) -> None:

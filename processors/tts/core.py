@@ -203,7 +203,7 @@ class TtsCore:
             heard_bytes=heard,
             heard_model=speaking.model if heard else "",
         )
-        return Ask(speaking.ask_id, "tts", request, ASK_S)
+        return Ask(speaking.ask_id, "tts", request, ASK_S, speaking.sentence.turn)
 
     def _spoken(self, state: State, speaking: Speaking, reply: Spoken | None, last: bool, now_us: int) -> Step[State]:
         outcomes: list[Outcome] = []

@@ -21,15 +21,11 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from api.audio import Halver, pcm_to_mulaw
 from api.client import CallResult, load_turns, place_call
 from processors.clickhouse.rows import TABLE_OF_TOPIC
-from schemas.event import Event
 from schemas.events import (
     EVENTS,
     DeadLetter,
     Health,
-    Response,
-    ResponseKind,
     SpeechChunk,
-    SpeechChunkKind,
     Transcript,
     TranscriptKind,
 )
@@ -38,6 +34,7 @@ from streams.producer import LogProducer
 from streams.registry import codec_for
 from streams.settings import REPOSITORY
 from streams.topics import CONVERSATION, TOPICS
+from tests.support.calls import check_answered_once, events_of
 from tests.support.platform import Platform, running_platform
 
 SPEECH = REPOSITORY / "tests" / "data" / "speech"
@@ -54,33 +51,6 @@ def platform() -> Iterator[Platform]:
 
 async def call(platform: Platform, *files: Path) -> CallResult:
     return await place_call(platform.url, load_turns(files))
-
-
-async def events_of(platform: Platform, session_id: str) -> list[Event]:
-    codec = codec_for(platform.settings)
-    return [codec.decode(record.topic, record.value) for record in await session_records(platform.settings, session_id)]
-
-
-def check_answered_once(result: CallResult, events: Sequence[Event]) -> None:
-    """Every turn was transcribed, answered and spoken, none twice: what was heard and what lies in the log."""
-    assert not any(turn.error for turn in result.turns)
-    assert all(turn.transcript and turn.reply for turn in result.turns)
-    ids = [event.event_id for event in events]
-    assert len(ids) == len(set(ids))
-    finals = [e.turn for e in events if isinstance(e, Transcript) and e.kind is TranscriptKind.FINAL]
-    assert finals == list(range(1, len(finals) + 1))
-    assert len(finals) >= len(result.turns)
-    completed = [e.turn for e in events if isinstance(e, Response) and e.kind is ResponseKind.COMPLETED]
-    assert len(completed) == len(set(completed))
-    ends = [e.turn for e in events if isinstance(e, SpeechChunk) and e.kind is SpeechChunkKind.END_OF_TURN]
-    assert len(ends) == len(set(ends))
-    assert {turn.turn for turn in result.turns} <= set(completed) & set(ends)
-    heard = [
-        (e.message["turn"], e.message["sentence"], e.message["sample_index"])
-        for e in result.events
-        if e.message["type"] == "audio"
-    ]
-    assert len(heard) == len(set(heard))
 
 
 @pytest.fixture(scope="session")

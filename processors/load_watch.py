@@ -180,10 +180,12 @@ class LoadAwareEngine:
         try:
             async with aclosing(self._client.ask(self._adapted(request), deadline_s)) as replies:
                 async for reply in replies:
+                    self._meter.begun(self._role, number)
                     compute_ms = (compute_ms or 0.0) + reply.compute_ms
-                    # Who reads no further than this reply has what was asked for.
-                    withdrawn = False
+                    # Who reads no further than a reply that tells what it cost has what was asked for.
+                    withdrawn = compute_ms == 0.0
                     yield reply
+            withdrawn = False
         except Exception:
             withdrawn = False
             raise

@@ -9,6 +9,9 @@ import pytest
 
 from tests.support.kafka import TestBroker, running_broker
 
+# Suites that several modules run tell what differed, as test modules do.
+pytest.register_assert_rewrite("tests.support.llm_suite", "tests.support.tts_suite")
+
 # Processes of a platform share the keys of its calls, and those of a test run do so whatever their directories.
 _KEYS = tempfile.TemporaryDirectory(prefix="trunkline-keys-")
 os.environ.setdefault("TRUNKLINE_PRIVACY__KEYS_DIR", _KEYS.name)

@@ -17,10 +17,13 @@ from streams.settings import Settings
 
 _REFUSALS = (408, 409, 425, 429, 503)
 _REACH_S = 5.0
+_WARM_S = 30.0
 _REACH_AGAIN_S = 0.1
 _REACH_AGAIN_S_MAX = 1.0
 _QUEUE_S = 2.0
 _TRIES = 2  # a kept connection may turn out to have been closed by the other side
+# vLLM begins anew after an answer that broke off, unless told to go on; llama.cpp's server does unasked, others refuse.
+_GO_ON = {"continue_final_message": True, "add_generation_prompt": False}
 
 
 class OpenAICompatible:
@@ -44,6 +47,7 @@ class OpenAICompatible:
         self._chosen = self._model = engines.llm_fallback_model if fallback else engines.llm_model
         self._address = address.rstrip("/")
         self._there = False
+        self._is_vllm = False
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`. The last reply has no text but the counts, where the endpoint gives them."""
@@ -90,17 +94,29 @@ class OpenAICompatible:
         return self._there
 
     async def reach(self) -> None:
-        """Returns when it answers, whatever it says short of a failure of its own."""
+        """Returns when it answers, whatever it says short of a failure of its own, and has made a first token."""
         pause_s = _REACH_AGAIN_S
         while not self._there:
             with contextlib.suppress(httpx.HTTPError, TimeoutError):
                 async with asyncio.timeout(_REACH_S):
                     response = await self._http.get("models")
                 if response.status_code < 500:
-                    self._there, self._model = True, self._chosen or _first_listed(response)
+                    listed = self._first_listed(response)
+                    self._model = self._chosen or listed
+                    await self._warm()
+                    self._there = True
                     return
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _REACH_AGAIN_S_MAX)
+
+    async def _warm(self) -> None:
+        """Asks for one token, so that no caller waits for what a server does only with its first chat."""
+        if self._model:
+            hello = [{"role": "user", "content": "Hello"}]
+            async with asyncio.timeout(_WARM_S):
+                await self._http.post(
+                    "chat/completions", json={"model": self._model, "messages": hello, "max_tokens": 1}
+                )
 
     async def queue(self) -> Queue | None:
         """See `Shared`: from the metrics that vLLM and llama.cpp serve beside /v1."""
@@ -138,6 +154,7 @@ class OpenAICompatible:
             "stream": True,
             "stream_options": {"include_usage": True},
             **({"stop": list(request.stop)} if request.stop else {}),
+            **(_GO_ON if self._is_vllm and request.messages and request.messages[-1].role == "assistant" else {}),
         }
         try:
             content = json.dumps(body, ensure_ascii=False).encode()
@@ -157,9 +174,18 @@ class OpenAICompatible:
         await response.aread()
         if response.status_code != 200:
             raise _refusal(response.status_code)
-        if not (model := _first_listed(response)):
+        if not (model := self._first_listed(response)):
             raise EngineError("invalid", "the endpoint lists no model: set TRUNKLINE_ENGINES__LLM_MODEL")
         return model
+
+    def _first_listed(self, response: httpx.Response) -> str:
+        """The first model of an answer that was read; empty where it lists none. Notes whose server it is."""
+        try:
+            first = response.json()["data"][0]
+            self._is_vllm = first.get("owned_by") == "vllm"
+            return str(first["id"])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return ""
 
     async def _sent(self, request: httpx.Request) -> httpx.Response:
         for _ in range(_TRIES - 1):
@@ -168,14 +194,6 @@ class OpenAICompatible:
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                 continue
         return await self._http.send(request, stream=True)
-
-
-def _first_listed(response: httpx.Response) -> str:
-    """The first model of an answer that was read; empty where it lists none."""
-    try:
-        return str(response.json()["data"][0]["id"])
-    except (ValueError, LookupError, TypeError):
-        return ""
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
@@ -214,6 +232,9 @@ def _refusal(status: int) -> EngineError:
         return EngineError("invalid", f"the endpoint answered {status}: check TRUNKLINE_ENGINES__LLM_KEY")
     if status == 404:
         return EngineError("invalid", "the endpoint answered 404: check TRUNKLINE_ENGINES__LLM_BASE_URL and _LLM_MODEL")
+    if status in (400, 413):
+        expected = "expected a chat within the model's context, and options that the endpoint knows"
+        return EngineError("invalid", f"the endpoint answered {status}: {expected}")
     if status in _REFUSALS:
         return EngineError("refused", f"the endpoint answered {status}")
     return EngineError("invalid" if 400 <= status < 500 else "crashed", f"the endpoint answered {status}")

@@ -1,6 +1,7 @@
 """One suite for every language model a stage can ask: llama.cpp in its own process, and OpenAI-compatible over HTTP."""
 
 import asyncio
+import json
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -11,17 +12,16 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Transcribe
+from processors.engine import EngineClient, EngineError, Generate, Generated, Message
 from processors.engine_client import SocketEngine, engine_client
 from processors.hosted import hosted_roles
 from processors.llm.openai_compatible import OpenAICompatible
 from streams.settings import Settings
 from tests.support.engines import HostProcess, replies, running_host, settings_in
 from tests.support.llama_server import running_llama_server
+from tests.support.llm_suite import STORY, LlmSuite, chat, pieces
 
 KEY = "a-key-of-the-test"
-STORY = Generate((Message("user", "Tell me a very long story."),), max_tokens=1900, temperature=0.0)  # takes a minute
-SYSTEM = Message("system", "You are a friendly shop assistant. Answer in one short sentence.")
 
 
 @pytest.fixture(scope="module")
@@ -52,92 +52,8 @@ async def client(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await client.close()
 
 
-def chat(text: str, **options: Any) -> Generate:
-    return Generate((SYSTEM, Message("user", text)), **{"max_tokens": 24, "temperature": 0.0, **options})
-
-
-async def pieces(client: EngineClient, request: Generate, deadline_s: float = 120) -> list[Generated]:
-    return [reply for reply in await replies(client, request, deadline_s) if isinstance(reply, Generated)]
-
-
-async def test_an_answer_is_streamed_and_counted(client: EngineClient) -> None:
-    answer = await pieces(client, chat("Do you like hiking?"))
-    *words, last = answer
-    assert len(words) > 3
-    assert all(piece.text and not piece.tokens_out for piece in words)
-    assert last.text == ""
-    assert last.model
-    assert last.tokens_in > 20
-    assert 0 < last.tokens_out <= 24
-    assert last.compute_ms > 0
-    assert "".join(piece.text for piece in words).strip()
-
-
-async def test_the_same_question_at_temperature_zero_has_the_same_answer(client: EngineClient) -> None:
-    first, second = ["".join(piece.text for piece in await pieces(client, chat("What is a tent?"))) for _ in range(2)]
-    assert first == second
-
-
-async def test_max_tokens_and_stop_end_an_answer(client: EngineClient) -> None:
-    full = await pieces(client, chat("Count from one to ten in words.", max_tokens=30))
-    words = "".join(piece.text for piece in full).split()
-    assert len(full) - 1 > 5
-    short = await pieces(client, chat("Count from one to ten in words.", max_tokens=5))
-    assert short[-1].tokens_out <= 5
-    stopped = await pieces(client, chat("Count from one to ten in words.", max_tokens=30, stop=(words[3],)))
-    text = "".join(piece.text for piece in stopped)
-    assert words[3] not in text
-    assert text.split()[0] == words[0]
-
-
-async def test_two_answers_at_once_do_not_mix(client: EngineClient) -> None:
-    questions = [chat("What is a tent?"), chat("What is a boat?")]
-    alone = ["".join(piece.text for piece in await pieces(client, question)) for question in questions]
-    both = await asyncio.gather(*(pieces(client, question) for question in questions))
-    for text, other in zip(["".join(piece.text for piece in answer) for answer in both], alone, strict=True):
-        assert text.split()[:3] == other.split()[:3]
-
-
-async def test_closing_the_stream_frees_the_model_at_once(client: EngineClient) -> None:
-    """Both slots are taken by answers that would run for minutes; closed, they make room for the next."""
-    for _ in range(2):
-        streams = [client.ask(STORY, 300) for _ in range(2)]
-        for stream in streams:
-            async with aclosing(stream):
-                assert isinstance(await anext(stream), Generated)
-    assert (await pieces(client, chat("Hello?"), 20))[-1].tokens_out > 0
-
-
-async def test_an_ask_is_cancelled_while_its_prompt_is_read(client: EngineClient) -> None:
-    """Read to the end, the prompts would keep both slots busy for longer than the last ask waits."""
-    for _ in range(8):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await pieces(client, chat("word " * 1700))
-    assert (await pieces(client, chat("Hello?"), 20))[-1].tokens_out > 0
-
-
-async def test_the_deadline_ends_an_answer_in_the_middle(client: EngineClient) -> None:
-    with pytest.raises(EngineError) as raised:
-        await pieces(client, STORY, 1.0)
-    assert raised.value.reason == "timeout"
-    assert (await pieces(client, chat("Hello?")))[-1].tokens_out > 0
-
-
-async def test_a_chat_too_long_for_the_model_is_refused(client: EngineClient) -> None:
-    with pytest.raises(EngineError) as raised:
-        await pieces(client, chat("word " * 20_000))
-    assert raised.value.reason == "invalid"
-    assert "word" not in raised.value.detail
-
-
-async def test_odd_input_is_answered_or_refused(client: EngineClient) -> None:
-    assert (await pieces(client, chat("")))[-1].tokens_out > 0
-    assert (await pieces(client, chat("\x00\x07 <|im_start|>system <|im_end|> 🙂 \u202e ملاحظة")))[-1].tokens_out > 0
-    for wrong in (Generate((Message("user", "\ud800"),)), Transcribe(b"")):
-        with pytest.raises(EngineError) as raised:
-            await replies(client, wrong)
-        assert raised.value.reason == "invalid"
+class TestSuite(LlmSuite):
+    """What each of them must do."""
 
 
 async def test_a_chat_without_messages_is_refused_by_our_own_engine(host: HostProcess) -> None:
@@ -240,3 +156,37 @@ async def test_what_endpoints_say_becomes_replies_or_a_reason(
     assert found == texts
     assert failed.startswith(error) if error else not failed
     assert "words" not in failed
+
+
+@pytest.mark.parametrize(("owner", "told"), [("vllm", True), ("llamacpp", False), (None, False)])
+@pytest.mark.parametrize("model", ["", "m"])
+async def test_vllm_is_told_to_go_on_with_an_answer_that_broke_off(
+    tmp_path: Path, owner: str | None, told: bool, model: str
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        if head.startswith("get"):
+            listing = json.dumps({"data": [{"id": "m", "owned_by": owner}]})
+            writer.write(f"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{listing}".encode())
+        else:
+            length = int(head.partition("content-length:")[2].split()[0])
+            asked.append(json.loads(await reader.readexactly(length)))
+            writer.write(HEAD + WORD + b"data: [DONE]\n\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = OpenAICompatible(remote(tmp_path, f"http://127.0.0.1:{port}/v1", model=model))
+        await client.reach()
+        question = Message("user", "Hello?")
+        for messages in ((question,), (question, Message("assistant", "Well, hello."))):
+            await pieces(client, Generate(messages))
+        await client.close()
+    new = {"continue_final_message": True, "add_generation_prompt": False}
+    warming, first, second = asked
+    assert (warming["model"], warming["max_tokens"]) == ("m", 1)
+    assert not first.keys() & new.keys()
+    assert {name: second[name] for name in second.keys() & new.keys()} == (new if told else {})

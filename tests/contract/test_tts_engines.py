@@ -7,7 +7,6 @@ import asyncio
 import importlib.util
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,14 @@ import pytest
 from faster_whisper import WhisperModel
 
 from processors import models
-from processors.engine import Capabilities, Embed, EngineError, Speak, Spoken
+from processors.engine import Embed, EngineError, Speak
 from processors.engine_client import SocketEngine
 from processors.tts.engine import ENGINES, create
 from streams.settings import Settings
 from tests.support.engines import HostProcess, replies, running_host, settings_in
+from tests.support.tts_suite import HZ, TtsSuite, say, speech
 
 Hear = Callable[[bytes], list[str]]
-HZ = 16000
-LONG = "You can return anything within thirty days. " * 8
 
 
 @pytest.fixture(scope="module", params=sorted({*ENGINES} - {"coqui"}))
@@ -53,18 +51,8 @@ def hear() -> Hear:
     return words
 
 
-async def speech(client: SocketEngine, request: Speak, deadline_s: float = 60) -> list[Spoken]:
-    return [reply for reply in await replies(client, request, deadline_s) if isinstance(reply, Spoken)]
-
-
-async def say(client: SocketEngine, text: str) -> bytes:
-    return b"".join(piece.pcm for piece in await speech(client, Speak(text)))
-
-
-async def test_it_says_what_it_is(client: SocketEngine) -> None:
-    capabilities: Capabilities = await client.capabilities(30)
-    assert (capabilities.role, capabilities.streaming, capabilities.sample_rate_hz) == ("tts", True, HZ)
-    assert capabilities.licence
+class TestSuite(TtsSuite):
+    """What each of them must do."""
 
 
 @pytest.mark.parametrize(
@@ -80,16 +68,6 @@ async def test_a_listener_hears_each_digit_of_an_order_number(client: SocketEngi
     for digit, name in enumerate(names):
         heard = heard.replace(name, str(digit))
     assert heard.endswith("48213")
-
-
-async def test_speech_comes_in_pieces_of_whole_samples(client: SocketEngine) -> None:
-    pieces = await speech(client, Speak("Hello, this is Pine and Peak. How can I help you today?"))
-    assert len(pieces) > 3
-    assert all(piece.pcm and len(piece.pcm) % 2 == 0 and len(piece.pcm) <= HZ * 2 for piece in pieces)
-    assert all(piece.model for piece in pieces)
-    # Each piece carries what it took; those that were made together are paid for with the first.
-    assert pieces[0].compute_ms > 0
-    assert all(piece.compute_ms >= 0 for piece in pieces)
 
 
 async def test_speech_starts_at_once_and_is_neither_faint_nor_clipped(client: SocketEngine) -> None:
@@ -109,23 +87,6 @@ async def test_speed_changes_the_length(client: SocketEngine) -> None:
     assert fast < 0.85 * plain
 
 
-async def test_the_same_sentence_is_the_same_sound(client: SocketEngine) -> None:
-    assert await say(client, "Hello there.") == await say(client, "Hello there.")
-
-
-@pytest.mark.parametrize("text", ["", "   ", "...", "🙂", "\n\t"])
-async def test_without_words_there_is_no_sound(client: SocketEngine, text: str) -> None:
-    assert await say(client, text) == b""
-
-
-@pytest.mark.parametrize(
-    "text", ["ok", "Grüße aus Köln", "日本語", "a" * 300, "\u202e\x00x", "1" * 60, "?!" * 50 + "a"]
-)
-async def test_odd_text_never_breaks_the_voice(client: SocketEngine, text: str) -> None:
-    await say(client, text)
-    assert await say(client, "Hello.")
-
-
 async def test_what_it_cannot_say_is_refused_by_name(client: SocketEngine) -> None:
     for request, expected in (
         (Speak("x" * 5001), "expected at most 5000 characters, found 5001"),
@@ -139,19 +100,6 @@ async def test_what_it_cannot_say_is_refused_by_name(client: SocketEngine) -> No
             await replies(client, request)
         assert raised.value.reason == "invalid"
         assert expected in raised.value.detail
-
-
-async def test_a_sentence_is_dropped_in_the_middle(client: SocketEngine) -> None:
-    for _ in range(4):
-        async with aclosing(client.ask(Speak(LONG), 60)) as stream:
-            assert isinstance(await anext(stream), Spoken)
-    assert await say(client, "Hello.")
-
-
-async def test_several_sentences_at_once_do_not_mix(client: SocketEngine) -> None:
-    sentences = ["Hello there.", "Your order is on its way.", "We are open until six."]
-    alone = [await say(client, sentence) for sentence in sentences]
-    assert await asyncio.gather(*(say(client, sentence) for sentence in sentences)) == alone
 
 
 def test_an_unknown_engine_is_refused_with_the_names_there_are(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """docker-compose.yml read as Compose interpolates it, and its environment read by the settings class."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,12 @@ import yaml
 from pydantic import BaseModel
 from pydantic_settings import SettingsConfigDict
 
+from processors.agents import load_agents
+from processors.hosted import hosted_roles
 from processors.pipeline import STAGES
+from processors.rungs import ladder
 from streams import jars
+from streams.clock import SystemClock
 from streams.settings import REPOSITORY, Settings
 
 SECRETS = {
@@ -22,6 +27,9 @@ SECRETS = {
 }
 COMPOSE_FILE = REPOSITORY / "docker-compose.yml"
 ENV_EXAMPLE = REPOSITORY / "infra" / "docker" / "example.env"
+
+VLLM_CONFIG = "/etc/trunkline/vllm.yaml"
+CHAT_TOKENS_MAX = 1900  # above persona, rules, two passages and six exchanges: some 3,000 characters
 
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?:(?P<kind>:-|:\?)(?P<rest>[^}]*))?\}")
 
@@ -169,6 +177,47 @@ def test_the_brokers_differ_only_in_their_names() -> None:
         f"PLAINTEXT://kafka-{node}:9092" for node in (1, 2, 3)
     ]
     assert brokers[0] == brokers[1] == brokers[2]
+
+
+def test_vllm_and_the_stage_that_asks_it_agree(only: Any) -> None:
+    chosen = SECRETS | {"TRUNKLINE_ENGINES__LLM": "openai", "TRUNKLINE_ENGINES__LLM_KEY": "an-llm-key"}
+    vllm, stage = services(chosen)["vllm"], services(chosen)["llm"]
+    only(stage["environment"])
+    engines = Settings().engines
+    assert engines.llm_endpoints == (f"http://vllm:{vllm['command'][vllm['command'].index('--port') + 1]}/v1",)
+    assert engines.llm_key.get_secret_value() == vllm["environment"]["VLLM_API_KEY"] == "an-llm-key"
+    assert set(vllm["networks"]) <= set(stage["networks"])
+    assert hosted_roles(Settings()) == ("stt", "embeddings", "tts")
+    assert [lane.name for lane in ladder(Settings(), "llm", SystemClock()).lanes] == ["llm.0"]
+
+
+def test_several_vllm_servers_and_a_fallback_reach_the_stage(only: Any) -> None:
+    urls = ["http://gpu-1:8000/v1", "http://gpu-2:8000/v1"]
+    chosen = SECRETS | {
+        "TRUNKLINE_ENGINES__LLM": "openai",
+        "TRUNKLINE_ENGINES__LLM_BASE_URLS": json.dumps(urls),
+        "TRUNKLINE_ENGINES__LLM_FALLBACK_BASE_URL": "https://models.example.org/v1",
+    }
+    only(services(chosen)["llm"]["environment"])
+    assert Settings().engines.llm_endpoints == tuple(urls)
+    names = [lane.name for lane in ladder(Settings(), "llm", SystemClock()).lanes]
+    assert names == ["llm.0", "llm.1", "llm.fallback"]
+
+
+def test_vllms_flags_suit_the_deadlines_and_chats_of_the_stage() -> None:
+    service = services()["vllm"]
+    (mounted,) = [one for one in service["volumes"] if one.endswith(f":{VLLM_CONFIG}:ro")]
+    assert service["command"][1:3] == ["--config", VLLM_CONFIG]
+    flags = yaml.safe_load((REPOSITORY / mounted.partition(":")[0]).read_text())
+    assert flags["enable-prefix-caching"] is True
+    assert flags["enable-chunked-prefill"] is True
+    assert flags["stream-interval"] == 1
+    assert flags["enable-log-requests"] is False
+    assert 0 < flags["gpu-memory-utilization"] < 1
+    # As many answers as there may be calls of one gateway would be too many at once for the first word to be in time.
+    assert flags["max-num-seqs"] < Settings().api.sessions_max
+    agent = load_agents(REPOSITORY / "infra" / "agents")["shop"]
+    assert agent.limits.tokens_max + CHAT_TOKENS_MAX < flags["max-num-batched-tokens"] <= flags["max-model-len"]
 
 
 def test_secret_files_set_what_the_environment_does_not(tmp_path: Path, only: Any) -> None:

@@ -1207,6 +1207,18 @@ def test_the_model_is_told_who_calls_and_may_say_so() -> None:
     assert call.said(1) == "You are a gold customer, Ada Park."
 
 
+def test_what_is_the_same_in_every_turn_stands_first_for_the_models_cache() -> None:
+    call = knowing()
+    agent = AGENTS["shop"]
+    call.receive(started())
+    call.answer("tools", found(ADA))
+    call.receive(intent(1, "none", "what do you know about me", 0.1))
+    call.embedded()
+    request = call.ask("llm").request
+    assert isinstance(request, Generate)
+    assert request.messages[0].content.startswith("\n".join([agent.persona, *agent.rules]))
+
+
 def test_a_caller_in_a_url_is_a_value() -> None:
     caller = Caller("+1 555/0", {"name": "A&B"})
     tool = Tool(name="t", url="http://erp/{{ caller }}?name={{ caller.name }}")

@@ -169,6 +169,18 @@ def test_waiting_is_what_the_engine_did_not_spend_on_it() -> None:
     assert waits.mean_s(3.0 + WINDOW_S) == 0.0
 
 
+def test_an_answer_that_goes_on_is_no_waiting() -> None:
+    waits = Waits()
+    waits.begin(1, 0.0)
+    waits.end(1, 0.2, compute_s=0.2)
+    waits.begin(2, 1.0)
+    assert waits.mean_s(3.0) == pytest.approx(2.0 - 2 * 0.2)
+    waits.begun(2)
+    assert waits.mean_s(3.0) == 0.0
+    waits.end(2, 9.0, compute_s=7.9)
+    assert waits.mean_s(9.0) == pytest.approx(0.1)
+
+
 def test_a_withdrawn_ask_and_one_that_can_be_shed_are_no_waiting() -> None:
     meter = Meter({"stt": 1}, 0.0)
     withdrawn = meter.asked("stt", 0.0)

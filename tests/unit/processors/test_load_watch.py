@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from processors.engine import EngineError, Reply, Request, Speak, Spoken, Transcribe, Transcribed
+from processors.engine import EngineError, Generate, Generated, Reply, Request, Speak, Spoken, Transcribe, Transcribed
 from processors.load import RAISE_S, REPEAT_S, STEP_S, Board, Level, Meter
 from processors.load_watch import SAMPLE_S, LoadAwareEngine, LoadWatch, capacity
 from schemas.events import Health, HealthKind
@@ -229,6 +229,20 @@ async def test_an_ask_that_fails_has_waited_and_one_that_is_withdrawn_has_not() 
         clock.now_s += 60
         assert meter.sample(clock.now_s, 0, depth=0).waiting_s == 0.0  # nothing is left open
         await engine.close()
+
+
+async def test_an_answer_that_nobody_wants_any_more_has_not_waited_though_its_cost_was_not_told() -> None:
+    class Streaming(Scripted):
+        async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
+            for _ in range(3):
+                await self._clock.sleep(2.0)
+                yield Generated("word ")
+
+    clock = HandClock()
+    meter = Meter({"llm": 1}, clock.now_s)
+    engine = LoadAwareEngine(Streaming(clock), "llm", meter, lambda: Level.ORDINARY, clock)
+    await ask(engine, Generate(()), replies=2)
+    assert meter.sample(clock.now_s, 0, depth=0).waiting_s == 0.0
 
 
 def test_capacity_is_of_the_replicas_and_of_a_remote_service_what_may_be_under_way() -> None:

@@ -1,0 +1,166 @@
+"""A real call on the whole platform over two vLLM servers, of which one is killed in the middle of its answer.
+
+The second one goes on with it: what was said of it must not be said again, and nothing of it may be missing.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from api.client import CallEvent, CallResult, Patience, TurnSummary, load_turns, place_call
+from bench.faults.checks import check_heard, check_sentences, check_turns, counted, distinct
+from schemas.event import Event
+from schemas.events import Response, ResponseKind, Transcript, TranscriptKind
+from streams.consumer import session_records
+from streams.registry import codec_for
+from streams.settings import REPOSITORY
+from tests.engines.conftest import KEY
+from tests.engines.tiny_llm import ANSWER, SLOW_FROM
+from tests.support.platform import Platform, running_platform
+from tests.support.vllm_server import MODEL, VllmServer
+
+# The answer stops where its slow part begins: what is left fits into the seconds that the rest of an answer may take.
+TOKENS_BEFORE = len(" ".join(ANSWER[:SLOW_FROM]))
+QUESTIONS = [REPOSITORY / "infra" / "demo" / name for name in ("3_returns.wav", "4_stock.wav")]
+LONG_S = 240.0
+PATIENCE = Patience(start_s=60.0, greeting_s=60.0, final_s=LONG_S, reply_s=LONG_S)
+AGENT = """
+name: Mountain Talk
+greeting: Hello.
+persona: You talk with callers about walking in the mountains.
+intents:
+  - name: goodbye
+    examples: [goodbye, bye bye]
+    end_call: true
+    templates: {ok: Goodbye!}
+# An answer begins when the turn is over, so that the caller learns of each sentence as it is made.
+pauses: {speculate: false}
+# Everything but a clear goodbye is for the language model, which has all the time that a busy machine may need.
+limits:
+  {confidence_min: 0.95, sentences_max: 10, tokens_max: 2000, turn_s_max: 120, first_sentence_ms_max: 60000}
+texts:
+  apology: I am sorry, something went wrong.
+"""
+
+
+# Answers are cut short under load, and these answers last; how busy the machine is shall not matter.
+UNHURRIED = {
+    f"TRUNKLINE_LOAD__{name}": "1000000"
+    for name in ("DEPTH_MAX", "OLDEST_MS_MAX", "WAITING_MS_MAX", "MACHINE_MAX", "REPLY_MS_MAX")
+} | {"TRUNKLINE_LOAD__UTILISATION_MAX": "1"}
+
+
+@pytest.fixture
+async def second(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmServer]:
+    """Another server. It is stopped, so that nobody asks it before it is let go on."""
+    server = VllmServer(tmp_path_factory.mktemp("second"), KEY)
+    try:
+        await asyncio.to_thread(server.start)
+        server.pause()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def platform(vllm: VllmServer, second: VllmServer, tmp_path: Path) -> Iterator[Platform]:
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "mountain.yaml").write_text(AGENT)
+    environment = UNHURRIED | {
+        "TRUNKLINE_AGENTS_DIR": str(tmp_path / "agents"),
+        "TRUNKLINE_ENGINES__LLM": "openai",
+        "TRUNKLINE_ENGINES__LLM_BASE_URLS": json.dumps([vllm.url, second.url]),
+        "TRUNKLINE_ENGINES__LLM_KEY": KEY,
+        "TRUNKLINE_ENGINES__LLM_MODEL": MODEL,
+        # The first server is stopped for a while before it is killed, and must not count as ill before.
+        "TRUNKLINE_ENGINES__LLM_FIRST_TOKEN_S": str(LONG_S),
+        "TRUNKLINE_ENGINES__LLM_BETWEEN_TOKENS_S": str(LONG_S),
+    }
+    with running_platform(**environment) as running:
+        yield running
+
+
+class Fate:
+    """What happens to the servers during the call."""
+
+    def __init__(self, platform: Platform, first: VllmServer, second: VllmServer) -> None:
+        self._platform = platform
+        self._first, self._second = first, second
+        self.struck = False
+        self.said_before = 0
+
+    def on_event(self, event: CallEvent) -> None:
+        """Counts the sentences that the caller knows of while the first server lives."""
+        if event.type == "sentence" and event.message["turn"] == 1 and not self.struck:
+            self.said_before += 1
+
+    def on_turn(self, turn: TurnSummary) -> None:
+        """Once the reply was heard, the second one dies, too."""
+        self._second.kill()
+
+    async def strike(self) -> None:
+        """Stops the first server in its answer, and kills it once the second one, let go on, is reachable."""
+        made = await self._made()
+        async with asyncio.timeout(LONG_S):
+            while await self._made() < made + TOKENS_BEFORE:  # noqa: ASYNC110 - in another process
+                await asyncio.sleep(0.02)
+            self._first.pause()
+            self._second.go_on()
+            while (await self._engine("llm.1"))["health"] != "reachable":  # noqa: ASYNC110 - in another process
+                await asyncio.sleep(0.5)
+        self.struck = True
+        self._first.kill()
+
+    async def _made(self) -> float:
+        return await asyncio.to_thread(self._first.metric, "vllm:generation_tokens_total")
+
+    async def _engine(self, name: str) -> dict[str, object]:
+        rows = await asyncio.to_thread(self._platform.rows, "engines")
+        return next(row for row in rows if row.get("engine") == name)
+
+
+async def events_of(platform: Platform, result: CallResult) -> list[Event]:
+    codec = codec_for(platform.settings)
+    records = await session_records(platform.settings, result.session_id)
+    return counted(distinct([codec.decode(record.topic, record.value) for record in records]))
+
+
+async def test_a_server_killed_in_its_answer_is_followed_by_the_next_one_without_a_word_lost_or_said_twice(
+    platform: Platform, vllm: VllmServer, second: VllmServer
+) -> None:
+    fate = Fate(platform, vllm, second)
+    striking = asyncio.create_task(fate.strike())
+    result = await place_call(
+        platform.url,
+        load_turns(QUESTIONS),
+        agent="mountain",
+        on_event=fate.on_event,
+        on_turn=fate.on_turn,
+        patience=PATIENCE,
+    )
+    await striking
+    assert 0 < fate.said_before < len(ANSWER)
+
+    events = await events_of(platform, result)
+    findings = [*check_turns(result, events), *check_sentences(events), *check_heard(result, events)]
+    assert findings == []
+    responses = [event for event in events if isinstance(event, Response)]
+    finals = [e.turn for e in events if isinstance(e, Transcript) and e.kind is TranscriptKind.FINAL]
+    assert finals == [1, 2]
+    said = [e.text for e in responses if e.kind is ResponseKind.SENTENCE and e.turn == 1]
+    assert said == list(ANSWER)
+    ends = {e.turn: e for e in responses if e.kind is ResponseKind.COMPLETED}
+    assert (ends[1].outcome, ends[1].source, ends[1].text) == ("answered", "model", " ".join(ANSWER))
+    assert result.turns[0].reply == " ".join(ANSWER)
+    # With nobody left to ask, the caller is told so, and the call goes on to its end.
+    assert (ends[2].outcome, ends[2].source) == ("failed", "apology")
+    assert result.turns[1].reply == "I am sorry, something went wrong."
+    assert result.ended == "hung_up"
+
+    rows = {row["engine"]: row for row in await asyncio.to_thread(platform.rows, "engines") if row.get("engine")}
+    # It broke off, and may have been asked for the rest before it was known to refuse connections.
+    assert rows["llm.0"]["failed"].get("crashed") in (1, 2)
+    assert rows["llm.1"]["answered"] == 1

@@ -2,12 +2,13 @@
 
 On are the ClickHouse sink, the webhook relay with a subscriber of every event, and the CRM's clerk. Two platforms stand
 side by side, one with readers and one without, and calls alternate between them: what the machine does meanwhile, the
-platform that is not called included, meets both alike. The order changes from round to round.
+platform that is not called included, meets both alike. The order changes from round to round. Besides the two
+distributions, the difference is shown turn by turn, of the same words in the same round.
 """
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,10 +19,10 @@ from bench import voice
 from bench.caller import Call
 from bench.logged import Logged
 from bench.processes import wait_for_calm
-from bench.report import Distribution, Fact, Findings
+from bench.report import Distribution, Fact, Findings, Row
 from bench.running import Trunkline, platform_directory, running_state
 
-ROUNDS = ((voice.Scene("1 at once", 1), 12), (voice.Scene("4 at once", 4), 4))
+ROUNDS = ((voice.Scene("1 at once", 1), 6), (voice.Scene("4 at once", 4), 2))
 QUICK_ROUNDS = ((ROUNDS[0][0], 2),)
 
 
@@ -69,7 +70,7 @@ def measure_readers(quick: bool) -> Findings:
                     for directory in directories.values():
                         wait_for_calm(directory)
                     system = Trunkline(directories[on])
-                    made = voice.play(system, scene, quick=True)
+                    made = voice.play(system, scene, quick)
                     calls.setdefault((scene.group, on), []).extend(made)
                     logged |= system.logged([call.caller for call in made])
     return _findings(calls, logged)
@@ -91,6 +92,19 @@ def _platform(on: bool, address: str) -> Iterator[Path]:
         yield directory
 
 
+def _differences_ms(with_: Sequence[Call], without: Sequence[Call]) -> Iterator[float]:
+    """Of turns that were answered in both, each after the end of its speech."""
+    for ours, alone in zip(with_, without, strict=True):
+        for one, other in zip(voice.turns_of(ours), voice.turns_of(alone), strict=False):
+            times_s = [
+                turn.answered_s - turn.said.ends_s
+                for turn in (one, other)
+                if turn.answered_s is not None and not turn.early
+            ]
+            if len(times_s) == 2 and one.said.utterance.words == other.said.utterance.words:
+                yield 1000 * (times_s[0] - times_s[1])
+
+
 def _findings(calls: dict[tuple[str, bool], list[Call]], logged: dict[str, Logged]) -> Findings:
     found = Findings()
     audible: dict[tuple[str, bool], Distribution] = {}
@@ -99,6 +113,8 @@ def _findings(calls: dict[tuple[str, bool], list[Call]], logged: dict[str, Logge
         audible[group, on] = next(row.distribution for row in part.rows if row.name == voice.AUDIBLE_ANSWER)
         found.add(part)
     for group in dict.fromkeys(group for group, _ in calls):
+        differences = Distribution.of(_differences_ms(calls[group, True], calls[group, False]))
+        found.rows.append(Row(group, "the same turn: all readers less no reader", differences))
         with_, without = audible[group, True], audible[group, False]
         for name in ("p50", "p95"):
             ours, alone = getattr(with_, name), getattr(without, name)

@@ -27,7 +27,7 @@ from streams.consumer import BEGINNING, END, LogReader, Record, read_range
 from streams.producer import LogProducer
 from streams.registry import codec_for
 from streams.settings import REPOSITORY, Settings
-from tests.support.kafka import TestBroker
+from tests.support.kafka import TestBroker, running_broker
 from tests.support.sink import PATIENCE_S, SinkProcess, burst_of, of_session, publish, rows_are_events
 
 # The embedded engine holds one database in a process and does not survive a fork: the store is tried in processes.
@@ -239,29 +239,35 @@ async def test_a_sink_that_dies_at_a_step_repeats_the_batch_and_no_row(
         sink.kill()
 
 
-async def test_what_a_dead_sink_had_written_is_shown_by_the_next(
-    kafka: TestBroker, settings: Settings, tmp_path: Path
-) -> None:
+@pytest.fixture
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
+    """A broker with no other sink in the group."""
+    with running_broker(tmp_path_factory.mktemp("broker"), provisioned=True) as broker:
+        yield broker
+
+
+async def test_what_a_dead_sink_had_written_is_shown_by_the_next(own: TestBroker, tmp_path: Path) -> None:
     """No record comes after it: the group's lag must not stand for ever."""
-    sink = SinkProcess(tmp_path, kafka.bootstrap_servers)
-    await publish(settings, burst_of(str(uuid.uuid4()), 10))
-
-    async def behind() -> list[Partition]:
-        async with LogReader(settings, "test.lag", GROUP) as reader:
-            partitions = [one for topic in TABLE_OF_TOPIC for one in await reader.partitions(topic)]
-            ends, shown = await reader.end_offsets(partitions), await reader.committed(partitions)
-        return [partition for partition in partitions if ends[partition] and shown[partition] != ends[partition]]
-
+    sink = SinkProcess(tmp_path, own.bootstrap_servers)
+    await publish(own.settings(), burst_of(str(uuid.uuid4()), 10))
     try:
         sink.start(False, "tests.support.failing_sink", "written", "after", "die", "1")
         assert await asyncio.to_thread(sink.ended) == 9
-        assert await behind()
+        assert await behind(own.settings())
         await asyncio.to_thread(sink.start)
         deadline_s = time.monotonic() + PATIENCE_S
-        while left := await behind():
+        while left := await behind(own.settings()):
             assert time.monotonic() < deadline_s, left
     finally:
         sink.kill()
+
+
+async def behind(settings: Settings) -> list[Partition]:
+    """Where the group's lag is not 0."""
+    async with LogReader(settings, "test.lag", GROUP) as reader:
+        partitions = [one for topic in TABLE_OF_TOPIC for one in await reader.partitions(topic)]
+        ends, shown = await reader.end_offsets(partitions), await reader.committed(partitions)
+    return [partition for partition in partitions if ends[partition] and shown[partition] != ends[partition]]
 
 
 async def test_a_store_whose_line_breaks_gets_every_row_once(

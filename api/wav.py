@@ -147,10 +147,19 @@ def write_stereo(path: Path, left: Pcm, right: Pcm) -> None:
     both = np.zeros((max(len(left), len(right)), 2), "<i2")
     both[: len(left), 0] = left
     both[: len(right), 1] = right
+    _write(path, both.tobytes(), channels=2)
+
+
+def write_mono(path: Path, pcm: bytes) -> None:
+    """Writes one track: PCM16 little-endian of 16,000 Hz."""
+    _write(path, pcm, channels=1)
+
+
+def _write(path: Path, frames: bytes, channels: int) -> None:
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as out:
-        out.setnchannels(2)
+        out.setnchannels(channels)
         out.setsampwidth(2)
         out.setframerate(SAMPLE_RATE_HZ)
-        out.writeframes(both.tobytes())
+        out.writeframes(frames)
     path.write_bytes(buffer.getvalue())

@@ -46,12 +46,12 @@ def clips() -> list[Clip]:
 def load(path: Path, words: str = "", voice: str = "human") -> Clip:
     """A WAV: PCM16 mono at any rate; raises ValueError for another."""
     one = utterances.load(path, words, voice, SAMPLE_RATE_HZ)
-    return Clip(_of_pcm(one.pcm.tobytes()), words, voice)
+    return Clip(of_pcm(one.pcm.tobytes()), words, voice)
 
 
 def telephone(samples: Samples) -> Samples:
     """What is left of it after 8,000 Hz and mu-law, by the gateway's own filters."""
-    return _of_pcm(Doubler().process(mulaw_to_pcm(pcm_to_mulaw(Halver().process(pcm_of(samples))))))
+    return of_pcm(Doubler().process(mulaw_to_pcm(pcm_to_mulaw(Halver().process(pcm_of(samples))))))
 
 
 def noisy(samples: Samples) -> Samples:
@@ -113,5 +113,6 @@ def pcm_of(samples: Samples) -> bytes:
     return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
 
 
-def _of_pcm(pcm: bytes) -> Samples:
+def of_pcm(pcm: bytes) -> Samples:
+    """PCM16 as samples of -1 to 1."""
     return np.frombuffer(pcm, dtype="<i2").astype(np.float32) / np.float32(32768)

@@ -9,12 +9,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from rich.console import Console
 
 from bench import report
 from bench.machine import this_machine
-from bench.recordings import Samples, clips, pcm_of, read, telephone
+from bench.recordings import Samples, clips, of_pcm, pcm_of, read, telephone
 from bench.report import Distribution, Fact, Findings, Row
 from bench.words import word_error_rate
 from processors.engine import Engine, Speak, Spoken, Transcribe
@@ -82,7 +81,7 @@ def _sentences() -> Iterator[tuple[str, str]]:
 
 def _spoken(tts: Engine, text: str) -> Samples:
     pcm = b"".join(piece.pcm for piece in tts.answer(Speak(text)) if isinstance(piece, Spoken))
-    return np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32768)
+    return of_pcm(pcm)
 
 
 def _letters(text: str) -> str:

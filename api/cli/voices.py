@@ -1,12 +1,12 @@
 """`voices`: a brand's voice from a sample, with the consent of the person whose voice it is."""
 
-import wave
 from contextlib import aclosing
 from pathlib import Path
 
 from api.cli.context import actor, log_errors, note_access, running_settings, settings_of
 from api.cli.output import print_json, print_table, when
 from api.errors import OperatorError
+from api.wav import write_mono
 from processors.engine import Capabilities, EngineError, Speak, Spoken
 from processors.engine_client import SocketEngine
 from processors.tts.voices import Voice, VoiceError, VoiceStore
@@ -87,11 +87,7 @@ async def say(name: str, text: str, out: Path, language: str, speed: float, data
     if not pcm:
         raise OperatorError("text: expected words, found none that the engine can say", exit_code=2)
     try:
-        with wave.open(str(out), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(16_000)
-            file.writeframes(pcm)
+        write_mono(out, pcm)
     except OSError as error:
         raise OperatorError(f"{out}: {error.strerror}") from None
     print(f"{out}: {len(pcm) / 32_000:.1f} s")

@@ -5,21 +5,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import soxr
 from hibari import Hibari
 
 from processors.engine import Capabilities, EngineError, Reply, Request, Speak, Spoken
 from processors.models import ModelError, ResolvedModel
 from processors.tts.spoken import spoken
+from processors.tts.trimmer import HEAD_MS, OUT_HZ, QUIET, TAIL_MS, Wave, pcm16, pieces
 
-OUT_HZ = 16000
-CHUNK_MS = 200
 TEXT_CHARS_MAX = 5000
 SPEED_MIN, SPEED_MAX = 0.5, 2.0
-_QUIET = 0.008  # of full scale: below this is no speech; the voice itself peaks at 0.3 to 0.5
-_HEAD_MS = 30  # kept before the first sound: the model makes some 300 ms of silence there
-_TAIL_MS = 200  # kept after the last one, as the pause between sentences
 
 
 class HibariVoices:
@@ -49,7 +44,7 @@ class HibariVoices:
             pass
 
     def answer(self, request: Request) -> Iterator[Reply]:
-        """See `Engine`: pieces of `CHUNK_MS`, the silence at both ends cut; none for a text without words."""
+        """See `Engine`: pieces of 200 ms, the silence at both ends cut; none for a text without words."""
         if not isinstance(request, Speak):
             raise EngineError("invalid", f"expected Speak, found {type(request).__name__}")
         if len(request.text) > TEXT_CHARS_MAX:
@@ -67,11 +62,11 @@ class HibariVoices:
         for phonemes in sentences:
             wave = voice.from_phonemes(phonemes, request.speed, seed=0)
             pcm = _pcm(_trimmed(wave, voice.sample_rate), voice.sample_rate)
-            step = OUT_HZ * CHUNK_MS // 1000 * 2
             # The first piece of what was made at once carries what it took; waiting for the reader costs nothing.
             compute_ms = 1000 * (time.perf_counter() - started_s)
-            for start in range(0, len(pcm), step):
-                yield Spoken(pcm[start : start + step], self._model.name, compute_ms if start == 0 else 0.0)
+            for piece in pieces(pcm):
+                yield Spoken(piece, self._model.name, compute_ms)
+                compute_ms = 0.0
             started_s = time.perf_counter()
 
     def _voice(self, name: str) -> Hibari:
@@ -87,17 +82,17 @@ class HibariVoices:
             return self._voices[name]
 
 
-def _trimmed(wave: npt.NDArray[np.float32], rate_hz: int) -> npt.NDArray[np.float32]:
+def _trimmed(wave: Wave, rate_hz: int) -> Wave:
     """The wave without the silence at its ends, but for a breath."""
-    loud = np.flatnonzero(np.abs(wave) > _QUIET)
+    loud = np.flatnonzero(np.abs(wave) > QUIET)
     if loud.size == 0:
         return wave[:0]
-    first = max(0, int(loud[0]) - rate_hz * _HEAD_MS // 1000)
-    last = min(len(wave), int(loud[-1]) + rate_hz * _TAIL_MS // 1000)
+    first = max(0, int(loud[0]) - rate_hz * HEAD_MS // 1000)
+    last = min(len(wave), int(loud[-1]) + rate_hz * TAIL_MS // 1000)
     return wave[first:last]
 
 
-def _pcm(wave: npt.NDArray[np.float32], rate_hz: int) -> bytes:
+def _pcm(wave: Wave, rate_hz: int) -> bytes:
     """float32 at any rate to PCM16 little-endian at `OUT_HZ`."""
     samples = soxr.resample(wave, rate_hz, OUT_HZ) if len(wave) else wave
-    return (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+    return pcm16(samples)

@@ -39,16 +39,16 @@ class Trimmer:
         end = int(loud[-1]) + 1
         self._begun = True
         if last:
-            return _pcm(samples[first : end + _samples(TAIL_MS)])
+            return pcm16(samples[first : end + _samples(TAIL_MS)])
         self._held = samples[end:]
-        return _pcm(samples[first:end])
+        return pcm16(samples[first:end])
 
     def finish(self) -> bytes:
         """What is left: the last sound's tail."""
         rest = self.feed(np.zeros(0, np.float32), last=True)
         if rest or not self._begun:
             return rest
-        return _pcm(self._held[: _samples(TAIL_MS)])
+        return pcm16(self._held[: _samples(TAIL_MS)])
 
 
 def pieces(pcm: bytes) -> Iterator[bytes]:
@@ -57,9 +57,10 @@ def pieces(pcm: bytes) -> Iterator[bytes]:
         yield pcm[start : start + CHUNK_BYTES]
 
 
+def pcm16(samples: Wave) -> bytes:
+    """Samples of -1 to 1 as PCM16 little-endian; what is louder is cut."""
+    return (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+
+
 def _samples(length_ms: int) -> int:
     return OUT_HZ * length_ms // 1000
-
-
-def _pcm(samples: Wave) -> bytes:
-    return (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()

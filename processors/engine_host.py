@@ -50,6 +50,7 @@ from processors.engine_frames import (
 from processors.hosted import HOSTED_ROLES, create
 from streams import ready, standby
 from streams.logs import configure
+from streams.priority import STAGE_NICENESS, step_back
 from streams.settings import Settings
 from streams.yamlfile import ConfigError
 
@@ -444,6 +445,7 @@ def main(arguments: list[str] | None = None) -> int:
     role = which.role
     settings = Settings()
     configure(settings, which.name)
+    step_back(STAGE_NICENESS)
     started_s = time.monotonic()
     try:
         engine = load(settings, role)

@@ -32,6 +32,7 @@ from processors.stage import Core
 from streams import ready, standby
 from streams.clock import Clock, SystemClock
 from streams.logs import configure
+from streams.priority import STAGE_NICENESS, step_back
 from streams.producer import LogProducer
 from streams.registry import codec_for
 from streams.settings import Settings
@@ -200,6 +201,7 @@ def main() -> int:
         return 2
     settings = Settings()
     configure(settings, name)
+    step_back(STAGE_NICENESS)
     try:
         uvloop.run(work(settings, STAGES[name]))
     except ConfigError as error:

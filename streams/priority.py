@@ -1,10 +1,15 @@
-"""Where processors are short, calls go first."""
+"""Where processors are short, the log and the gateway go first, then the stages and their engines, then all others.
+
+What the broker and a gateway do for a call takes a millisecond, and everybody waits for it: who calls while others are
+greeted should not wait for their greetings.
+"""
 
 import os
 
-READER_NICENESS = 5
+STAGE_NICENESS = 5
+READER_NICENESS = 10
 
 
-def step_back() -> None:
-    """From now on this process takes what the processes of calls leave it: no caller waits for what it does."""
-    os.nice(READER_NICENESS)
+def step_back(niceness: int) -> None:
+    """From now on this process takes what those of less niceness leave it."""
+    os.nice(niceness)

@@ -18,14 +18,14 @@ import sys
 import threading
 from functools import cache
 
+from streams.priority import READER_NICENESS
+
 LIFELINE = "TRUNKLINE_LIFELINE_FD"
 SPARE = "TRUNKLINE_SPARE"
 LISTENER = "TRUNKLINE_LISTENER_FD"  # a socket that the supervisor listens on for the process
 BEAT_S = 0.25
 # What travels: from the process, that it lives and that it is prepared; from the supervisor, that it is its turn.
 ALIVE, PREPARED, GO = b".", b"p", b"g"
-
-_NICENESS = 5
 
 
 def is_spare() -> bool:
@@ -74,7 +74,7 @@ def _line() -> socket.socket | None:
 def _import_quietly(module: str) -> None:
     """On Linux each thread has a priority of its own; without privileges a process could not raise its own again."""
     if sys.platform.startswith("linux"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), READER_NICENESS)
     importlib.import_module(module)
 
 

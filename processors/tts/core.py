@@ -47,7 +47,10 @@ SAMPLE_RATE_HZ = 16_000
 BYTES_A_SAMPLE = 2
 # Engines cut their speech anew each time. Chunks are cut at fixed places of the sentence, so that a chunk's id always
 # means the same samples: two workers that speak the same sentence, one of them a straggler, make the same chunks.
+# The first are short, so that the caller hears them at once; each of the others is as long as what was said before it,
+# up to the longest, since every record costs the log and each reader of it the same, however little it holds.
 CHUNK_BYTES = SAMPLE_RATE_HZ * BYTES_A_SAMPLE // 5
+CHUNK_BYTES_MAX = 4 * CHUNK_BYTES
 # People pause between sentences. The pause carries `last_of_sentence`, so that no speech waits to learn of its end.
 SENTENCE_PAUSE_MS = 100
 ASK_S = 6.0
@@ -220,7 +223,7 @@ class TtsCore:
                 rest=speaking.rest + reply.pcm[len(skipped) :],
                 compute_ms=speaking.compute_ms + reply.compute_ms,
             )
-            while (size := CHUNK_BYTES - speaking.bytes_said % CHUNK_BYTES) <= len(speaking.rest):
+            while (size := chunk_end(speaking.bytes_said) - speaking.bytes_said) <= len(speaking.rest):
                 state, speaking, event = _chunk(state, speaking, size, now_us, model=reply.model)
                 outcomes.append(Emit(event))
             speaking = replace(speaking, model=reply.model)
@@ -325,6 +328,16 @@ def _cause(response: Response) -> str:
 
 def _ask_id(sentence: Response, tries: int) -> str:
     return f"{sentence.event_id}/{tries}"
+
+
+def chunk_end(said_bytes: int) -> int:
+    """Where the chunk ends that begins, or goes on, there: after 0.2, 0.4, 0.8 s of the sentence, then every 0.8 s."""
+    if said_bytes >= CHUNK_BYTES_MAX:
+        return (said_bytes // CHUNK_BYTES_MAX + 1) * CHUNK_BYTES_MAX
+    end = CHUNK_BYTES
+    while end <= said_bytes:
+        end *= 2
+    return end
 
 
 def _chunk(

@@ -20,7 +20,7 @@ from processors.capacity.limits import Limit, first_to_break
 from processors.capacity.plan import ALONE, Plan, engine_carries, plan, process_carries
 from processors.capacity.profile import SOUND, Profile, figures, load_profile
 from processors.capacity.traffic import flows, rate
-from processors.tts.core import CHUNK_BYTES
+from processors.tts.core import SENTENCE_PAUSE_MS, chunk_end
 from streams.settings import REPOSITORY, Settings
 from streams.topics import STAGES, TOPICS
 from streams.yamlfile import ConfigError
@@ -75,7 +75,7 @@ def test_sound_is_32_bytes_a_millisecond() -> None:
     flow = flows(PROFILES[0])["voice.audio.in"]
     assert flow.bytes_s - flow.records_s * flow.record_bytes == pytest.approx(32_000)
     spoken = flows(PROFILES[0])["voice.audio.out"]
-    assert spoken.records_s == pytest.approx(2.1)
+    assert spoken.records_s == pytest.approx(1.1)
     assert spoken.bytes_s - spoken.records_s * spoken.record_bytes == pytest.approx(0.4 * 32_000)
 
 
@@ -86,7 +86,7 @@ def test_a_device_carries_what_its_asks_leave_room_for() -> None:
 
 def test_a_worker_carries_what_its_records_leave_room_for() -> None:
     """tts reads responses, controls and sessions, and writes chunks and snapshots."""
-    read_s, written_s = (4.25 + 2.25 + 0.25) / 10, 2.1 + 1.62 / 10
+    read_s, written_s = (4.25 + 2.25 + 0.25) / 10, 1.1 + 1.62 / 10
     takes = read_s * (160 + 22) + written_s * 29
     assert process_carries("tts", PROFILES[0], flows(PROFILES[0])) == pytest.approx(0.5e6 / takes)
 
@@ -200,12 +200,19 @@ def test_the_shipped_records_are_those_that_are_measured(tmp_path: Path) -> None
             assert records.each.value == pytest.approx(measured[topic].a_turn, rel=0.1)
 
 
+def _mean_chunk_ms(sentence_ms: int) -> float:
+    chunks, said_bytes = 1, 0  # the pause is one
+    while said_bytes < 32 * sentence_ms:
+        chunks, said_bytes = chunks + 1, chunk_end(said_bytes)
+    return (sentence_ms + SENTENCE_PAUSE_MS) / chunks
+
+
 def test_settings_are_as_the_figures_say() -> None:
     settings, platform = Settings(), PROFILES[0]
     said = platform.traffic
     assert said.pause.value == Pauses().completion_ms / 1000
     assert (said.frame.value, said.quiet_frame.value) == (settings.api.frame_ms, settings.api.quiet_frame_ms)
-    assert said.chunk.value == CHUNK_BYTES / 32
+    assert said.chunk.value == pytest.approx(_mean_chunk_ms(sentence_ms=2700))
     assert platform.processes.calls.value == settings.api.sessions_max
     assert platform.keys.look.value == settings.privacy.look_s
     assert platform.keys.kept.value == max(

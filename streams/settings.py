@@ -157,6 +157,10 @@ class EngineSettings(BaseModel):
     )
     device: str = Field("cpu", description="cpu or cuda")
     threads: int = Field(1, ge=1, description="threads of a model on the CPU; more were no faster beside other work")
+    batch_max: int = Field(0, ge=0, le=64, description="readings in one call of stt's model; 0: 16 on cuda, 1 on cpu")
+    batch_wait_ms: float = Field(
+        5.0, ge=0, le=100, description="on cuda, how long a call with room waits for readings that are under way"
+    )
     queue_depth_max: int = Field(32, ge=1, description="asks waiting at one engine; more are refused")
     replicas: int = Field(2, ge=1, le=9, description="processes of each engine of ours; one serves while one is ill")
 

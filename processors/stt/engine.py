@@ -4,19 +4,30 @@ from collections.abc import Callable
 
 from processors import models
 from processors.engine import Engine
+from processors.stt.together import Together
 from processors.stt.whisper import WhisperEngine, WhisperReader
 from streams.settings import Settings
+
+_ON_A_GPU = 16
 
 
 def _faster_whisper(settings: Settings) -> Engine:
     """The first model reads; the other, where there is one, gives a second opinion."""
     first, *others = models.readers(settings)
-    second = _reader(settings, others[0]) if others else None
-    return WhisperEngine(_reader(settings, first), second, first.licence, device=settings.engines.device)
+    engines = settings.engines
+    together = Together(batch_max(settings), engines.batch_wait_ms / 1000 if engines.device == "cuda" else 0.0)
+    second = _reader(settings, others[0], together) if others else None
+    return WhisperEngine(_reader(settings, first, together), second, first.licence, together, engines.device)
 
 
-def _reader(settings: Settings, model: models.Model) -> WhisperReader:
-    return WhisperReader(models.resolve(settings, model.name), settings.engines.device, settings.engines.threads)
+def _reader(settings: Settings, model: models.Model, together: Together) -> WhisperReader:
+    engines = settings.engines
+    return WhisperReader(models.resolve(settings, model.name), engines.device, engines.threads, together)
+
+
+def batch_max(settings: Settings) -> int:
+    """How many readings share a call of the model: as set, or else many on a GPU and one on a processor."""
+    return settings.engines.batch_max or (_ON_A_GPU if settings.engines.device == "cuda" else 1)
 
 
 ENGINES: dict[str, Callable[[Settings], Engine]] = {"faster-whisper": _faster_whisper}

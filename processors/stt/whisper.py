@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from processors.engine import Capabilities, EngineError, HeardWord, Reply, Request, Transcribe, Transcribed
 from processors.models import ResolvedModel
+from processors.stt.together import Together, Unwanted
 
 SAMPLE_RATE_HZ = 16000
 AUDIO_MS_MAX = 30_000
@@ -128,11 +129,15 @@ class Reader(Protocol):
 
 
 class WhisperReader:
-    """One CTranslate2 Whisper model. Calls may come from several threads."""
+    """One CTranslate2 Whisper model. Calls may come from several threads, and are made together where they meet."""
 
-    def __init__(self, model: ResolvedModel, device: str, threads: int) -> None:
-        """Loads the files of the model's directory; on the CPU weights become int8, on CUDA float16."""
+    def __init__(self, model: ResolvedModel, device: str, threads: int, together: Together | None = None) -> None:
+        """Loads the files of the model's directory; on the CPU weights become int8, on CUDA float16.
+
+        Readers that share a processor share `together`.
+        """
         self.name = model.name
+        self._together = together or Together()
         self.model = ctranslate2.models.Whisper(
             str(model.directory),
             device=device,
@@ -151,7 +156,13 @@ class WhisperReader:
 
     def encode(self, pcm: bytes) -> Any:
         """See `Reader`."""
-        return self.model.encode(ctranslate2.StorageView.from_array(log_mel(self.extractor, pcm)))
+        mel = log_mel(self.extractor, pcm)
+        return self._together.do((self.name, "encode", mel.shape), self._encode, mel)
+
+    def _encode(self, features: Sequence[NDArray[np.float32]]) -> list[Any]:
+        alone = len(features) == 1
+        encoded = self.model.encode(ctranslate2.StorageView.from_array(np.concatenate(features)), to_cpu=not alone)
+        return [encoded] if alone else _apart(encoded)
 
     def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
         """See `Reader`; the copies of a loop are dropped, or else repeated n-grams are banned."""
@@ -173,16 +184,23 @@ class WhisperReader:
     ) -> Reading:
         tokenizer = self.tokenizer(language)
         prompt = [*self._vocabulary(tokenizer, request.vocabulary), *tokenizer.sot_sequence, tokenizer.no_timestamps]
-        result = self.model.generate(
-            encoded,
-            [prompt],
-            beam_size=beam,
-            no_repeat_ngram_size=ngram,
-            max_length=len(prompt) + min(220, 16 + int(12 * seconds)),
-            return_scores=True,
-            return_no_speech_prob=True,
-            suppress_tokens=self._banned,
-        )[0]
+        longest = len(prompt) + min(220, 16 + int(12 * seconds))
+
+        def generate(several: Sequence[tuple[Any, int]]) -> Sequence[Any]:
+            found: Sequence[Any] = self.model.generate(
+                _as_one([encoded for encoded, _ in several]),
+                [prompt] * len(several),
+                beam_size=beam,
+                no_repeat_ngram_size=ngram,
+                max_length=max(longest for _, longest in several),
+                return_scores=True,
+                return_no_speech_prob=True,
+                suppress_tokens=self._banned,
+            )
+            return found
+
+        kind = (self.name, "read", tuple(encoded.shape), tuple(prompt), beam, ngram)
+        result = self._together.do(kind, generate, (encoded, longest))
         ids = result.sequences_ids[0]
         tokens = tuple(token for token in ids if token < tokenizer.eot)
         text = tokenizer.decode(list(tokens)).strip()
@@ -201,7 +219,15 @@ class WhisperReader:
         tokenizer = self.tokenizer(reading.language)
         tokens = list(reading.tokens)
         frames = max(2, int(seconds * _FRAMES_A_SECOND))
-        result = self.model.align(encoded, list(tokenizer.sot_sequence), [tokens], frames)[0]
+        sequence = list(tokenizer.sot_sequence)
+
+        def align(several: Sequence[tuple[Any, list[int], int]]) -> Sequence[Any]:
+            encodings, texts, lengths = zip(*several, strict=True)
+            found: Sequence[Any] = self.model.align(_as_one(encodings), sequence, list(texts), list(lengths))
+            return found
+
+        kind = (self.name, "align", tuple(encoded.shape), tuple(sequence))
+        result = self._together.do(kind, align, (encoded, tokens, frames))
         token_index, time_index = np.array(result.alignments, dtype=np.int64).T
         begins = np.r_[True, np.diff(token_index) > 0]
         times_s = time_index[begins] * _TOKEN_S
@@ -230,6 +256,19 @@ class WhisperReader:
         return [tokenizer.sot_prev, *words[-_PROMPT_TOKENS_MAX:]]
 
 
+def _apart(encoded: Any) -> list[Any]:
+    """The encodings of one call, each by itself."""
+    return [ctranslate2.StorageView.from_array(np.ascontiguousarray(one[np.newaxis])) for one in np.array(encoded)]
+
+
+def _as_one(encodings: Sequence[Any]) -> Any:
+    """Encodings of equal shape in the form that the model takes for one call."""
+    if len(encodings) == 1:
+        return encodings[0]
+    here = [one if one.device == "cpu" else one.to_device(ctranslate2.Device.cpu) for one in encodings]
+    return ctranslate2.StorageView.from_array(np.concatenate([np.array(one) for one in here]))
+
+
 _Heard = tuple[Reader, Any, Reading]  # by whom, the audio as that one encoded it, and what it made of it
 
 
@@ -241,10 +280,12 @@ class WhisperEngine:
         quick: Reader,
         second: Reader | None = None,
         licence: str = "",
-        concurrency: int = 1,
+        together: Together | None = None,
         device: str = "cpu",
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`together` is that of the readers: as many readings are under way as it makes at once."""
+        self._together = together or Together()
         self._quick = quick
         self._second = second
         self._now_s = now_s
@@ -255,7 +296,7 @@ class WhisperEngine:
             model="+".join(reader.name for reader in readers),
             languages=tuple(code for code in _LANGUAGE_CODES if any(reader.speaks(code) for reader in readers)),
             sample_rate_hz=SAMPLE_RATE_HZ,
-            concurrency=concurrency,
+            concurrency=self._together.at_once_max,
             licence=licence,
             device=device,
         )
@@ -293,22 +334,39 @@ class WhisperEngine:
         if duration_ms < AUDIO_MS_MIN:
             yield Transcribed("", (), 0.0, language, readers[0].name, 0.0)
             return
+        try:
+            with self._together.reading(not request.partial, lambda: not stopped()):
+                reply = self._transcribed(readers, request, duration_ms, language, stopped)
+        except Unwanted:
+            return
+        if reply is not None:
+            yield reply
+
+    def _transcribed(
+        self,
+        readers: Sequence[Reader],
+        request: Transcribe,
+        duration_ms: int,
+        language: str,
+        stopped: Callable[[], bool],
+    ) -> Transcribed | None:
+        """The reply; None where it was stopped before there was one. Its `compute_ms` is this reading's share."""
         started_s = self._now_s()
         seconds = duration_ms / 1000
         heard = self._heard(readers, request, seconds, language, stopped)
         if not heard:
-            return
+            return None
         _, _, reading = heard[-1]
         words: tuple[HeardWord, ...] = ()
         if not reading.silent:
             words = estimated(reading, duration_ms) if request.partial and not reading.words else _timed(heard, seconds)
-        yield Transcribed(
+        return Transcribed(
             text="" if reading.silent else reading.text,
             words=words,
             confidence=0.0 if reading.silent else reading.confidence,
             language=language,
             model=reading.model,
-            compute_ms=(self._now_s() - started_s) * 1000,
+            compute_ms=(self._now_s() - started_s - self._together.others_s) * 1000,
         )
 
     def _heard(

@@ -95,7 +95,9 @@ class Cost:
             return
         weight = 1 - math.exp(-lasted_s / COST_ADAPTS_S)
         share = self.share + weight * (load.utilisation / settled - self.share)
-        self.share = min(max(share, self._default / COST_RANGE), self._default * COST_RANGE)
+        # Of the time of several workers together a call takes less.
+        least = self._default / COST_RANGE / max(1, load.workers)
+        self.share = min(max(share, least), self._default * COST_RANGE)
 
 
 class Replies:
@@ -261,9 +263,20 @@ class Admission:
         costs = self.costs()
         for name, expected in self.expected(now_s).items():
             share = expected + costs[name]
-            if share > (self._machine_max if name == MACHINE else self._utilisation_max):
+            if share > self._share_max(name):
                 return self._refusal("overloaded", "expected", now_s, calls, f"{name}: {100 * share:.0f} % expected")
         return None
+
+    def calls_free(self, now_s: float) -> dict[str, int]:
+        """For each stage, and the machine, how many more calls it has time for, by what one is measured to take."""
+        costs = self.costs()
+        return {
+            name: max(0, math.floor((self._share_max(name) - expected) / costs[name] + 1e-9))
+            for name, expected in self.expected(now_s).items()
+        }
+
+    def _share_max(self, name: str) -> float:
+        return self._machine_max if name == MACHINE else self._utilisation_max
 
     def refused(self, now_s: float) -> None:
         """A caller was told so: many who are, are asked to stay away longer."""

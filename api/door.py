@@ -160,5 +160,7 @@ class Door:
         self._metrics.reply_limit.set(self._admission.replies.limit_s)
         for name, share in self._admission.expected(now_s).items():
             self._metrics.expected_utilisation.labels(name).set(share)
+        for name, count in self._admission.calls_free(now_s).items():
+            self._metrics.calls_free.labels(name).set(count)
         for name, share in self._admission.costs().items():
             self._metrics.call_cost.labels(name).set(share)

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prometheus_client import Metric
@@ -26,7 +26,9 @@ class Trouble:
 class EngineRow:
     """One engine as one stage sees it, since the stage's process started; `failed` is by reason.
 
-    The latency is the time to the first reply that a caller waited for; None where there was none.
+    The latency is the time to the first reply that a caller waited for; None where there was none. What stands from
+    `memory_mb` on a process of ours says of itself; None for others. `device_memory_mb` is its own, `warm_s` how long
+    loading and warming took.
     """
 
     stage: str
@@ -41,6 +43,9 @@ class EngineRow:
     failed: Mapping[str, int] = field(default_factory=dict)
     p50_ms: float | None = None
     p95_ms: float | None = None
+    memory_mb: int | None = None
+    device_memory_mb: int | None = None
+    warm_s: float | None = None
     trouble: Trouble | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -93,6 +98,27 @@ def engine_rows(
             )
         )
     return rows
+
+
+def with_footprint(row: EngineRow, families: Iterable[Metric]) -> EngineRow:
+    """The row with what the engine's own process serves of its memory and of its start."""
+    found = {
+        (sample.name, sample.labels.get("what", "")): sample.value
+        for family in families
+        for sample in family.samples
+        if not math.isnan(sample.value)
+    }
+    warm_s = found.get(("trunkline_engine_load_seconds", ""))
+    return replace(
+        row,
+        memory_mb=_mb(found.get(("trunkline_engine_memory_bytes", ""))),
+        device_memory_mb=_mb(found.get(("trunkline_engine_device_memory_bytes", "own"))),
+        warm_s=None if warm_s is None else round(warm_s, 1),
+    )
+
+
+def _mb(count: float | None) -> int | None:
+    return None if count is None else round(count / 1e6)
 
 
 def _seen(families: Iterable[Metric]) -> Mapping[str, _Seen]:

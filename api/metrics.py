@@ -76,6 +76,12 @@ class Metrics:
             ["component"],
             registry=self.registry,
         )
+        self.calls_free = Gauge(
+            "trunkline_api_calls_free",
+            "How many more calls a stage's engines, or the machine, have time for before new ones are refused.",
+            ["component"],
+            registry=self.registry,
+        )
         self.call_cost = Gauge(
             "trunkline_api_call_cost",
             "Share of a stage's engines' time, or the machine's, that a call is measured to take.",

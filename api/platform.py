@@ -75,11 +75,15 @@ def worker_parts(settings: Settings, stage: str) -> list[Process | Step]:
 
 
 def engine_parts(settings: Settings, role: str, stage: str | None = None) -> list[Process]:
-    """The engines of a role, of each generation that somebody may ask; nothing waits for more than one of them."""
+    """The engines of a role, of each generation that somebody may ask.
+
+    Nothing waits for more than one of those that sessions begin with: the current generation's, and agents' own.
+    """
     kept = choices.read(settings, role)
     chosen = {choice.generation: choice for choice in kept.choices}
+    first = {kept.current.generation, *(choice.generation for choice in kept.choices if choice.agents)}
     return [
-        process if choice.generation == kept.current.generation else replace(process, last=True)
+        process if choice.generation in first else replace(process, last=True)
         for choice in chosen.values()
         for process in generation_parts(settings, role, choice, stage)
     ]

@@ -6,7 +6,7 @@ still need an old generation shows in the connections that they keep to it.
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -15,7 +15,9 @@ from api.errors import OperatorError
 from api.platform import generation_parts
 from api.supervisor import Process, Supervisor
 from processors import choices, models
-from processors.choices import SWAPPABLE, Choice, Kept, Scope, content_of, superseded_us, without
+from processors.agent_models import check_models, laid_beside, wanted
+from processors.agents import load_agents
+from processors.choices import SWAPPABLE, Choice, Kept, Scope, Watched, content_of, superseded_us, without
 from processors.engine_client import replicas
 from processors.engine_frames import engine_name
 from processors.hosted import hosted_roles
@@ -45,6 +47,7 @@ class Swaps:
         self._turn = asyncio.Lock()
         self._outcomes: dict[str, dict[str, Any]] = {}
         self._unused_s: dict[tuple[str, int], float] = {}
+        self._watched = {role: Watched(settings, role) for role in SWAPPABLE}
         self._content = {
             role: content_of(settings, role, choices.own_choice(settings, role))
             for role in SWAPPABLE
@@ -52,12 +55,18 @@ class Swaps:
         }
 
     async def request(self, asked: Mapping[str, Any]) -> None:
-        """Does what `swap` asked for; its outcome stands in the supervisor's state, under the request's id."""
+        """Does what was asked for: a swap, or to `follow` what agents' files name for a role.
+
+        Its outcome stands in the supervisor's state, under the request's id.
+        """
         self._tell(asked["id"], state="warming")
         try:
             await self._supervisor.all_ready()
             async with self._turn:
-                number = await self._swap(asked["role"], asked["model"], asked["scope"])
+                if "follow" in asked:
+                    done: dict[str, Any] = {"agents": await self._follow(asked["follow"])}
+                else:
+                    done = {"generation": await self._swap(asked["role"], asked["model"], asked["scope"])}
         except asyncio.CancelledError:
             self._tell(asked["id"], state="failed", problem="the platform is being stopped", exit_code=1)
             raise
@@ -65,7 +74,7 @@ class Swaps:
             code = error.exit_code if isinstance(error, OperatorError) else 1
             self._tell(asked["id"], state="failed", problem=str(error), exit_code=code)
         else:
-            self._tell(asked["id"], state="done", generation=number)
+            self._tell(asked["id"], state="done", **done)
 
     def _tell(self, number: str, **outcome: Any) -> None:
         """The latest outcomes stand in the supervisor's state."""
@@ -79,9 +88,9 @@ class Swaps:
         await self._supervisor.all_ready()
         while True:
             for role in self._content:
-                kept = choices.read(self._settings, role)
-                for generation in kept.generations:
-                    if self._is_over(role, kept, generation):
+                listed = self._watched[role].choices()
+                for generation in dict.fromkeys(choice.generation for choice in listed):
+                    if self._is_over(role, listed, generation):
                         async with self._turn:
                             await self._retire(role, generation)
             await self._clock.sleep(LOOK_S)
@@ -107,28 +116,41 @@ class Swaps:
         choices.write(self._settings, role, replace(kept, choices=(*before, taking_over)))
         return wanted.generation
 
+    async def _follow(self, role: str) -> list[dict[str, Any]]:
+        """Warms what agents' files name now, and has it take over; returns the generations whose agents are others."""
+        if role not in self._content:
+            return []
+        agents = load_agents(self._settings.agents_dir)
+        check_models(self._settings, agents)
+        kept = self._kept(role)
+        after, fresh = laid_beside(kept, wanted(self._settings, agents, role), self._clock.now_us())
+        if after == kept:
+            return []
+        try:
+            for choice in fresh:
+                await self._supervisor.add(self._processes(role, choice))
+        except BaseException:
+            for choice in fresh:
+                await self._supervisor.remove(self._names(role, choice.generation))
+            raise
+        standing_by = [replace(choice, scope="standby", since_us=self._clock.now_us()) for choice in fresh]
+        choices.write(self._settings, role, replace(after, choices=(*kept.choices, *standing_by)))
+        for choice in fresh:
+            await self._connected(role, choice.generation)
+        choices.write(self._settings, role, after)
+        changed = [choice for choice in after.choices if choice.agents and choice not in kept.choices]
+        return [{"model": one.name, "generation": one.generation, "agents": one.agents} for one in changed]
+
     def _kept(self, role: str) -> Kept:
         if role not in self._content:
             raise OperatorError(f"the {role} engine runs in no process of ours, so it is swapped where it runs")
-        kept = choices.read(self._settings, role)
-        own = tuple(
-            choice if choice.generation or choice.content else replace(choice, content=self._content[role])
-            for choice in kept.choices
-        )
-        return replace(kept, choices=own)
+        return choices.with_content(self._settings, role, choices.read(self._settings, role), self._content[role])
 
     def _wanted(self, role: str, name: str) -> Choice:
-        """The model of that name, else the engine; raises OperatorError where it is neither."""
-        listed = [model for model in models.catalogue(self._settings) if model.role == role]
-        engines = sorted({model.engine for model in listed} | {choices.named(self._settings, role)[0]})
-        model = next((model for model in listed if model.name == name), None)
-        if model is None and name not in engines and ":" not in name:
-            known = ", ".join(dict.fromkeys([*(model.name for model in listed), *engines]))
-            raise OperatorError(
-                f"no {role} model or engine is called {name!r}; {self._settings.models_file} has {known}", exit_code=2
-            )
-        choice = Choice(0, model.engine, model.name) if model is not None else Choice(0, name)
-        return replace(choice, content=content_of(self._settings, role, choice))
+        try:
+            return choices.find(self._settings, role, name)
+        except models.ModelError as error:
+            raise OperatorError(str(error), exit_code=2) from error
 
     def _processes(self, role: str, choice: Choice) -> list[Process]:
         parts = generation_parts(self._settings, role, choice, self._stage)
@@ -142,8 +164,8 @@ class Swaps:
 
     # ---- leaving
 
-    def _is_over(self, role: str, kept: Kept, generation: int) -> bool:
-        superseded = superseded_us(kept.choices, generation)
+    def _is_over(self, role: str, listed: Sequence[Choice], generation: int) -> bool:
+        superseded = superseded_us(listed, generation)
         if superseded is None:
             return False
         if self._clock.now_us() >= superseded + 1e6 * self._settings.engines.drain_s:

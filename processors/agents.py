@@ -51,6 +51,14 @@ class Voice(_Part):
     )
 
 
+class Models(_Part):
+    """Which models answer this agent's calls: of models.yaml, or an engine by its name; empty: those of all others."""
+
+    stt: str = Field("", max_length=200, description="hears its callers")
+    llm: str = Field("", max_length=200, description="answers freely")
+    tts: str = Field("", max_length=200, description="speaks")
+
+
 class Pauses(_Part):
     """Silences that decide whose turn it is."""
 
@@ -250,6 +258,7 @@ class AgentFile(_Part):
     )
     languages: tuple[str, ...] = Field(("en",), min_length=1)
     voice: Voice = Voice()
+    models: Models = Models()
     greeting: Variants
     persona: str = Field(min_length=1)
     rules: tuple[str, ...] = ()

@@ -20,7 +20,8 @@ from processors.hosted import hosted_roles
 from streams import ready
 from streams.settings import Settings
 
-Scope = Literal["standby", "new", "all"]
+Scope = Literal["standby", "new", "all", "agents"]
+_GENERAL = ("new", "all")
 
 # The role embeddings is not here: its vectors are compared with those that stages made of agents' files when they
 # started, so another model is for a restart.
@@ -31,8 +32,9 @@ TURNS_MAX = 4  # of a session that are remembered: those at work, and a late ask
 class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
     """A generation that took over at `since_us`: at the next turn of `all` sessions, or for `new` ones alone.
 
-    One that is on `standby` is warm, and nobody's yet. `model` is empty where the engine chooses; `content` tells
-    models of one name apart by their files.
+    One of scope `agents` answers the sessions of `agents`, whose files name it, whatever others take over; where none
+    names it any more, `since_us` is when that came to be. One that is on `standby` is warm, and nobody's yet. `model`
+    is empty where the engine chooses; `content` tells models of one name apart by their files.
     """
 
     generation: int
@@ -41,6 +43,7 @@ class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
     content: str = ""
     scope: Scope = "all"
     since_us: int = 0
+    agents: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -77,10 +80,11 @@ class Kept(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class History:
-    """What a session asked of a role: when the session began, and which generation each of its latest turns has."""
+    """What a session asked of a role: when it began, which agent's it is, and each latest turn's generation."""
 
     began_us: int = 0
     turns: dict[int, int] = field(default_factory=dict)
+    agent_id: str = ""
 
     def pin(self, turn: int, generation: int) -> None:
         """The turn keeps that generation; the lowest turns are forgotten."""
@@ -90,32 +94,36 @@ class History:
 
 
 def current(choices: Sequence[Choice]) -> Choice:
-    """The choice for sessions that start now."""
-    return next(choice for choice in reversed(choices) if choice.scope != "standby")
+    """The choice for sessions that start now, of agents that name no model."""
+    return next(choice for choice in reversed(choices) if choice.scope in _GENERAL)
 
 
-def routed(choices: Sequence[Choice], began_us: int, turns: Mapping[int, int], turn: int) -> int:
+def routed(choices: Sequence[Choice], began_us: int, turns: Mapping[int, int], turn: int, agent_id: str = "") -> int:
     """The generation that a turn asks: the one it began with, while that is there, else the newest meant for it.
 
-    `began_us` is when the session did; `turns` are the generations of its turns so far.
+    `began_us` is when the session did; `turns` are the generations of its turns so far. What its agent's file names
+    goes before what took over for all.
     """
     begun = turns.get(turn)
     if begun is not None and any(choice.generation == begun for choice in choices):
         return begun
+    for choice in choices:
+        if choice.scope == "agents" and agent_id in choice.agents:
+            return choice.generation
     for choice in reversed(choices):
         if choice.scope == "all" or (choice.scope == "new" and began_us >= choice.since_us):
             return choice.generation
-    return choices[0].generation
+    return next(choice.generation for choice in choices if choice.scope in _GENERAL)
 
 
 def needed(choices: Sequence[Choice], histories: Sequence[History]) -> set[int]:
     """The generations that somebody may still ask, in turns under way or to come, and what stands by."""
-    wanted = {choice.generation for choice in choices if choice.scope == "standby"}
+    wanted = {choice.generation for choice in choices if choice.scope == "standby" or choice.agents}
     wanted.add(current(choices).generation)
     for history in histories:
         latest = max(history.turns, default=0)
-        wanted.add(routed(choices, history.began_us, history.turns, latest))
-        wanted.add(routed(choices, history.began_us, {}, latest + 1))
+        wanted.add(routed(choices, history.began_us, history.turns, latest, history.agent_id))
+        wanted.add(routed(choices, history.began_us, {}, latest + 1, history.agent_id))
     return wanted
 
 
@@ -125,7 +133,9 @@ def without(choices: Sequence[Choice], generation: int) -> tuple[Choice, ...]:
     for choice in choices:
         if choice.generation == generation:
             continue
-        if not left or left[-1].generation != choice.generation or choice.scope == "standby":
+        last = left[-1] if left else None
+        both = last is not None and last.scope in _GENERAL and choice.scope in _GENERAL
+        if not both or left[-1].generation != choice.generation:
             left.append(choice)
         elif choice.scope == "all":
             left[-1] = choice
@@ -133,12 +143,16 @@ def without(choices: Sequence[Choice], generation: int) -> tuple[Choice, ...]:
 
 
 def superseded_us(choices: Sequence[Choice], generation: int) -> int | None:
-    """When another one took over from that generation; None where it is current or stands by."""
-    if any(choice.generation == generation and choice.scope == "standby" for choice in choices):
+    """When another one took over from that generation; None where it is current, an agent's, or stands by."""
+    own = [choice for choice in choices if choice.generation == generation]
+    if any(choice.scope == "standby" or choice.agents for choice in own):
         return None
-    taken = [choice for choice in choices if choice.scope != "standby"]
-    last = max((at for at, choice in enumerate(taken) if choice.generation == generation), default=len(taken))
-    return taken[last + 1].since_us if last + 1 < len(taken) else None
+    lost = [choice.since_us for choice in own if choice.scope == "agents"]
+    taken = [choice for choice in choices if choice.scope in _GENERAL]
+    last = max((at for at, choice in enumerate(taken) if choice.generation == generation), default=None)
+    if last is None:
+        return max(lost, default=None)
+    return max((taken[last + 1].since_us, *lost)) if last + 1 < len(taken) else None
 
 
 def own_choice(settings: Settings, role: str) -> Choice:
@@ -149,6 +163,21 @@ def own_choice(settings: Settings, role: str) -> Choice:
 def named(settings: Settings, role: str) -> tuple[str, str]:
     """Engine and model of the role in the settings."""
     return str(getattr(settings.engines, role)), str(getattr(settings.engines, f"{role}_model"))
+
+
+def find(settings: Settings, role: str, name: str) -> Choice:
+    """The model of that name, else the engine that chooses its own; as generation 0.
+
+    Raises models.ModelError where it is neither, ConfigError where models.yaml cannot be read.
+    """
+    listed = [model for model in models.catalogue(settings) if model.role == role]
+    engines = sorted({model.engine for model in listed} | {named(settings, role)[0]})
+    model = next((model for model in listed if model.name == name), None)
+    if model is None and name not in engines and ":" not in name:
+        known = ", ".join(dict.fromkeys([*(model.name for model in listed), *engines]))
+        raise models.ModelError(f"no {role} model or engine is called {name!r}; {settings.models_file} has {known}")
+    choice = Choice(0, model.engine, model.name) if model is not None else Choice(0, name)
+    return msgspec.structs.replace(choice, content=content_of(settings, role, choice))
 
 
 def content_of(settings: Settings, role: str, choice: Choice) -> str:
@@ -163,6 +192,17 @@ def content_of(settings: Settings, role: str, choice: Choice) -> str:
         return ""
     files = [[model.name, *(file.sha256 for file in model.files)] for model in loaded]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16] if files else ""
+
+
+def with_content(settings: Settings, role: str, kept: Kept, content: str | None = None) -> Kept:
+    """The choices, the settings' own with the hash of what it loads: `content`, where that is known already."""
+    if content is None:
+        content = content_of(settings, role, own_choice(settings, role))
+    own = tuple(
+        choice if choice.generation or choice.content else msgspec.structs.replace(choice, content=content)
+        for choice in kept.choices
+    )
+    return msgspec.structs.replace(kept, choices=own)
 
 
 def settings_for(settings: Settings, role: str, choice: Choice) -> Settings:

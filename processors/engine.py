@@ -159,7 +159,7 @@ class Capabilities(msgspec.Struct, frozen=True):
 
 
 class EngineError(Exception):
-    """An engine could not answer; `reason` is timeout, crashed, refused or invalid, as in `stage.Failed`."""
+    """An engine could not answer; `reason` is that of `stage.Failed`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -180,7 +180,11 @@ class Engine(Protocol):
         ...
 
     def answer(self, request: Request) -> Iterator[Reply]:
-        """Answers in pieces; closing the iterator cancels the rest. Raises EngineError for what it cannot do."""
+        """Answers in pieces; closing the iterator cancels the rest.
+
+        Raises EngineError for what it cannot do. What its runtime raises where memory does not suffice is let through:
+        the process that it runs in knows it (`memory.py`), asks for less at once, and tries again.
+        """
         ...
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import math
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +49,9 @@ from processors.engine_frames import (
     read_frame,
     socket_path,
 )
+from processors.footprint import device_of, resident_bytes
 from processors.hosted import HOSTED_ROLES, create
+from processors.memory import OUT_OF_MEMORY, answered_in_parts, give_back, is_out_of_memory
 from streams import ready, standby
 from streams.logs import configure
 from streams.priority import STAGE_NICENESS, step_back
@@ -67,6 +71,8 @@ _LATE_S = 0.5
 # A reading that waited so long, or that another one waits for, is left to the smallest model: two that come in time are
 # better than one that is a little better.
 HURRY_S = 0.1
+# After so long without a lack of memory, twice as many asks are worked on at a time again.
+MORE_AGAIN_S = 30.0
 
 _BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 10)
 _waiting = Gauge("trunkline_engine_queue_depth", "Asks waiting for the engine.", ["role"])
@@ -74,13 +80,28 @@ _working = Gauge("trunkline_engine_working", "Asks that the engine is at work on
 waited_seconds = Histogram("trunkline_engine_waited_seconds", "Time in the queue.", ["role"], buckets=_BUCKETS)
 ask_seconds = Histogram("trunkline_engine_ask_seconds", "Time at work on an ask.", ["role"], buckets=_BUCKETS)
 ended_asks = Counter("trunkline_engine_asks", "Asks by how they ended.", ["role", "outcome"])
+memory_lacked = Counter(
+    "trunkline_engine_out_of_memory",
+    "Times that memory did not suffice for an ask: tried again with less at once (less), given up (failed).",
+    ["role", "outcome"],
+)
 load_seconds = Gauge("trunkline_engine_load_seconds", "Time to load and warm the engine.", ["role"])
+warm_seconds = Gauge("trunkline_engine_warm_seconds", "Time to warm it, once it was loaded.", ["role"])
+_memory = Gauge("trunkline_engine_memory_bytes", "Memory of the engine's process beside any device.", ["role"])
+_device_memory = Gauge(
+    "trunkline_engine_device_memory_bytes",
+    "Memory of the engine's device: used by all, total, and own, where that is told. There is none on the CPU.",
+    ["role", "what"],
+)
+_device_busy = Gauge(
+    "trunkline_engine_device_busy_ratio", "Share of the last moments in which anything ran on the device.", ["role"]
+)
 
 
 class Ask:
     """An ask of a client, from its arrival to its end."""
 
-    __slots__ = ("arrived_s", "cancel", "frame", "link", "started_s", "state", "stopped", "watch")
+    __slots__ = ("again", "arrived_s", "cancel", "frame", "link", "replied", "started_s", "state", "stopped", "watch")
 
     def __init__(self, link: "Link", frame: Open) -> None:
         self.link = link
@@ -89,6 +110,8 @@ class Ask:
         self.state: Literal["new", "waiting", "working", "done"] = "new"
         self.stopped = threading.Event()
         self.started_s = 0.0
+        self.replied = False
+        self.again = False  # memory did not suffice the first time
         self.watch: asyncio.TimerHandle | None = None
         self.cancel: Callable[[], None] | None = None
 
@@ -129,6 +152,8 @@ class Host:
         self._stuck_s_min = stuck_s
         self._longest_s = 0.0
         self._capabilities: Capabilities = engine.capabilities
+        self._at_once = self._capabilities.concurrency  # less for a while, where memory did not suffice for all
+        self._lacked_s = 0.0
         self._heap: list[tuple[float, int, Ask]] = []
         self._order = itertools.count()
         self._waiting = 0
@@ -240,7 +265,8 @@ class Host:
 
     def _dispatch(self) -> None:
         """Hands the most urgent asks to idle threads; those past their deadline are dropped unserved."""
-        while self._heap and self._working < self._capabilities.concurrency and not self._closing:
+        self._more_again()
+        while self._heap and self._working < self._at_once and not self._closing:
             _, _, ask = heapq.heappop(self._heap)
             if ask.state != "waiting":
                 continue
@@ -263,31 +289,37 @@ class Host:
         ask.watch.cancel()
         ask_seconds.labels(self._role).observe(time.monotonic() - started_s)
         cancelled = ask.stopped.is_set()
+        if isinstance(last, Failed) and last.reason == OUT_OF_MEMORY and self._tried_again(ask):
+            return
         self._leave(ask, "cancelled" if cancelled else last.reason if isinstance(last, Failed) else "answered")
         self._dispatch()
         if not cancelled:
             await ask.link.send(last)
 
+    def _tried_again(self, ask: Ask) -> bool:
+        """After a lack of memory fewer asks are worked on at a time, and this one once more; whether it is."""
+        self._lacked_s = time.monotonic()
+        self._at_once = max(1, self._working // 2)
+        again = not (ask.replied or ask.again or ask.late or ask.stopped.is_set() or self._closing)
+        memory_lacked.labels(self._role, "less" if again else "failed").inc()
+        log.error("no memory left", role=self._role, at_once=self._at_once, again=again)
+        if again:
+            ask.again, ask.state = True, "waiting"
+            self._count(waiting=1, working=-1)
+            heapq.heappush(self._heap, (ask.frame.deadline_s, next(self._order), ask))
+            self._dispatch()
+        return again
+
+    def _more_again(self) -> None:
+        if self._at_once < self._capabilities.concurrency and time.monotonic() - self._lacked_s >= MORE_AGAIN_S:
+            self._at_once = min(2 * self._at_once, self._capabilities.concurrency)
+            self._lacked_s = time.monotonic()
+
     def _answer(self, ask: Ask, request: Request, loop: asyncio.AbstractEventLoop) -> Ended | Failed:
         """Runs the engine in this thread and passes its replies on; returns the ask's last frame."""
-        number, deadline_s = ask.frame.id, ask.frame.deadline_s
+        number = ask.frame.id
         try:
-            with _closing(self._engine.answer(request)) as replies:
-                ask.cancel = getattr(replies, "cancel", None)
-                if ask.stopped.is_set():  # before there was anything to cancel
-                    return Ended(number)
-                before_s = ask.started_s
-                for reply in replies:
-                    now_s = time.monotonic()
-                    self._longest_s = max(self._longest_s, now_s - before_s)
-                    before_s = now_s
-                    if ask.stopped.is_set():
-                        break
-                    if ask.late:
-                        return Failed(number, "timeout", "not finished by its deadline")
-                    sent = asyncio.run_coroutine_threadsafe(ask.link.send(Piece(number, reply)), loop)
-                    sent.result(max(0.0, deadline_s - time.monotonic()))
-            return Ended(number)
+            return self._passed_on(ask, request, loop)
         except TimeoutError:
             return Failed(number, "timeout", "the replies were not read by its deadline")
         except EngineError as error:
@@ -295,8 +327,34 @@ class Host:
         except BadFrameError as error:
             return Failed(number, "invalid", f"the reply is too large: {error}")
         except Exception as error:  # whatever the model's runtime raises: its text may hold a caller's words
-            log.error("engine raised", role=self._role, error=type(error).__name__, at=_place_of(error))
-            return Failed(number, "crashed", type(error).__name__)
+            name = type(error).__name__
+            if not is_out_of_memory(error):
+                log.error("engine raised", role=self._role, error=name, at=_place_of(error))
+                return Failed(number, "crashed", name)
+        give_back()  # out of the handler, since the error's traceback holds what the attempt had
+        return Failed(number, OUT_OF_MEMORY, name)
+
+    def _passed_on(self, ask: Ask, request: Request, loop: asyncio.AbstractEventLoop) -> Ended | Failed:
+        """Raises whatever the engine does, and TimeoutError where the client does not read."""
+        number, deadline_s = ask.frame.id, ask.frame.deadline_s
+        answer = answered_in_parts(self._engine, request) if ask.again else self._engine.answer(request)
+        with _closing(answer) as replies:
+            ask.cancel = getattr(replies, "cancel", None)
+            if ask.stopped.is_set():  # before there was anything to cancel
+                return Ended(number)
+            before_s = ask.started_s
+            for reply in replies:
+                now_s = time.monotonic()
+                self._longest_s = max(self._longest_s, now_s - before_s)
+                before_s = now_s
+                if ask.stopped.is_set():
+                    break
+                if ask.late:
+                    return Failed(number, "timeout", "not finished by its deadline")
+                ask.replied = True
+                sent = asyncio.run_coroutine_threadsafe(ask.link.send(Piece(number, reply)), loop)
+                sent.result(max(0.0, deadline_s - time.monotonic()))
+        return Ended(number)
 
     def _hastened(self, ask: Ask) -> Request:
         """The request, or less than that where there is no time for all of it."""
@@ -377,9 +435,28 @@ def load(settings: Settings, role: str) -> Engine:
     """The role's engine as the settings choose it, loaded and warm."""
     started_s = time.monotonic()
     engine = create(settings, role)
+    loaded_s = time.monotonic()
     engine.warm()
+    warm_seconds.labels(role).set(time.monotonic() - loaded_s)
     load_seconds.labels(role).set(time.monotonic() - started_s)
+    show_memory(role, engine.capabilities.device)
     return engine
+
+
+def show_memory(role: str, name: str) -> None:
+    """From now on each look at the metrics measures this process, and its device as far as that tells anything now."""
+    _memory.labels(role).set_function(resident_bytes)
+    now = device_of(name)
+    for what in ("used", "total", "own"):
+        if now is not None and getattr(now, what) is not None:
+            _device_memory.labels(role, what).set_function(partial(_measured, name, what))
+    if now is not None and now.busy is not None:
+        _device_busy.labels(role).set_function(partial(_measured, name, "busy"))
+
+
+def _measured(name: str, what: str) -> float:
+    found = getattr(device_of(name), what, None)
+    return math.nan if found is None else float(found)
 
 
 def _metrics(settings: Settings) -> int:
@@ -436,7 +513,7 @@ async def serve(settings: Settings, which: Which, engine: Engine, metrics_port: 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 told to stop, 1 cannot listen, 70 the engine hung, 78 the engine or its model cannot be used."""
+    """Exit status: 0 told to stop, 1 cannot listen, 70 the engine hung, 71 no memory for the model, 78 of no use."""
     parser = argparse.ArgumentParser(prog="python -m processors.engine_host", description="Serves one engine.")
     parser.add_argument("role", choices=HOSTED_ROLES)
     parser.add_argument("--replica", type=int, choices=range(REPLICAS_MAX), default=0, metavar="N")
@@ -452,6 +529,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (models.ModelError, ConfigError, EngineError, ValueError) as error:
         log.critical("engine not started", role=role, why=str(error))
         return os.EX_CONFIG
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.critical("engine not started", role=role, why=f"no memory left for the model ({type(error).__name__})")
+        return os.EX_OSERR
     load_ms = round(1000 * (time.monotonic() - started_s))
     try:
         ended = asyncio.run(serve(settings, which, engine, _metrics(settings), load_ms))

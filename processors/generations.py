@@ -66,7 +66,7 @@ class Generations:
 
     def for_turn(self, history: History, turn: int) -> EngineClient:
         """See `ForTurns`. A change of the file counts from the next turn on that begins."""
-        generation = routed(self._watched.choices(), history.began_us, history.turns, turn)
+        generation = routed(self._watched.choices(), history.began_us, history.turns, turn, history.agent_id)
         history.pin(turn, generation)
         return _Generation(self, generation)
 

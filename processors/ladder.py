@@ -19,6 +19,7 @@ from prometheus_client import Counter, Histogram
 from processors.breaker import State
 from processors.engine import Embed, EngineError, Reply, Request, Speak, Spoken, Transcribe
 from processors.lane import Lane, Reachable, Shared
+from processors.memory import OUT_OF_MEMORY
 from processors.replies import Checker, GarbageError, sounds
 from streams.clock import Clock
 
@@ -38,6 +39,7 @@ LOOK_S = 1.0  # at the queue of a shared engine
 LOOK_AGAIN_S = 30.0  # where it told nothing
 TRIAL_S = 8.0
 BYTES_A_SECOND = 32_000
+_OF_LOAD = ("timeout", "slow", OUT_OF_MEMORY)  # what may come of too much to do
 SPEECH_CHARS_A_SECOND = 15.0  # of ordinary English at speed 1
 
 _answers = Counter("trunkline_engine_answers", "Asks answered, by the rung that answered.", ["role", "rung"])
@@ -268,13 +270,13 @@ class _Attempt:
             _answers.labels(self._ladder.role, self.rung.name or self.rung.lane.name).inc()
 
     def failed(self, reason: str, gone: bool = False) -> None:
-        """It did not. One that answered others meanwhile is busy rather than ill, and not blamed for being late."""
+        """It did not. One that answered others meanwhile is busy rather than ill, and not blamed for that."""
         lane = self.rung.lane
         if self._told:
             return
         self._told = True
         _failures.labels(lane.name, reason.partition(":")[0]).inc()
-        if reason not in ("timeout", "slow") or lane.answered_s < self.began_s:
+        if reason not in _OF_LOAD or lane.answered_s < self.began_s:
             lane.breaker.failed(reason, gone)
 
     async def close(self) -> None:
@@ -432,13 +434,18 @@ class _Ask:
     # ---- what is learnt of a rung
 
     def _note(self, attempt: _Attempt, error: EngineError) -> None:
-        """Blames the engine, unless the request was at fault or it had no room: then it is not asked again."""
+        """Blames the engine, unless the request was at fault or it had no room: then it is not asked again.
+
+        Nor is one that had no memory: its process has tried twice.
+        """
         self._error = error
         lane = attempt.rung.lane
         if isinstance(error, GarbageError) or error.reason in ("timeout", "crashed"):
             attempt.failed(_told(error), gone=error.reason == "crashed" and not lane.reachable)
         else:
             self._tries[attempt.rung] = TRIES_MAX
+            if error.reason == OUT_OF_MEMORY:
+                attempt.failed(error.reason)
         log.warning("engine_failed", engine=lane.name, reason=error.reason, detail=error.detail)
 
     def _judge_cancelled(self, attempt: _Attempt) -> None:

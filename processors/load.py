@@ -6,6 +6,7 @@ others know of it from voice.health. Seconds are of a monotonic clock unless a n
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ HEEDING = frozenset({"intent", "llm"})
 
 WINDOW_S = 5.0
 AGES_S = 1.0
+USED_S = 30.0  # longer than between two looks of whoever collects metrics
 CALM = 0.7
 RAISE_S = 1.0
 STEP_S = 4.0
@@ -75,7 +77,7 @@ class Sample:
 
     `depth` are asks and events under way, `oldest_s` is the age of the oldest record not yet processed, `waiting_s` how
     long asks wait for an engine before it begins with them, `lag_s` how late the event loop is, `utilisation` the
-    share of the engines' time in use.
+    share of the engines' time in use, `deadline_used` the largest share of its deadline that an ask waited of late.
     """
 
     depth: int = 0
@@ -83,6 +85,7 @@ class Sample:
     waiting_s: float = 0.0
     lag_s: float = 0.0
     utilisation: float = 0.0
+    deadline_used: float = 0.0
 
     def pressure(self, limits: LoadLimits) -> float:
         """The worst of what callers feel, as a multiple of its limit."""
@@ -221,6 +224,40 @@ class Waits:
         return max(ended, oldest_s - 2 * self._compute_s)
 
 
+class Deadlines:
+    """How much of its deadline an ask waits for the first of its answer: 0 nothing, 1 all of it, then it was late."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, tuple[float, float]] = {}
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def asked(self, number: int, now_s: float, deadline_s: float) -> None:
+        """An ask was put that must be answered within `deadline_s`."""
+        self._waiting[number] = (now_s, deadline_s)
+
+    def over(self, number: int, now_s: float, withdrawn: bool = False) -> None:
+        """Its answer begins, or it ended without; what was withdrawn tells nothing. Safe to repeat."""
+        known = self._waiting.pop(number, None)
+        if known is not None and not withdrawn:
+            self._seen.append((now_s, _share(known, now_s)))
+            self._forget(now_s)
+
+    def used(self, now_s: float) -> float:
+        """The largest share among those that wait and those of the last USED_S."""
+        self._forget(now_s)
+        waiting = (_share(known, now_s) for known in self._waiting.values())
+        return max((*waiting, *(share for _, share in self._seen)), default=0.0)
+
+    def _forget(self, now_s: float) -> None:
+        while self._seen and self._seen[0][0] <= now_s - USED_S:
+            self._seen.popleft()
+
+
+def _share(known: tuple[float, float], now_s: float) -> float:
+    put_s, deadline_s = known
+    return (now_s - put_s) / max(deadline_s, 1e-3)
+
+
 class Meter:
     """What one worker notes of its records and asks, to be sampled every half second or so."""
 
@@ -228,6 +265,7 @@ class Meter:
         """`capacities` names the roles whose engines can be overloaded, and how many asks each answers at a time."""
         self._busy = {role: Busy(capacity, now_s) for role, capacity in capacities.items()}
         self._waits = {role: Waits() for role in capacities}
+        self._deadlines = Deadlines()
         self._numbers = itertools.count(1)
         self._waiting_us: int | None = None
         self._ages: deque[tuple[float, float]] = deque()
@@ -243,25 +281,28 @@ class Meter:
         self._waiting_us = None
         self._forget_ages(now_s)
 
-    def asked(self, role: str, now_s: float, sheddable: bool = False) -> int:
+    def asked(self, role: str, now_s: float, sheddable: bool = False, deadline_s: float = math.inf) -> int:
         """An ask was put; how long one waits that can be shed does not count. Returns its number."""
         number = next(self._numbers)
         if role in self._busy:
             self._busy[role].change(1, now_s)
             if not sheddable:
                 self._waits[role].begin(number, now_s)
+                self._deadlines.asked(number, now_s, deadline_s)
         return number
 
-    def begun(self, role: str, number: int) -> None:
-        """The first of its answer came."""
+    def begun(self, role: str, number: int, now_s: float) -> None:
+        """Something of its answer came."""
         if role in self._waits:
             self._waits[role].begun(number)
+            self._deadlines.over(number, now_s)
 
     def answered(self, role: str, number: int, now_s: float, compute_s: float | None, withdrawn: bool = False) -> None:
         """It ended: with the time that the engine spent on it, without an answer (None), or because we let go of it."""
         if role not in self._busy:
             return
         self._busy[role].change(-1, now_s)
+        self._deadlines.over(number, now_s, withdrawn)
         if withdrawn:
             self._waits[role].forget(number)
         else:
@@ -279,6 +320,7 @@ class Meter:
             waiting_s=self.waiting_s(now_s),
             lag_s=lag_s,
             utilisation=max((busy.share(now_s) for busy in self._busy.values()), default=0.0),
+            deadline_used=self._deadlines.used(now_s),
         )
 
     def waiting_s(self, now_s: float) -> float:
@@ -308,6 +350,7 @@ class StageLoad:
 
     utilisation: float
     calls: int
+    workers: int = 1
 
 
 class Board:
@@ -341,7 +384,7 @@ class Board:
         for said in self._current(now_s):
             found.setdefault(said.component, []).append(said)
         return {
-            name: StageLoad(sum(one.utilisation for one in all_) / len(all_), sum(one.calls for one in all_))
+            name: StageLoad(sum(one.utilisation for one in all_) / len(all_), sum(one.calls for one in all_), len(all_))
             for name, all_ in found.items()
         }
 

@@ -148,6 +148,8 @@ class LoadWatch:
         metrics.load_waiting.labels(self._component).set(sample.waiting_s)
         metrics.load_lag.labels(self._component).set(sample.lag_s)
         metrics.load_utilisation.labels(self._component).set(sample.utilisation)
+        metrics.load_deadline_used.labels(self._component).set(sample.deadline_used)
+        metrics.load_calls.labels(self._component).set(self._calls())
 
 
 class LoadAwareEngine:
@@ -174,13 +176,13 @@ class LoadAwareEngine:
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`."""
         partial = isinstance(request, Transcribe) and request.partial
-        number = self._meter.asked(self._role, self._clock.monotonic_s(), sheddable=partial)
+        number = self._meter.asked(self._role, self._clock.monotonic_s(), partial, deadline_s)
         compute_ms: float | None = None
         withdrawn = True
         try:
             async with aclosing(self._client.ask(self._adapted(request), deadline_s)) as replies:
                 async for reply in replies:
-                    self._meter.begun(self._role, number)
+                    self._meter.begun(self._role, number, self._clock.monotonic_s())
                     compute_ms = (compute_ms or 0.0) + reply.compute_ms
                     # Who reads no further than a reply that tells what it cost has what was asked for.
                     withdrawn = compute_ms == 0.0

@@ -27,6 +27,12 @@ load_oldest = Gauge("trunkline_load_oldest_seconds", "Age of the oldest record n
 load_waiting = Gauge("trunkline_load_waiting_seconds", "How long asks wait for an engine.", ["component"])
 load_lag = Gauge("trunkline_load_lag_seconds", "How late the event loop is.", ["component"])
 load_utilisation = Gauge("trunkline_load_utilisation", "Share of the engines' time in use.", ["component"])
+load_deadline_used = Gauge(
+    "trunkline_load_deadline_used_ratio",
+    "Largest share of its deadline that an ask waited for an answer, of those that wait and of the last 30 s; 1: late.",
+    ["component"],
+)
+load_calls = Gauge("trunkline_load_calls", "Calls of which something came lately.", ["component"])
 speculations = Counter(
     "trunkline_stage_speculations", "Work begun before the turn was over: begun, used, void.", ["stage", "what"]
 )

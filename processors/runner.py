@@ -196,7 +196,7 @@ class Runner(Generic[StateT]):
         live.seen = Seen(snapshot.seen)
         live.saved, live.saved_seq = snapshot.state, snapshot.seq
         live.applied = dict(snapshot.applied)
-        live.began_us = snapshot.began_us
+        live.began_us, live.agent_id = snapshot.began_us, snapshot.agent_id
         live.histories = {role: History(snapshot.began_us, dict(turns)) for role, turns in snapshot.turns.items()}
         silent_s = (self._clock.now_us() - snapshot.at_us) / 1e6 if snapshot.at_us else 0.0
         self._take_in(live, max(0.0, silent_s))
@@ -253,6 +253,7 @@ class Runner(Generic[StateT]):
             live = self._begin(event.session_id, position.partition)
         live.heard_s = self._clock.monotonic_s()
         live.began_us = min(live.began_us or event.occurred_at, event.occurred_at)
+        live.agent_id = live.agent_id or event.agent_id
         if position.offset <= live.applied.get(position.topic, -1):
             self._drop(record, "applied")
             return

@@ -35,8 +35,8 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
 
     `seen` are the digests of the latest events' ids, one after the other. `ended` says that the session is over, and
     that records of it which come again are to be dropped. `at_us` is when it was written, 0 where that is not known.
-    `began_us` is when the session began, as far as is known; `turns` are, by role, the generations of engines that its
-    latest turns asked (`processors/choices.py`).
+    `began_us` is when the session began, as far as is known, and `agent_id` whose it is. `turns` are, by role, the
+    generations of engines that its latest turns asked (`processors/choices.py`).
     """
 
     state: bytes
@@ -47,6 +47,7 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     at_us: int = 0
     began_us: int = 0
     turns: dict[str, dict[int, int]] = msgspec.field(default_factory=dict)
+    agent_id: str = ""
 
     @property
     def progress(self) -> tuple[bool, int]:
@@ -109,6 +110,7 @@ class Live(Generic[StateT]):
     timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
     heard_s: float = 0.0
     began_us: int = 0
+    agent_id: str = ""
     histories: dict[str, History] = field(default_factory=dict)
     recorded: dict[str, list[Event]] = field(default_factory=dict)
     recorded_ids: set[str] = field(default_factory=set)
@@ -118,7 +120,7 @@ class Live(Generic[StateT]):
     def history(self, role: str) -> History:
         """What it asked of the role."""
         history = self.histories.setdefault(role, History())
-        history.began_us = self.began_us
+        history.began_us, history.agent_id = self.began_us, self.agent_id
         return history
 
     def snapshot(self, state: bytes, now_us: int) -> bytes:
@@ -131,9 +133,8 @@ class Live(Generic[StateT]):
                 again.update(unit.event_id for unit in units)
         seen = self.seen.digests(without=again)
         turns = {role: dict(history.turns) for role, history in self.histories.items()}
-        return msgspec.msgpack.encode(
-            Snapshot(state, applied, self.seq, seen, at_us=now_us, began_us=self.began_us, turns=turns)
-        )
+        written = Snapshot(state, applied, self.seq, seen, False, now_us, self.began_us, turns, self.agent_id)
+        return msgspec.msgpack.encode(written)
 
     def epitaph(self) -> bytes:
         """The snapshot of a session that is over."""

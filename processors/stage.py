@@ -51,7 +51,10 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An engine did not answer: `reason` is timeout, crashed, refused or invalid. Nothing more comes for the ask."""
+    """An engine did not answer; nothing more comes for the ask.
+
+    `reason` is timeout, crashed, refused, invalid or out_of_memory.
+    """
 
     ask_id: str
     reason: str

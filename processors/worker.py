@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from prometheus_client import start_http_server
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from processors.agent_models import check_models
 from processors.agents import Agent, load_agents
 from processors.choices import SWAPPABLE
 from processors.engine import Embed, Embedded, EngineClient, EngineError
@@ -138,6 +139,7 @@ async def work(settings: Settings, stage: Stage) -> None:
     standby.show_life()
     clock = SystemClock()
     agents = load_agents(settings.agents_dir)
+    check_models(settings, agents)
     codec = codec_for(settings)
     producer = LogProducer(settings, f"{stage.group}.{settings.worker}", codec)
     health = Health(producer.publish, stage.name, settings.worker, settings.tenant, clock)

@@ -283,7 +283,13 @@ class Settings(BaseSettings):
         description="Ed25519 private key (PEM) that signs reports and checkpoints; empty: signing.key in data_dir",
     )
     schema_registry_url: str = Field("", description="a Confluent-compatible registry; empty: the gateway's own")
-    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port of this process; 0: any")
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Prometheus port of this process, for `up` and `worker` of all that they start; 0: any, or none",
+    )
+    metrics_host: str = Field("127.0.0.1", description="address on which `up` and `worker` serve that page")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     worker: str = Field(
         "0", description="tells the workers of one stage apart, the same after a restart (a pod's name)"

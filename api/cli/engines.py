@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.cli.context import running_settings, settings_of
 from api.cli.output import print_json, print_table, when
-from api.engines import EngineRow, Trouble, engine_rows, troubles_of
+from api.engines import EngineRow, Trouble, engine_rows, troubles_of, with_footprint
 from api.errors import OperatorError
 from api.supervisor import ask, read_state
 from processors.choices import SWAPPABLE
@@ -60,11 +60,9 @@ def swap(role: str, model: str, scope: str, data_dir: Path | None, as_json: bool
     if scope not in ("new", "all"):
         raise OperatorError(f"--for: expected new or all, found {scope!r}", exit_code=2)
     settings = settings_of(data_dir)
-    stage = next(stage.name for stage in STAGES.values() if role in stage.roles)
-    name = next((name for name in ("platform", f"worker-{stage}") if read_state(settings, name)), "platform")
-    number, began_s = uuid.uuid4().hex, time.monotonic()
-    ask(settings, {"id": number, "role": role, "model": model, "scope": scope}, name)
-    generation = _until_swapped(settings, name, number)["generation"]
+    began_s = time.monotonic()
+    outcome = _done(settings, role, {"role": role, "model": model, "scope": scope}, "nothing was changed")
+    generation = outcome["generation"]
     seconds = round(time.monotonic() - began_s, 1)
     if as_json:
         print_json({"role": role, "model": model, "for": scope, "generation": generation, "seconds": seconds})
@@ -73,8 +71,27 @@ def swap(role: str, model: str, scope: str, data_dir: Path | None, as_json: bool
         print(f"{role}: {model} answers {whose} (generation {generation}, after {seconds:.1f} s)")
 
 
-def _until_swapped(settings: Settings, name: str, number: str) -> Mapping[str, Any]:
-    """The outcome; raises OperatorError where it is a failure, or where the supervisor has not come to an end."""
+def follow_agents(role: str, settings: Settings) -> None:
+    """Has the running platform warm the models that agents' files name for the role, and returns once these answer.
+
+    Raises OperatorError where that cannot be: then the agents keep the models that they had.
+    """
+    for change in _done(settings, role, {"follow": role}, "the agents keep the models that they had")["agents"]:
+        whose = ", ".join(change["agents"])
+        print(
+            f"{role}: {change['model']} answers {whose}, at each call's next turn (generation {change['generation']})"
+        )
+
+
+def _done(settings: Settings, role: str, request: Mapping[str, Any], otherwise: str) -> Mapping[str, Any]:
+    """Hands the request to the supervisor of the role's engines, and returns the outcome.
+
+    Raises OperatorError where it is a failure, or where the supervisor has not come to an end.
+    """
+    stage = next(stage.name for stage in STAGES.values() if role in stage.roles)
+    name = next((name for name in ("platform", f"worker-{stage}") if read_state(settings, name)), "platform")
+    number = uuid.uuid4().hex
+    ask(settings, {"id": number, **request}, name)
     pid, deadline_s = (read_state(settings, name) or {}).get("pid"), time.monotonic() + _SWAP_WITHIN_S
     while time.monotonic() < deadline_s:
         state = read_state(settings, name) or {}
@@ -82,7 +99,7 @@ def _until_swapped(settings: Settings, name: str, number: str) -> Mapping[str, A
             raise OperatorError("the platform was stopped before the new engines had taken over; nothing was changed")
         outcome = state.get("swaps", {}).get(number, {})
         if outcome.get("state") == "failed":
-            raise OperatorError(f"nothing was changed: {outcome['problem']}", exit_code=outcome["exit_code"])
+            raise OperatorError(f"{otherwise}: {outcome['problem']}", exit_code=outcome["exit_code"])
         if outcome.get("state") == "done":
             return dict(outcome)
         time.sleep(_POLL_S)
@@ -99,8 +116,14 @@ def rows_of(
     for stage in (name for name in STAGES if name in processes):
         page = _page(settings, stage)
         found = engine_rows(stage, text_string_to_metric_families(page), processes, troubles)
+        found = [_with_footprint(settings, row) if row.address in processes else row for row in found]
         rows += found or [EngineRow(stage, "", "", health=_silence(processes[stage]))]
     return rows
+
+
+def _with_footprint(settings: Settings, row: EngineRow) -> EngineRow:
+    """An engine in a process of ours has that one's name as its address."""
+    return with_footprint(row, text_string_to_metric_families(_page(settings, row.address)))
 
 
 def _silence(state: str) -> str:
@@ -114,9 +137,9 @@ def _states(settings: Settings) -> list[Mapping[str, Any]]:
     return [state for state in states if state is not None]
 
 
-def _page(settings: Settings, stage: str) -> str:
-    """The stage's metrics; empty where they cannot be had."""
-    facts = ready.read(settings, stage)
+def _page(settings: Settings, name: str) -> str:
+    """The metrics of a stage or of an engine's process; empty where they cannot be had."""
+    facts = ready.read(settings, name)
     if facts is None:
         return ""
     try:
@@ -155,11 +178,11 @@ async def _health_events(settings: Settings) -> list[Health]:
 
 def _print(rows: list[EngineRow]) -> None:
     columns = ("stage", "role", "engine", "model", "device", "address", "health", "breaker")
-    numbers = ("answered", "failed", "p50 ms", "p95 ms")
+    numbers = ("answered", "failed", "p50 ms", "p95 ms", "memory MB", "device MB", "warm s")
     lines = [
         (
             *(getattr(row, column) for column in columns),
-            *((row.answered, sum(row.failed.values()), row.p50_ms, row.p95_ms) if row.engine else ("",) * len(numbers)),
+            *(_numbers(row) if row.engine else ("",) * len(numbers)),
         )
         for row in rows
     ]
@@ -167,3 +190,8 @@ def _print(rows: list[EngineRow]) -> None:
     for row in rows:
         if row.trouble is not None:
             print(f"{row.stage}: {row.engine} was left out at {when(row.trouble.at_us)} UTC: {row.trouble.reason}")
+
+
+def _numbers(row: EngineRow) -> tuple[float | None, ...]:
+    counts = (row.answered, sum(row.failed.values()))
+    return (*counts, row.p50_ms, row.p95_ms, row.memory_mb, row.device_memory_mb, row.warm_s)

@@ -14,14 +14,17 @@ from typing import Any, NoReturn
 
 import psutil
 
-from api import guardian
+from api import guardian, pages
 from api.cli.context import settings_of
+from api.cli.engines import follow_agents
 from api.cli.output import print_json, print_table
 from api.errors import OperatorError
 from api.platform import Layout, api_url, embedded, environment, lay_out, with_absolute_paths, worker_parts
 from api.supervisor import Process, Step, Supervisor, ask_restart, end_leftovers, hold, read_state, rotate
 from api.swaps import Swaps
 from processors import choices
+from processors.agent_models import adopt
+from processors.choices import SWAPPABLE
 from processors.pipeline import STAGES
 from streams.clock import SystemClock
 from streams.settings import REPOSITORY, Settings
@@ -87,6 +90,7 @@ async def _up(data_dir: Path | None, port: int | None, as_json: bool) -> None:
         layout = lay_out(settings)
         supervisor = platform_supervisor(layout, progress)
         url = api_url(layout.settings)
+        pages.serve(layout.settings)
         await supervisor.run(when_ready=lambda: progress.up(url, time.monotonic() - began_s))
 
 
@@ -102,9 +106,13 @@ def platform_supervisor(layout: Layout, progress: Progress) -> Supervisor:
     return supervisor
 
 
-def _settle(settings: Settings, progress: Progress) -> None:
+def _settle(settings: Settings, progress: Progress, roles: tuple[str, ...] = SWAPPABLE) -> None:
     for role in choices.settle(settings):
         progress.say(f"the settings name another {role} engine than at the last swap, and count")
+    try:
+        adopt(settings, SystemClock().now_us(), roles)
+    except ConfigError as error:
+        raise OperatorError(str(error)) from error
 
 
 def _serve_swaps(settings: Settings, supervisor: Supervisor, stage: str | None = None) -> None:
@@ -271,6 +279,10 @@ def restart(component: str, data_dir: Path | None) -> None:
         after = _until_replaced(settings, name, before[name])
         seconds, began_s = time.monotonic() - began_s, time.monotonic()
         print(f"{name}: pid {before[name]['pid']} -> {after['pid']}, ready after {seconds:.1f} s", flush=True)
+    # A stage that was restarted has read the agents' files anew.
+    for role in SWAPPABLE:
+        if component in STAGES and role in STAGES[component].roles:
+            follow_agents(role, settings)
 
 
 def _processes(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -310,10 +322,11 @@ async def worker(stage: str, data_dir: Path | None) -> None:
     name = f"worker-{stage}"
     with hold(settings, name):
         await end_leftovers(settings, name)
-        _settle(settings, progress)
+        _settle(settings, progress, STAGES[stage].roles)
         parts = worker_parts(settings, stage)
         supervisor = Supervisor(settings, parts, name=name, report=progress.ready, say=progress.say, echo_logs=True)
         _serve_swaps(with_absolute_paths(settings), supervisor, stage)
+        pages.serve(settings)
         await supervisor.run(when_ready=lambda: progress.say(f"{stage} is at work"))
 
 

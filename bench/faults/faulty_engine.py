@@ -36,14 +36,15 @@ _POLL_S = 0.05
 
 class Order(StrEnum):
     """hang: no reply until the order is taken back; it cannot be interrupted. crash: the process ends. slow: five times
-    slower; `slow 12` twelve times. raise: an exception. Of whole answers: garbage, one that is none; nothing, one
-    without any reply.
+    slower; `slow 12` twelve times. raise: an exception. memory: the one of a model that finds no memory on its device.
+    Of whole answers: garbage, one that is none; nothing, one without any reply.
     """
 
     HANG = "hang"
     CRASH = "crash"
     SLOW = "slow"
     RAISE = "raise"
+    MEMORY = "memory"
     GARBAGE = "garbage"
     NOTHING = "nothing"
 
@@ -104,6 +105,8 @@ class FaultyEngine:
             os._exit(1)
         if order is Order.RAISE:
             raise RuntimeError("told to")
+        if order is Order.MEMORY:
+            raise RuntimeError("CUDA failed with error out of memory")
         return times if order is Order.SLOW else 1.0
 
     def _order(self) -> tuple[Order | None, float]:

@@ -11,6 +11,7 @@ from typing import Any
 import xllamacpp
 
 from processors.engine import Capabilities, EngineError, Generate, Generated, Message, Reply, Request
+from processors.memory import is_out_of_memory
 
 SLOTS = 2
 CONTEXT_TOKENS = 2048  # of each slot
@@ -83,7 +84,8 @@ class _Generation(Iterator[Reply]):
         try:
             server.handle_chat_completions(body, self._take)
         except Exception as error:  # whatever the runtime raises; its text may hold the prompt
-            self._chunks.put(EngineError("invalid", f"llama.cpp: {type(error).__name__}"))
+            known = error if is_out_of_memory(error) else EngineError("invalid", f"llama.cpp: {type(error).__name__}")
+            self._chunks.put(known)
         self._chunks.put(_DONE)
 
     def _take(self, chunk: Any) -> bool:
@@ -97,7 +99,7 @@ class _Generation(Iterator[Reply]):
                 self._ended = True
             elif self._cancelled.is_set():
                 continue
-            elif isinstance(chunk, EngineError):
+            elif isinstance(chunk, Exception):
                 raise chunk
             elif "error" in chunk:
                 raise _error(chunk["error"])
@@ -128,7 +130,7 @@ class _Generation(Iterator[Reply]):
     def close(self) -> None:
         """Stops the answer and waits until the runtime has let go of it."""
         self.cancel()
-        with contextlib.suppress(StopIteration, EngineError):
+        with contextlib.suppress(Exception):
             next(self)
         self._thread.join()
 

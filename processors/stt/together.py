@@ -107,19 +107,18 @@ class Together:
         jobs = self._take()
         if not jobs:
             return
-        began_s = time.perf_counter()
-        try:
-            results = jobs[0].call([job.item for job in jobs])
-        except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].end(error=error, share_s=time.perf_counter() - began_s)
-                return
-            for job in jobs:
-                self._alone(job)
+        if len(jobs) == 1:
+            self._alone(jobs[0])
             return
-        share_s = (time.perf_counter() - began_s) / len(jobs)
-        for job, result in zip(jobs, results, strict=True):
-            job.end(result, share_s=share_s)
+        began_s = time.perf_counter()
+        with contextlib.suppress(Exception):  # whoever it is that makes it fail will raise it again
+            results = jobs[0].call([job.item for job in jobs])
+            share_s = (time.perf_counter() - began_s) / len(jobs)
+            for job, result in zip(jobs, results, strict=True):
+                job.end(result, share_s=share_s)
+            return
+        for job in jobs:  # with nothing left of the attempt, whose memory may be needed
+            self._alone(job)
 
     @staticmethod
     def _alone(job: _Job) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import structlog
@@ -30,8 +30,7 @@ class CoquiVoices:
         torch.set_num_threads(settings.engines.threads)
         self._name = name
         self._store = VoiceStore(settings)
-        with _memory():
-            self._model: CoquiModel = load(directory, self._device, self._store)
+        self._model: CoquiModel = load(directory, self._device, self._store)
         self._licence = licence or self._model.licence
         self._strange: set[str] = set()
         warn = log.warning if self._model.licence == CPML else log.info
@@ -93,11 +92,10 @@ class CoquiVoices:
             yield from self._spoken(trimmer.finish(), started_s)
 
     def _waves(self, sentence: str, language: str, voice: str, speed: float) -> Generator[Wave, None, None]:
-        with _memory():
-            try:
-                yield from self._model.speak(sentence, language, voice, speed)
-            except VoiceError as error:
-                raise EngineError("invalid", str(error)) from None
+        try:
+            yield from self._model.speak(sentence, language, voice, speed)
+        except VoiceError as error:
+            raise EngineError("invalid", str(error)) from None
 
     def _spoken(self, pcm: bytes, started_s: float) -> Iterator[Spoken]:
         """The first piece of what was made at once carries what it took."""
@@ -114,17 +112,6 @@ class CoquiVoices:
             self._strange.add(name)
             log.warning("unknown voice, the first one speaks", voice=name, model=self._name)
         return ""
-
-
-@contextmanager
-def _memory() -> Iterator[None]:
-    """Where the device has no memory left, what is kept for later is given back and the ask refused."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        log.error("the device has no memory left")
-        torch.cuda.empty_cache()
-        raise EngineError("refused", "the device has no memory left") from None
 
 
 def _device(name: str) -> str:

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import runpy
 import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -27,7 +29,7 @@ from processors.engine import (
 from processors.engine_client import SocketEngine, responds, socket_path
 from processors.engine_frames import FRAME_BYTES_MAX
 from streams import ready
-from streams.settings import Settings
+from streams.settings import REPOSITORY, Settings
 from tests.support.engines import HostProcess, noted, replies, running_host, script, settings_in, start_host
 
 
@@ -362,6 +364,27 @@ async def test_an_engine_that_was_stopped_is_not_taken_for_a_hung_one(tmp_path: 
         assert await texts(client, script(journal, "b")) == ["b0"]
         assert host.process.poll() is None
         await client.close()
+
+
+def test_nothing_is_served_or_announced_before_the_engine_is_warm(tmp_path: Path) -> None:
+    problem = runpy.run_path(str(REPOSITORY / "infra/docker/healthcheck.py"))["problem"]
+    settings = settings_in(tmp_path, embeddings="tests.support.engines:slow_to_warm")
+    name = "engine-embeddings.0"
+    host = start_host(settings, "embeddings")
+    try:
+        while not (tmp_path / "warming").exists():
+            assert host.process.poll() is None, host.log.read_text()
+            time.sleep(0.01)
+        assert not responds(settings, "embeddings")
+        assert not socket_path(settings, "embeddings").exists()
+        assert problem(name, settings.run_dir) == f"{name} has not announced itself yet"
+        (tmp_path / "warm").touch()
+        host.wait_ready()
+        assert responds(settings, "embeddings")
+        assert problem(name, settings.run_dir) == ""
+    finally:
+        host.stop()
+    assert problem(name, settings.run_dir) == f"{name} is gone"
 
 
 def test_a_second_process_leaves_the_first_alone(host: HostProcess) -> None:

@@ -17,6 +17,7 @@ from api.platform import engine_parts
 from api.supervisor import Supervisor, read_state
 from api.swaps import Swaps
 from processors import choices
+from processors.agent_models import adopt
 from processors.choices import History
 from processors.engine import EngineClient, Speak, Spoken
 from processors.generations import Generations
@@ -24,6 +25,8 @@ from processors.rungs import generations
 from streams import ready
 from streams.clock import SystemClock
 from streams.settings import EngineSettings, Settings
+from streams.yamlfile import ConfigError
+from tests.support.agents import write_agent
 from tests.support.engines import replies
 from tests.support.voices import ALTERED, SECOND, write_catalogue
 from tests.unit.api.test_supervisor import running
@@ -35,8 +38,13 @@ OLD, NEW, AGAIN = "engine-tts.0", "engine-tts@1.0", "engine-tts@2.0"
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(swaps, "UNUSED_S", 0.5)
+    write_agent(tmp_path / "agents", "shop")
+    write_agent(tmp_path / "agents", "clinic")
     return Settings(
-        data_dir=tmp_path, models_file=write_catalogue(tmp_path), engines=EngineSettings(tts_fallback="", replicas=1)
+        data_dir=tmp_path,
+        agents_dir=tmp_path / "agents",
+        models_file=write_catalogue(tmp_path),
+        engines=EngineSettings(tts_fallback="", replicas=1),
     )
 
 
@@ -63,9 +71,9 @@ class Stage:
         self.client: Generations = generations(settings, "tts", self.clock, lambda breaker, reason: None)
         self.client.start(lambda: self.sessions)
 
-    def session(self) -> History:
+    def session(self, agent_id: str = "") -> History:
         """One that begins now."""
-        self.sessions.append(History(self.clock.now_us()))
+        self.sessions.append(History(self.clock.now_us(), agent_id=agent_id))
         return self.sessions[-1]
 
     async def spoken(self, session: History, turn: int) -> str:
@@ -83,6 +91,7 @@ async def model_of(client: EngineClient) -> str:
 async def platform(settings: Settings) -> AsyncIterator[Stage]:
     """The engines below a supervisor, all of them ready, and a stage that asks them."""
     assert choices.settle(settings) == []
+    adopt(settings, SystemClock().now_us())
     supervisor = Supervisor(settings, engine_parts(settings, "tts"), backoff_s=0.05)
     served = Swaps(settings, supervisor, SystemClock())
     supervisor.serve(served.request, served.tend)
@@ -100,6 +109,63 @@ async def platform(settings: Settings) -> AsyncIterator[Stage]:
 async def swap(settings: Settings, model: str, scope: str = "all") -> None:
     """The command, which returns when the new engines have taken over."""
     await asyncio.to_thread(engines.swap, "tts", model, scope, settings.data_dir, False)
+
+
+async def reloaded(settings: Settings) -> None:
+    """What a restart of the stage does once the stage has read the agents' files."""
+    await asyncio.to_thread(engines.follow_agents, "tts", settings)
+
+
+async def test_an_agent_that_names_a_voice_has_it_from_its_calls_next_turn(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with platform(settings) as stage:
+        shop, clinic = stage.session("shop"), stage.session("clinic")
+        assert await stage.spoken(shop, 1) == FIRST
+        await reloaded(settings)  # nobody names any
+        assert "answers" not in capsys.readouterr().out
+        assert not choices.path(settings).exists()
+        write_agent(settings.agents_dir, "shop", tts=SECOND)
+        await reloaded(settings)
+        said = f"tts: {SECOND} answers shop, at each call's next turn (generation 1)\n"
+        assert said in capsys.readouterr().out
+        await until_processes(settings, OLD, NEW)
+        assert await stage.spoken(shop, 1) == FIRST
+        assert await stage.spoken(shop, 2) == SECOND
+        assert await stage.spoken(clinic, 1) == FIRST
+        await reloaded(settings)
+        assert "answers" not in capsys.readouterr().out, "nothing has changed"
+        await swap(settings, FIRST)  # for all, who have it already
+        assert await stage.spoken(stage.session("shop"), 0) == SECOND
+    # A supervisor that starts anew warms what the files name.
+    async with platform(settings) as stage:
+        await until_processes(settings, OLD, NEW)
+        shop = stage.session("shop")
+        assert await stage.spoken(shop, 0) == SECOND
+        write_agent(settings.agents_dir, "shop")
+        await reloaded(settings)
+        assert await stage.spoken(shop, 0) == SECOND
+        assert await stage.spoken(shop, 1) == FIRST
+        await until_processes(settings, OLD)
+
+
+async def test_an_agents_voice_that_cannot_be_used_leaves_it_the_one_that_it_had(settings: Settings) -> None:
+    async with platform(settings) as stage:
+        shop = stage.session("shop")
+        for model, said, exit_code in (
+            ("nobody", r"shop\.yaml:.*models\.tts.*no tts model or engine is called 'nobody'", 1),
+            (ALTERED, "is not the one named in", 1),
+        ):
+            write_agent(settings.agents_dir, "shop", tts=model)
+            with pytest.raises(OperatorError, match=f"the agents keep the models that they had: (?s:.*){said}") as why:
+                await reloaded(settings)
+            assert why.value.exit_code == exit_code
+            await until_processes(settings, OLD)
+        assert choices.read(settings, "tts").generations == (0,)
+        assert await stage.spoken(shop, 1) == FIRST
+    write_agent(settings.agents_dir, "shop", tts="nobody")
+    with pytest.raises(ConfigError, match=r"models\.tts.*nobody"):
+        adopt(settings, 1)
 
 
 async def test_a_voice_takes_over_between_turns_and_goes_back(

@@ -1,6 +1,7 @@
-"""Voices are swapped while four callers talk: nobody is dropped, no turn is lost, and the log says who spoke."""
+"""Voices change while callers talk: nobody is dropped, no turn is lost, and the log says who spoke."""
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import cycle, groupby
 from pathlib import Path
@@ -69,9 +70,16 @@ def voices(events: list[Event]) -> list[str]:
 
 
 @pytest.fixture
-def platform(tmp_path: Path) -> Iterator[Platform]:
+def agents(tmp_path: Path) -> Path:
+    """The platform's own agents, to be edited."""
+    return Path(shutil.copytree(REPOSITORY / "infra" / "agents", tmp_path / "agents"))
+
+
+@pytest.fixture
+def platform(tmp_path: Path, agents: Path) -> Iterator[Platform]:
     # Spares and second replicas are for deaths, of which there are none here.
     with running_platform(
+        TRUNKLINE_AGENTS_DIR=str(agents),
         TRUNKLINE_MODELS_FILE=str(write_catalogue(tmp_path)),
         TRUNKLINE_ENGINES__TTS_FALLBACK="",
         TRUNKLINE_ENGINES__REPLICAS="1",
@@ -105,3 +113,24 @@ async def test_voices_are_swapped_during_four_calls(platform: Platform) -> None:
         events = await events_of(platform, result.session_id)
         check_answered_once(result, events)
         assert voices(events) == ([SECOND] if result is late else [FIRST, SECOND, FIRST])
+
+
+async def test_an_agent_gets_a_voice_of_its_own_during_a_call(platform: Platform, agents: Path) -> None:
+    file = agents / "shop.yaml"
+    written = file.read_text(encoding="utf-8")
+
+    async def reload(models: str) -> str:
+        file.write_text(f"{models}\n{written}", encoding="utf-8")
+        return await asyncio.to_thread(platform.run, "restart", "tts", timeout_s=300)
+
+    caller = Caller(platform.url)
+    await until(lambda: caller.answered > 0, [caller])
+    assert f"tts: {SECOND} answers shop, at each call's next turn" in await reload(f"models: {{tts: {SECOND}}}")
+    await all_go_on([caller])
+    assert "answers" not in await reload("")
+    await all_go_on([caller])
+    caller.enough = True
+    result = await caller.call
+    events = await events_of(platform, result.session_id)
+    check_answered_once(result, events)
+    assert voices(events) == [FIRST, SECOND, FIRST]

@@ -22,6 +22,7 @@ import torch
 
 from processors.engine import Capabilities, Embed, EngineError, Reply, Speak, Spoken
 from processors.engine_client import SocketEngine
+from processors.memory import give_back, is_out_of_memory
 from processors.tts.coqui import CoquiVoices
 from processors.tts.coqui_models import CPML, LATENTS_MAX, XttsModel
 from processors.tts.engine import create
@@ -293,7 +294,7 @@ def test_languages_and_speakers_are_those_of_the_model(xtts: tuple[CoquiVoices, 
     assert german == said(engine, Speak("Hi.", language="DE"))
 
 
-def test_where_the_device_has_no_memory_left_the_ask_is_refused(
+def test_where_the_device_has_no_memory_left_that_is_known_and_the_next_ask_is_answered(
     xtts: tuple[CoquiVoices, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, _ = xtts
@@ -304,8 +305,10 @@ def test_where_the_device_has_no_memory_left_the_ask_is_refused(
 
     with monkeypatch.context() as patch:
         patch.setattr(model._model.hifigan_decoder, "forward", full)
-        with pytest.raises(EngineError, match="refused: the device has no memory left"):
+        with pytest.raises(torch.cuda.OutOfMemoryError) as raised:
             said(engine, Speak("Hi."))
+    assert is_out_of_memory(raised.value)
+    give_back()
     assert said(engine, Speak("Hi."))
 
 

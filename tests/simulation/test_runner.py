@@ -210,6 +210,25 @@ def test_an_ended_session_leaves_nothing_behind() -> None:
     assert worker.behind == 0
 
 
+async def taken_over() -> list[list[str]]:
+    """Whose sessions a worker has, and the one that takes over when it is killed."""
+    log, clock, found = MemoryLog(7), SimulatedClock(), []
+    for agent_id in ("clinic", "shop"):
+        session_id = mint_session_id(log.partitions, range(log.partitions))
+        log.append(replace(an_intent(session_id, 2), agent_id=agent_id))
+    for _ in range(2):
+        worker = Worker(log, LLM, Teller(), {"llm": ScriptedEngine(log, three_sentences)}, clock)
+        worker.start()
+        await asyncio.sleep(5)
+        found.append(sorted(history.agent_id for history in worker.runner.histories("llm")))
+        worker.crash()
+    return found
+
+
+def test_whose_a_session_is_survives_with_it() -> None:
+    assert simulate(taken_over()) == [["clinic", "shop"]] * 2
+
+
 KEPT = replace(LIMITS, session_silent_s=100.0, session_kept_s=1000.0)
 
 

@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from processors.engine import Capabilities, EngineClient, EngineError, Generate, Generated, Message, Reply, Request
+import numpy as np
+
+from processors.engine import (
+    Capabilities,
+    Embed,
+    Embedded,
+    EngineClient,
+    EngineError,
+    Generate,
+    Generated,
+    Message,
+    Reply,
+    Request,
+)
 from processors.engine_frames import engine_name
 from streams import ready
 from streams.settings import REPOSITORY, EngineSettings, Settings
@@ -116,9 +129,13 @@ def noted(journal: Path) -> list[str]:
 
 
 class _Scripted:
-    """Steps: `pieces` replies, each of `size`; `gate`, a file to wait for after each; `raises`, `refuses`; `hang`."""
+    """Steps: `pieces` replies, each of `size`; `gate`, a file to wait for after each; `raises`, `refuses`; `hang`.
 
-    capabilities = Capabilities("llm", "scripted", streaming=True)
+    `lacks` memory so many times before the first piece, `lacks_later` after the last one.
+    """
+
+    def __init__(self, concurrency: int = 1) -> None:
+        self.capabilities = Capabilities("llm", "scripted", streaming=True, concurrency=concurrency)
 
     def warm(self) -> None:
         pass
@@ -129,10 +146,16 @@ class _Scripted:
         note = _Journal(Path(steps["journal"]), steps["name"])
         note("begun")
         try:
+            if noted(Path(steps["journal"])).count(f"{steps['name']}:begun") <= steps.get("lacks", 0):
+                while "gate" in steps and not Path(steps["gate"]).exists():
+                    time.sleep(0.005)
+                raise RuntimeError("CUDA failed with error out of memory")
             for index in range(steps.get("pieces", 1)):
                 yield Generated("x" * steps["size"] if "size" in steps else f"{steps['name']}{index}")
                 while "gate" in steps and not Path(steps["gate"]).exists():
                     time.sleep(0.005)
+            if "lacks_later" in steps:
+                bytearray(1 << 62)
             if "raises" in steps:
                 raise ValueError(steps["raises"])
             if "refuses" in steps:
@@ -157,3 +180,56 @@ class _Journal:
 def create(settings: Settings) -> _Scripted:
     """The factory that the host calls."""
     return _Scripted()
+
+
+def several(settings: Settings) -> _Scripted:
+    """The same, at work on four asks at a time."""
+    return _Scripted(concurrency=4)
+
+
+class _Narrow:
+    """Embeds no more than three texts at a time, each as a unit vector by its length."""
+
+    capabilities = Capabilities("embeddings", "narrow")
+
+    def warm(self) -> None:
+        pass
+
+    def answer(self, request: Request) -> Iterator[Reply]:
+        assert isinstance(request, Embed)
+        if len(request.texts) > 3 or "huge" in request.texts:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+        rows = np.eye(16, dtype="<f4")[[len(text) for text in request.texts]]
+        yield Embedded(rows.tobytes(), 16, "narrow", 1.0)
+
+
+def narrow(settings: Settings) -> _Narrow:
+    """Its factory."""
+    return _Narrow()
+
+
+class _TooLarge(_Narrow):
+    def warm(self) -> None:
+        bytearray(1 << 62)
+
+
+def too_large(settings: Settings) -> _TooLarge:
+    """The factory of a model for which there is no memory."""
+    return _TooLarge()
+
+
+class _SlowToWarm(_Narrow):
+    """Puts a file `warming` into the data directory, and is warm once `warm` lies there, too."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+
+    def warm(self) -> None:
+        (self._data_dir / "warming").touch()
+        while not (self._data_dir / "warm").exists():
+            time.sleep(0.005)
+
+
+def slow_to_warm(settings: Settings) -> _SlowToWarm:
+    """Its factory."""
+    return _SlowToWarm(settings.data_dir)

@@ -28,6 +28,7 @@ DOCUMENTS = [
     "docs/crm.md",
     "docs/privacy.md",
     "docs/capacity.md",
+    "docs/scaling.md",
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 

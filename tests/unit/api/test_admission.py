@@ -1,6 +1,7 @@
 """Who may call now: by measured capacity, newcomers counted before they can be heard."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -83,6 +84,30 @@ def test_the_cost_of_a_call_is_learned_in_both_directions() -> None:
             measured(door, SETTLED_S + tick * REPEAT_S, utilisation=4 * share, calls=4)
         assert door.costs()["stt"] == pytest.approx(share, rel=0.05)
         assert door.costs()["tts"] == COSTS["tts"]
+
+
+def test_so_many_more_calls_are_free_as_are_let_in() -> None:
+    door, taken = admission(), 0
+    free = door.calls_free(0.0)
+    while not reason(door, 0.0, taken):
+        door.taken(0.0)
+        taken += 1
+        assert door.calls_free(0.0)["stt"] == free["stt"] - taken
+    assert min(free.values()) == taken == 6
+
+
+def test_of_several_workers_together_a_call_takes_less() -> None:
+    door, workers = admission(), 16
+    share = COSTS["stt"] / workers
+    for tick in range(60):
+        for worker in range(workers):
+            said = replace(
+                health(HealthKind.LOAD_MEASURED, "stt", utilisation=10 * share, calls=1), session_id=f"stt.{worker}"
+            )
+            door.heard(said, SETTLED_S + tick * REPEAT_S)
+    now_s = SETTLED_S + 60 * REPEAT_S
+    assert door.costs()["stt"] < COSTS["stt"] / COST_RANGE
+    assert door.calls_free(now_s)["stt"] > 0
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 200)), max_size=60))

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.cli import engines
-from api.engines import EngineRow, Trouble, engine_rows, quantile, troubles_of
+from api.engines import EngineRow, Trouble, engine_rows, quantile, troubles_of, with_footprint
 from processors.breaker import Breaker
 from processors.engine import EngineError, Generate, Generated, Message, Reply, Request
 from processors.ladder import Ladder, Rung
@@ -163,6 +163,33 @@ def test_a_running_stage_is_shown_by_what_it_serves(tmp_path: Path, served: int)
     assert 50 <= second.p50_ms <= 100
     assert second.as_json()["trouble"] is None
     assert rows[-1] == EngineRow("tts", "", "", health="the stage is restarting")
+
+
+FOOTPRINT = """\
+# TYPE trunkline_engine_memory_bytes gauge
+trunkline_engine_memory_bytes{role="stt"} 3.1e+08
+# TYPE trunkline_engine_load_seconds gauge
+trunkline_engine_load_seconds{role="stt"} 2.34
+"""
+DEVICE = """\
+# TYPE trunkline_engine_device_memory_bytes gauge
+trunkline_engine_device_memory_bytes{role="stt",what="used"} 9e+09
+trunkline_engine_device_memory_bytes{role="stt",what="own"} OWN
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "footprint"),
+    [
+        ("", (None, None, None)),
+        (FOOTPRINT, (310, None, 2.3)),
+        (FOOTPRINT + DEVICE.replace("OWN", "2.5e+09"), (310, 2500, 2.3)),
+        (FOOTPRINT + DEVICE.replace("OWN", "NaN"), (310, None, 2.3)),  # it was told once, and is not any more
+    ],
+)
+def test_an_engines_process_tells_what_it_takes(page: str, footprint: tuple[int | None, int | None, float]) -> None:
+    row = with_footprint(EngineRow("stt", "stt", "stt.0"), text_string_to_metric_families(page))
+    assert (row.memory_mb, row.device_memory_mb, row.warm_s) == footprint
 
 
 def test_a_stage_that_cannot_be_asked_is_said_to_be_so(tmp_path: Path) -> None:

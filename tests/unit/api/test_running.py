@@ -49,15 +49,20 @@ def test_status_as_json_has_the_first_engine_and_all(platform: Settings, capsys:
     assert [engine["name"] for engine in row["engines"]] == ["engine-stt.0", "engine-stt.1"]
 
 
-@pytest.mark.parametrize(("component", "names"), [("stt", ["stt"]), ("stt.engine", ["engine-stt.1", "engine-stt.0"])])
-def test_restart_asks_for_the_last_replica_first(
-    platform: Settings, monkeypatch: pytest.MonkeyPatch, component: str, names: list[str]
+@pytest.mark.parametrize(
+    ("component", "names", "followed"),
+    [("stt", ["stt"], ["stt"]), ("stt.engine", ["engine-stt.1", "engine-stt.0"], [])],
+)
+def test_restart_asks_for_the_last_replica_first_and_for_agents_models_where_a_stage_read_them(
+    platform: Settings, monkeypatch: pytest.MonkeyPatch, component: str, names: list[str], followed: list[str]
 ) -> None:
     asked: list[list[str]] = []
+    roles: list[str] = []
+    monkeypatch.setattr(running, "follow_agents", lambda role, settings: roles.append(role))
     monkeypatch.setattr(running, "ask_restart", lambda settings, names: asked.append(names))
     monkeypatch.setattr(running, "_until_replaced", lambda settings, name, before: {"pid": before["pid"] + 100})
     running.restart(component, platform.data_dir)
-    assert asked == [names]
+    assert (asked, roles) == ([names], followed)
 
 
 def test_restart_of_what_is_not_there_names_what_is(platform: Settings) -> None:

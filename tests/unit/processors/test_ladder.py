@@ -122,12 +122,32 @@ async def text(one: Ladder, request: Request = AUDIO, deadline_s: float = 4.0) -
     return str((await answers(one, request, deadline_s))[0].text)
 
 
-@pytest.mark.parametrize("reason", ["crashed", "timeout", "refused", "invalid"])
+@pytest.mark.parametrize("reason", ["crashed", "timeout", "refused", "invalid", "out_of_memory"])
 def test_the_other_replica_answers_at_once_where_one_fails(reason: str) -> None:
     async def test() -> None:
         one = ladder("stt", Engine("a", fails=reason), Engine("b"))
         assert await text(one) == "b"
         assert SimulatedClock().monotonic_s() == pytest.approx(0.2)
+        await one.close()
+
+    run(test)
+
+
+def test_an_engine_without_memory_is_left_out_unless_it_answers_others() -> None:
+    async def test() -> None:
+        one = ladder("stt", Engine("a", fails="out_of_memory"), Engine("b"))
+        assert [await text(one) for _ in range(3)] == ["b", "b", "b"]
+        assert one.lanes[0].breaker.state is State.OPEN
+        await one.close()
+        a = Engine("a")
+        one = ladder("stt", a, Engine("b"))
+        for _ in range(6):
+            a.does["fails"] = "out_of_memory"
+            asked = asyncio.create_task(text(one))
+            await asyncio.sleep(0.05)
+            one.lanes[0].answered_s = SimulatedClock().monotonic_s()  # another ask, that began later
+            assert await asked == "b"
+        assert one.lanes[0].breaker.closed
         await one.close()
 
     run(test)

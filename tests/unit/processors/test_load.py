@@ -14,6 +14,7 @@ from processors.load import (
     RAISE_S,
     STEP_S,
     STEPS,
+    USED_S,
     WINDOW_S,
     Board,
     Busy,
@@ -189,6 +190,36 @@ def test_a_withdrawn_ask_and_one_that_can_be_shed_are_no_waiting() -> None:
     assert meter.sample(20.0, 0, depth=0).waiting_s == 0.0
     meter.answered("stt", shed, 20.0, 0.1)
     assert meter.sample(20.0, 0, depth=0).waiting_s == 0.0
+
+
+def test_the_deadline_that_is_nearest_to_be_missed_counts_while_it_waits_and_a_while_after() -> None:
+    meter = Meter({"stt": 1, "embeddings": 1}, 0.0)
+
+    def used(now_s: float) -> float:
+        return meter.sample(now_s, 0, depth=0).deadline_used
+
+    assert used(0.0) == 0.0
+    patient = meter.asked("stt", 0.0, deadline_s=10.0)
+    urgent = meter.asked("embeddings", 0.0, deadline_s=2.0)
+    assert used(1.0) == pytest.approx(0.5)
+    meter.begun("embeddings", urgent, 1.0)
+    meter.begun("embeddings", urgent, 1.9)  # the rest of its answer
+    meter.answered("embeddings", urgent, 2.0, 0.1)
+    assert used(4.0) == pytest.approx(0.5)
+    assert used(6.0) == pytest.approx(0.6)
+    meter.answered("stt", patient, 11.0, None)
+    assert used(11.0 + USED_S - 0.1) == pytest.approx(1.1)
+    assert used(11.0 + USED_S) == 0.0
+
+
+def test_asks_that_were_withdrawn_or_may_be_shed_or_have_no_deadline_miss_none() -> None:
+    meter = Meter({"stt": 1}, 0.0)
+    withdrawn = meter.asked("stt", 0.0, deadline_s=1.0)
+    meter.asked("stt", 0.0, sheddable=True, deadline_s=1.0)
+    meter.asked("stt", 0.0)
+    meter.asked("tools", 0.0, deadline_s=1.0)
+    meter.answered("stt", withdrawn, 0.5, None, withdrawn=True)
+    assert meter.sample(5.0, 0, depth=0).deadline_used == 0.0
 
 
 def test_roles_that_are_not_ours_are_not_measured() -> None:

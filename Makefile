@@ -16,8 +16,8 @@ INSTALL := $(BIN)/uv pip install --python $(BIN)/python --no-deps
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header
 
-.PHONY: help demo up test test-engines test-engines-vllm test-engines-coqui check lint format bench bench-peers \
-	faults lock clean distclean
+.PHONY: help demo up test test-engines test-engines-whisper test-engines-vllm test-engines-coqui test-engines-call \
+	check lint format bench bench-peers faults lock clean distclean
 
 help:  ## What there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 27
@@ -39,14 +39,22 @@ else
 	exit $$failed
 endif
 
-# Each part is tests/engines/test_NAME.py, with an environment of its own for the engine, from an own lock.
-test-engines: test-engines-vllm test-engines-coqui  ## Run the tests of production engines on the real packages, in environments of their own
+# vLLM and Coqui have environments of their own, from own locks.
+test-engines: test-engines-whisper test-engines-vllm test-engines-coqui test-engines-call  ## Run the tests of production engines on the real packages, in environments of their own
+
+test-engines-whisper: $(VENV)/.dev  ## The part for faster-whisper, which is the embedded one, too
+	$(BIN)/pytest --durations=10 tests/contract/test_stt_engines.py
 
 test-engines-vllm: $(VENV)/.dev $(VENV)/.java $(ENGINES)/vllm/.ready  ## The part for vLLM (5 GB on disk, some ten minutes)
 	$(BIN)/pytest --durations=10 tests/engines/test_vllm.py tests/engines/test_vllm_call.py
 
 test-engines-coqui: $(ENGINES)/coqui/.ready  ## The part for Coqui's voices (8 GB on disk, some ten minutes)
 	$(ENGINES)/coqui/bin/pytest --durations=10 tests/engines/test_coqui.py
+
+test-engines-call: $(VENV)/.java $(ENGINES)/vllm/.ready $(ENGINES)/coqui/.ready  ## A call over both, with the platform in Coqui's environment
+	JAVA_HOME=$$($(BIN)/python -c 'from streams.java import find_java; from streams.settings import Settings; \
+		print(find_java(Settings()).path.parent.parent)') \
+		$(ENGINES)/coqui/bin/pytest --durations=10 tests/engines/test_coqui_call.py
 
 check: lint  ## What to run before a commit: linters, types, unit and simulation tests
 	$(BIN)/pytest --numprocesses=auto tests/unit tests/simulation

@@ -38,11 +38,15 @@ class RefusedError(CallError):
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """One turn of the caller: what is played, and the index of its last frame with speech."""
+    """One turn of the caller: what is played, and the index of its last frame with speech.
+
+    `listens_ms` is how much of the reply the caller hears before the next turn is said over the rest; None: all of it.
+    """
 
     name: str
     pcm: Pcm
     last_speech_frame: int
+    listens_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,9 +356,10 @@ class _Call:
         error = ""
         if not await self._until(lambda: self._all_recognised(first), self._patience.final_s):
             error = f"no final transcript within {self._patience.final_s:g} s of the end of speech"
-        elif not await self._until(lambda: self._last_turn(first) in self._turns_over, self._patience.reply_s):
+        elif not await self._until(lambda: self._listened(first, spoken.listens_ms), self._patience.reply_s):
             error = f"the reply did not end within {self._patience.reply_s:g} s"
-        await self._until_quiet()
+        if spoken.listens_ms is None:
+            await self._until_quiet()
         if not error and self._ended is not None and self._last_turn(first) is None:
             error = f"the call ended ({self._ended})"
         return summarise(spoken.name, self._events[first:], self._end_of_speech_ms, self._onsets, error)
@@ -377,6 +382,14 @@ class _Call:
     def _last_turn(self, first: int) -> int | None:
         finals = [event for event in self._events[first:] if event.type == "final"]
         return finals[-1].message.get("turn") if finals else None
+
+    def _listened(self, first: int, listens_ms: int | None) -> bool:
+        """Whether the reply to what was said since event `first` is over, or so much of it was heard."""
+        turn = self._last_turn(first)
+        if listens_ms is None:
+            return turn in self._turns_over
+        heard = self._ear.heard(self._now())
+        return heard is not None and heard[0] == turn and heard[2] >= listens_ms
 
     def _heard_of(self, turn: int) -> bool:
         return any(event.type in ("sentence", "audio") and event.message.get("turn") == turn for event in self._events)

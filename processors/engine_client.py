@@ -251,9 +251,15 @@ class SocketEngine:
         await self._connected()
 
     @property
+    def concurrency(self) -> int:
+        """See `Concurrent`."""
+        known = self._known
+        return known.concurrency if known is not None else 1
+
+    @property
     def description(self) -> Description:
         """What the process said of its engine when it was last connected."""
-        known = self._connection.capabilities if self._connection is not None else None
+        known = self._known
         return Description(known.model if known else "", known.device if known else "", self._name)
 
     async def capabilities(self, timeout_s: float) -> Capabilities:
@@ -265,6 +271,10 @@ class SocketEngine:
             raise EngineError("timeout", f"no {self._role} engine for {timeout_s:g} s") from None
         assert connection.capabilities is not None
         return connection.capabilities
+
+    @property
+    def _known(self) -> Capabilities | None:
+        return self._connection.capabilities if self._connection is not None else None
 
     async def close(self) -> None:
         """See `EngineClient`."""

@@ -67,6 +67,16 @@ class Described(Protocol):
         ...
 
 
+@runtime_checkable
+class Concurrent(Protocol):
+    """A client that knows how many asks its engine works on at once."""
+
+    @property
+    def concurrency(self) -> int:
+        """As the engine said; 1 where it has not been heard of."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Lane:
     """One engine: how it is reached, whether it is well, and how much it was asked by this process."""
@@ -74,7 +84,6 @@ class Lane:
     name: str
     client: EngineClient
     breaker: Breaker
-    concurrency: int = 1
     open: int = 0
     answered_s: float = -math.inf
     told: Queue | None = None
@@ -90,11 +99,11 @@ class Lane:
     def load(self) -> tuple[int, int]:
         """What a further ask finds there, to be compared: how many wait for room, and how many there are at all.
 
-        An engine of ours has room for `concurrency` asks. What a shared one told is corrected by what this process has
-        asked since; one that tells nothing is taken to have room.
+        An engine of ours has room for as many asks as it works on at once. What a shared one told is corrected by what
+        this process has asked since; one that tells nothing is taken to have room.
         """
         if not isinstance(self.client, Shared):
-            return self.open // self.concurrency, 0
+            return self.open // (self.client.concurrency if isinstance(self.client, Concurrent) else 1), 0
         if self.told is None:
             return 0, self.open
         others = max(0, self.told.waiting + self.told.working - self._open_then)

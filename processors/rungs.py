@@ -21,8 +21,6 @@ from schemas.events import HealthKind
 from streams.clock import Clock
 from streams.settings import Settings
 
-# Models work on as many asks at once; a further one waits, or goes to another replica.
-CONCURRENCY = {"stt": 1, "embeddings": 2, "llm": 2, "tts": 2}
 QUICK_AFTER_S = 2.0  # what is read by now is read by the model that is surely in time
 
 MANNERS: Mapping[str, Manner] = {
@@ -64,7 +62,7 @@ def ladder(
     whose = of_generation(role, generation)
 
     def lane(name: str, client: EngineClient) -> Lane:
-        return Lane(name, client, Breaker(name, clock, on_change), _concurrency(settings, role))
+        return Lane(name, client, Breaker(name, clock, on_change))
 
     if role in hosted_roles(settings):
         own = [
@@ -89,11 +87,6 @@ def ladder(
         case "tts":
             rungs += _other_voices(settings, whose, own, lane)
     return Ladder(role, rungs, clock, _manner(settings, role))
-
-
-def _concurrency(settings: Settings, role: str) -> int:
-    """Coqui's models speak one text at a time: a further one finds another replica free, or waits."""
-    return 1 if role == "tts" and settings.engines.tts == "coqui" else CONCURRENCY[role]
 
 
 def generations(settings: Settings, role: str, clock: Clock, on_change: OnChange) -> Generations:

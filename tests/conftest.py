@@ -10,7 +10,7 @@ import pytest
 from tests.support.kafka import TestBroker, running_broker
 
 # Suites that several modules run tell what differed, as test modules do.
-pytest.register_assert_rewrite("tests.support.llm_suite", "tests.support.tts_suite")
+pytest.register_assert_rewrite("tests.support.stt_suite", "tests.support.llm_suite", "tests.support.tts_suite")
 
 # Processes of a platform share the keys of its calls, and those of a test run do so whatever their directories.
 _KEYS = tempfile.TemporaryDirectory(prefix="trunkline-keys-")

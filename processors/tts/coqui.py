@@ -10,15 +10,13 @@ import torch
 
 from processors.engine import Capabilities, EngineError, Reply, Request, Speak, Spoken
 from processors.tts.coqui_models import CPML, CoquiModel, load
+from processors.tts.limits import language_meant, within
 from processors.tts.spoken import spoken
 from processors.tts.trimmer import OUT_HZ, Trimmer, Wave, pieces
 from processors.tts.voices import VoiceError, VoiceStore
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
-
-TEXT_CHARS_MAX = 5000
-SPEED_MIN, SPEED_MAX = 0.5, 2.0
 
 
 class CoquiVoices:
@@ -63,15 +61,8 @@ class CoquiVoices:
 
     def answer(self, request: Request) -> Iterator[Reply]:
         """See `Engine`: pieces of 200 ms at most, silence at a sentence's ends cut; none for a text without words."""
-        if not isinstance(request, Speak):
-            raise EngineError("invalid", f"expected Speak, found {type(request).__name__}")
-        if len(request.text) > TEXT_CHARS_MAX:
-            raise EngineError(
-                "invalid", f"text: expected at most {TEXT_CHARS_MAX} characters, found {len(request.text)}"
-            )
-        if not SPEED_MIN <= request.speed <= SPEED_MAX:
-            raise EngineError("invalid", f"speed: expected {SPEED_MIN} to {SPEED_MAX}, found {request.speed:g}")
-        return self._speak(request, _language(request.language, self._model.languages), self._voice(request.voice))
+        asked = within(request)
+        return self._speak(asked, language_meant(asked.language, self._model.languages), self._voice(asked.voice))
 
     def voice_meant(self, name: str) -> str:
         """What tells the voice of that name from another that had or will have it."""
@@ -121,15 +112,3 @@ def _device(name: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise EngineError("invalid", f"TRUNKLINE_ENGINES__DEVICE: found {name!r}, but there is no such device here")
     return name
-
-
-def _language(wanted: str, languages: tuple[str, ...]) -> str:
-    """The model's language that is meant; raises EngineError with those that it speaks."""
-    lower = wanted.lower().replace("_", "-")
-    if lower in languages:
-        return lower
-    base = lower.partition("-")[0]
-    for language in languages:
-        if language.lower().partition("-")[0] == base:
-            return language
-    raise EngineError("invalid", f"language: expected one of {', '.join(languages)}; found {wanted!r}")

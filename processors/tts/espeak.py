@@ -14,13 +14,13 @@ import soxr
 
 from processors.engine import EngineError, Reply, Request, Speak, Spoken
 from processors.lane import Description
+from processors.tts.limits import within
 from processors.tts.spoken import spoken
 
 MODEL = "espeak-ng"
 OUT_HZ = 16_000
 CHUNK_BYTES = OUT_HZ * 2 // 5
 WORDS_A_MINUTE = 165
-TEXT_CHARS_MAX = 5000
 _QUIET = 200  # of 32,768: the silence that it makes at both ends
 
 
@@ -36,13 +36,15 @@ class Espeak:
         return Description(MODEL, "cpu", self._program)
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
-        """See `EngineClient`: the whole sentence is made, then passed on in pieces of 200 ms."""
-        if not isinstance(request, Speak) or len(request.text) > TEXT_CHARS_MAX:
-            raise EngineError("invalid", f"expected Speak of at most {TEXT_CHARS_MAX} characters")
+        """See `EngineClient`: the whole sentence is made, then passed on in pieces of 200 ms; none without words."""
+        asked = within(request)
+        text = " ".join(spoken(asked.text).split())
+        if not text:
+            return
         started_s = time.monotonic()
         try:
             async with asyncio.timeout(deadline_s):
-                sound = await self._run(request)
+                sound = await self._run(asked, text)
         except TimeoutError:
             raise EngineError("timeout", f"{MODEL} was not done within {deadline_s:g} s") from None
         pcm = _pcm(sound)
@@ -53,9 +55,8 @@ class Espeak:
     async def close(self) -> None:
         """See `EngineClient`; nothing is kept open."""
 
-    async def _run(self, request: Request) -> bytes:
+    async def _run(self, request: Speak, text: str) -> bytes:
         """A WAV file. The text goes through the program's input: on its command line others could read it."""
-        assert isinstance(request, Speak)
         speed = str(round(WORDS_A_MINUTE * request.speed))
         command = (self._program, "-v", request.language, "-s", speed, "--stdin", "--stdout")
         pipe = asyncio.subprocess.PIPE
@@ -66,7 +67,7 @@ class Espeak:
         except OSError as error:
             raise EngineError("crashed", f"{MODEL} cannot be run: {type(error).__name__}") from error
         try:
-            sound, _ = await process.communicate(" ".join(spoken(request.text).split()).encode())
+            sound, _ = await process.communicate(text.encode())
         finally:
             if process.returncode is None:
                 process.kill()

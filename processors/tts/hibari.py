@@ -10,11 +10,11 @@ from hibari import Hibari
 
 from processors.engine import Capabilities, EngineError, Reply, Request, Speak, Spoken
 from processors.models import ModelError, ResolvedModel
+from processors.tts.limits import language_meant, within
 from processors.tts.spoken import spoken
 from processors.tts.trimmer import HEAD_MS, OUT_HZ, QUIET, TAIL_MS, Wave, pcm16, pieces
 
-TEXT_CHARS_MAX = 5000
-SPEED_MIN, SPEED_MAX = 0.5, 2.0
+LANGUAGES = ("en",)
 
 
 class HibariVoices:
@@ -36,7 +36,9 @@ class HibariVoices:
     @property
     def capabilities(self) -> Capabilities:
         """See `Engine`."""
-        return Capabilities("tts", self._model.name, streaming=True, concurrency=2, licence=self._model.licence)
+        return Capabilities(
+            "tts", self._model.name, streaming=True, languages=LANGUAGES, concurrency=2, licence=self._model.licence
+        )
 
     def warm(self) -> None:
         """See `Engine`."""
@@ -45,15 +47,9 @@ class HibariVoices:
 
     def answer(self, request: Request) -> Iterator[Reply]:
         """See `Engine`: pieces of 200 ms, the silence at both ends cut; none for a text without words."""
-        if not isinstance(request, Speak):
-            raise EngineError("invalid", f"expected Speak, found {type(request).__name__}")
-        if len(request.text) > TEXT_CHARS_MAX:
-            raise EngineError("invalid", f"expected at most {TEXT_CHARS_MAX} characters, found {len(request.text)}")
-        if not SPEED_MIN <= request.speed <= SPEED_MAX:
-            raise EngineError("invalid", f"expected a speed of {SPEED_MIN} to {SPEED_MAX}, found {request.speed:g}")
-        if request.language.partition("-")[0] != "en":
-            raise EngineError("invalid", f"expected language en, found {request.language!r}")
-        return self._speak(self._voice(request.voice or self._default), request)
+        asked = within(request)
+        language_meant(asked.language, LANGUAGES)
+        return self._speak(self._voice(asked.voice or self._default), asked)
 
     def _speak(self, voice: Hibari, request: Speak) -> Iterator[Reply]:
         started_s = time.perf_counter()
@@ -73,7 +69,7 @@ class HibariVoices:
         with self._loading:
             if name not in self._voices:
                 if name not in self._names:
-                    raise EngineError("invalid", f"expected a voice of {', '.join(self._names)}; found {name!r}")
+                    raise EngineError("invalid", f"voice: expected one of {', '.join(self._names)}; found {name!r}")
                 try:
                     model = self._find(name)
                 except ModelError as error:

@@ -5,6 +5,7 @@ import shutil
 import stat
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from processors.rungs import ladder
 from processors.tts.espeak import MODEL, OUT_HZ, Espeak
 from streams.clock import SystemClock
 from tests.support.engines import replies, settings_in
+from tests.support.tts_suite import TtsSuite
 
 TEXT = "Your order 1042 is on its way."
 # As espeak-ng writes to a pipe: 22,050 Hz, silence at both ends, and a header that claims two gigabytes.
@@ -83,8 +85,19 @@ async def test_it_speaks_where_no_voice_of_ours_is_there(tmp_path: Path, monkeyp
     await one.close()
 
 
+@pytest.fixture
+def client() -> Espeak:
+    return Espeak("espeak-ng")
+
+
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
-async def test_the_program_itself_speaks() -> None:
-    samples = pcm(await replies(Espeak("espeak-ng"), Speak(TEXT)))
-    assert OUT_HZ < len(samples) < 8 * OUT_HZ
-    assert 2000 < np.abs(samples.astype(np.int32)).max() <= 32767
+class TestSuite(TtsSuite):
+    """What every voice must do, by the program itself."""
+
+    # It makes the whole of a text in less than the others need for its beginning.
+    DEADLINE_S: ClassVar[float] = 0.01
+
+    async def test_it_is_neither_faint_nor_too_long(self, client: Espeak) -> None:
+        samples = pcm(await replies(client, Speak(TEXT)))
+        assert OUT_HZ < len(samples) < 8 * OUT_HZ
+        assert 2000 < np.abs(samples.astype(np.int32)).max() <= 32767

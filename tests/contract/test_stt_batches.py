@@ -9,7 +9,7 @@ from processors.engine import Transcribe, Transcribed
 from processors.stt.engine import create
 from processors.stt.whisper import WhisperEngine
 from streams.settings import EngineSettings, Settings
-from tests.contract.test_stt_engines import WORDS, errors, pcm, recorded
+from tests.support.stt_suite import WORDS, errors, pcm, recorded
 
 TOGETHER = 4
 

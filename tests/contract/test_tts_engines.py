@@ -14,12 +14,12 @@ import pytest
 from faster_whisper import WhisperModel
 
 from processors import models
-from processors.engine import Embed, EngineError, Speak
+from processors.engine import EngineError, Speak
 from processors.engine_client import SocketEngine
 from processors.tts.engine import ENGINES, create
 from streams.settings import Settings
 from tests.support.engines import HostProcess, replies, running_host, settings_in
-from tests.support.tts_suite import HZ, TtsSuite, say, speech
+from tests.support.tts_suite import HZ, TtsHostSuite, say
 
 Hear = Callable[[bytes], list[str]]
 
@@ -32,7 +32,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 async def client(host: HostProcess) -> AsyncIterator[SocketEngine]:
-    client = SocketEngine(host.settings, "tts")
+    # A busy machine may keep a process at work from answering pings in time.
+    client = SocketEngine(host.settings, "tts", silence_s=60.0)
     yield client
     await client.close()
 
@@ -51,7 +52,7 @@ def hear() -> Hear:
     return words
 
 
-class TestSuite(TtsSuite):
+class TestSuite(TtsHostSuite):
     """What each of them must do."""
 
 
@@ -70,36 +71,16 @@ async def test_a_listener_hears_each_digit_of_an_order_number(client: SocketEngi
     assert heard.endswith("48213")
 
 
-async def test_speech_starts_at_once_and_is_neither_faint_nor_clipped(client: SocketEngine) -> None:
+async def test_speech_ends_soon_and_is_neither_faint_nor_clipped(client: SocketEngine) -> None:
     samples = np.frombuffer(await say(client, "Hello, this is Pine and Peak."), "<i2").astype(np.int32)
     loud = np.flatnonzero(np.abs(samples) > 0.03 * 32768)
-    assert loud[0] < 0.12 * HZ
     assert len(samples) - loud[-1] < 0.6 * HZ
     assert 0.1 < np.abs(samples).max() / 32768 < 0.99
 
 
-async def test_speed_changes_the_length(client: SocketEngine) -> None:
-    text = "You can return anything within a month."
-    slow, plain, fast = [
-        sum(len(piece.pcm) for piece in await speech(client, Speak(text, speed=speed))) for speed in (0.7, 1.0, 1.5)
-    ]
-    assert slow > 1.2 * plain
-    assert fast < 0.85 * plain
-
-
-async def test_what_it_cannot_say_is_refused_by_name(client: SocketEngine) -> None:
-    for request, expected in (
-        (Speak("x" * 5001), "expected at most 5000 characters, found 5001"),
-        (Speak("Hi", voice="nobody"), "found 'nobody'"),
-        (Speak("Hi", language="de"), "expected language en, found 'de'"),
-        (Speak("Hi", speed=9), "expected a speed of 0.5 to 2.0, found 9"),
-        (Speak("Hi", speed=float("nan")), "expected a speed"),
-        (Embed(("Hi",)), "expected Speak, found Embed"),
-    ):
-        with pytest.raises(EngineError) as raised:
-            await replies(client, request)
-        assert raised.value.reason == "invalid"
-        assert expected in raised.value.detail
+async def test_a_voice_that_it_has_not_is_refused_by_name(client: SocketEngine) -> None:
+    with pytest.raises(EngineError, match=r"invalid: voice: expected one of \w+.*; found 'nobody'"):
+        await replies(client, Speak("Hi", voice="nobody"))
 
 
 def test_an_unknown_engine_is_refused_with_the_names_there_are(tmp_path: Path) -> None:

@@ -4,53 +4,23 @@ The second one goes on with it: what was said of it must not be said again, and 
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from api.client import CallEvent, CallResult, Patience, TurnSummary, load_turns, place_call
+from api.client import CallEvent, TurnSummary, load_turns, place_call
 from bench.faults.checks import check_heard, check_sentences, check_turns, counted, distinct
-from schemas.event import Event
 from schemas.events import Response, ResponseKind, Transcript, TranscriptKind
-from streams.consumer import session_records
-from streams.registry import codec_for
-from streams.settings import REPOSITORY
 from tests.engines.conftest import KEY
+from tests.engines.mountain import APOLOGY, LONG_S, PATIENCE, QUESTIONS, environment
 from tests.engines.tiny_llm import ANSWER, SLOW_FROM
+from tests.support.calls import events_of
 from tests.support.platform import Platform, running_platform
-from tests.support.vllm_server import MODEL, VllmServer
+from tests.support.vllm_server import VllmServer
 
 # The answer stops where its slow part begins: what is left fits into the seconds that the rest of an answer may take.
 TOKENS_BEFORE = len(" ".join(ANSWER[:SLOW_FROM]))
-QUESTIONS = [REPOSITORY / "infra" / "demo" / name for name in ("3_returns.wav", "4_stock.wav")]
-LONG_S = 240.0
-PATIENCE = Patience(start_s=60.0, greeting_s=60.0, final_s=LONG_S, reply_s=LONG_S)
-AGENT = """
-name: Mountain Talk
-greeting: Hello.
-persona: You talk with callers about walking in the mountains.
-intents:
-  - name: goodbye
-    examples: [goodbye, bye bye]
-    end_call: true
-    templates: {ok: Goodbye!}
-# An answer begins when the turn is over, so that the caller learns of each sentence as it is made.
-pauses: {speculate: false}
-# Everything but a clear goodbye is for the language model, which has all the time that a busy machine may need.
-limits:
-  {confidence_min: 0.95, sentences_max: 10, tokens_max: 2000, turn_s_max: 120, first_sentence_ms_max: 60000}
-texts:
-  apology: I am sorry, something went wrong.
-"""
-
-
-# Answers are cut short under load, and these answers last; how busy the machine is shall not matter.
-UNHURRIED = {
-    f"TRUNKLINE_LOAD__{name}": "1000000"
-    for name in ("DEPTH_MAX", "OLDEST_MS_MAX", "WAITING_MS_MAX", "MACHINE_MAX", "REPLY_MS_MAX")
-} | {"TRUNKLINE_LOAD__UTILISATION_MAX": "1"}
 
 
 @pytest.fixture
@@ -67,19 +37,7 @@ async def second(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Vllm
 
 @pytest.fixture
 def platform(vllm: VllmServer, second: VllmServer, tmp_path: Path) -> Iterator[Platform]:
-    (tmp_path / "agents").mkdir()
-    (tmp_path / "agents" / "mountain.yaml").write_text(AGENT)
-    environment = UNHURRIED | {
-        "TRUNKLINE_AGENTS_DIR": str(tmp_path / "agents"),
-        "TRUNKLINE_ENGINES__LLM": "openai",
-        "TRUNKLINE_ENGINES__LLM_BASE_URLS": json.dumps([vllm.url, second.url]),
-        "TRUNKLINE_ENGINES__LLM_KEY": KEY,
-        "TRUNKLINE_ENGINES__LLM_MODEL": MODEL,
-        # The first server is stopped for a while before it is killed, and must not count as ill before.
-        "TRUNKLINE_ENGINES__LLM_FIRST_TOKEN_S": str(LONG_S),
-        "TRUNKLINE_ENGINES__LLM_BETWEEN_TOKENS_S": str(LONG_S),
-    }
-    with running_platform(**environment) as running:
+    with running_platform(**environment(tmp_path, vllm, second)) as running:
         yield running
 
 
@@ -122,12 +80,6 @@ class Fate:
         return next(row for row in rows if row.get("engine") == name)
 
 
-async def events_of(platform: Platform, result: CallResult) -> list[Event]:
-    codec = codec_for(platform.settings)
-    records = await session_records(platform.settings, result.session_id)
-    return counted(distinct([codec.decode(record.topic, record.value) for record in records]))
-
-
 async def test_a_server_killed_in_its_answer_is_followed_by_the_next_one_without_a_word_lost_or_said_twice(
     platform: Platform, vllm: VllmServer, second: VllmServer
 ) -> None:
@@ -144,7 +96,7 @@ async def test_a_server_killed_in_its_answer_is_followed_by_the_next_one_without
     await striking
     assert 0 < fate.said_before < len(ANSWER)
 
-    events = await events_of(platform, result)
+    events = counted(distinct(await events_of(platform, result.session_id)))
     findings = [*check_turns(result, events), *check_sentences(events), *check_heard(result, events)]
     assert findings == []
     responses = [event for event in events if isinstance(event, Response)]
@@ -157,7 +109,7 @@ async def test_a_server_killed_in_its_answer_is_followed_by_the_next_one_without
     assert result.turns[0].reply == " ".join(ANSWER)
     # With nobody left to ask, the caller is told so, and the call goes on to its end.
     assert (ends[2].outcome, ends[2].source) == ("failed", "apology")
-    assert result.turns[1].reply == "I am sorry, something went wrong."
+    assert result.turns[1].reply == APOLOGY
     assert result.ended == "hung_up"
 
     rows = {row["engine"]: row for row in await asyncio.to_thread(platform.rows, "engines") if row.get("engine")}

@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 
 from processors.engine import (
@@ -45,17 +47,47 @@ class HostProcess:
 
     settings: Settings
     role: str
-    process: "subprocess.Popen[bytes]"
+    start: Callable[[], "subprocess.Popen[bytes]"]
     log: Path
     replica: int = 0
 
+    def __post_init__(self) -> None:
+        self.process = self.start()
+
     def wait_ready(self) -> None:
         """Returns when it announced itself; raises RuntimeError with its log when it ended instead."""
-        name = engine_name(self.role, self.replica)
-        while (facts := ready.read(self.settings, name)) is None or facts["pid"] != self.process.pid:
+        while self._facts() is None:
             if self.process.poll() is not None:
                 raise RuntimeError(f"engine host ended with {self.process.returncode}: {self.log.read_text()}")
             time.sleep(0.02)
+
+    def replace(self) -> None:
+        """Kills it where it is still there, and returns when another process serves in its place."""
+        self.stop()
+        self.process = self.start()
+        self.wait_ready()
+
+    def metric(self, sample: str) -> float:
+        """What its metrics say now of the sample, such as `name{label="value"}`; 0 where it is not there."""
+        facts = self._facts()
+        assert facts is not None, "the engine is not ready"
+        page = httpx.get(f"http://127.0.0.1:{facts['metrics_port']}/metrics", timeout=300).text
+        found = re.search(rf"^{re.escape(sample)} (\S+)$", page, re.MULTILINE)
+        return float(found[1]) if found is not None else 0.0
+
+    def libraries(self) -> set[str]:
+        """The shared libraries that the process has loaded by now."""
+        lines = Path(f"/proc/{self.process.pid}/maps").read_text().splitlines()
+        return {path for line in lines if ".so" in (path := line.rpartition(" ")[2])}
+
+    def memory_mib(self) -> int:
+        """The memory that the process has asked for by now, but for what it shares with others."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmData:")) // 1024
+
+    def _facts(self) -> Mapping[str, Any] | None:
+        facts = ready.read(self.settings, engine_name(self.role, self.replica))
+        return facts if facts is not None and facts["pid"] == self.process.pid else None
 
     def stop(self) -> None:
         """Ends it, whatever state it is in."""
@@ -87,9 +119,12 @@ def start_host(
         else ["-m", "processors.engine_host", role, "--replica", number]
     )
     log = settings.data_dir / f"{engine_name(role, replica)}.log"
-    with log.open("ab") as out:
-        process = subprocess.Popen([sys.executable, *what], cwd=REPOSITORY, env=environment, stdout=out, stderr=out)
-    return HostProcess(settings, role, process, log, replica)
+
+    def start() -> "subprocess.Popen[bytes]":
+        with log.open("ab") as out:
+            return subprocess.Popen([sys.executable, *what], cwd=REPOSITORY, env=environment, stdout=out, stderr=out)
+
+    return HostProcess(settings, role, start, log, replica)
 
 
 @contextmanager

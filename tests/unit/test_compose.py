@@ -75,7 +75,7 @@ def known_variables(model: type[BaseModel] = Settings, prefix: str = "TRUNKLINE_
             yield f"{prefix}{name}".upper()
 
 
-OURS = [name for name, service in services().items() if service["image"].startswith("trunkline:") and name != "erp"]
+OURS = [name for name, service in services().items() if service["image"].startswith("trunkline") and name != "erp"]
 
 
 @pytest.fixture
@@ -218,6 +218,26 @@ def test_vllms_flags_suit_the_deadlines_and_chats_of_the_stage() -> None:
     assert flags["max-num-seqs"] < Settings().api.sessions_max
     agent = load_agents(REPOSITORY / "infra" / "agents")["shop"]
     assert agent.limits.tokens_max + CHAT_TOKENS_MAX < flags["max-num-batched-tokens"] <= flags["max-model-len"]
+
+
+def test_the_voice_on_a_gpu_is_a_worker_of_tts_on_coquis_environment(only: Any) -> None:
+    usual, gpu = services()["tts"], services()["tts-gpu"]
+    differing = {"profiles", "image", "build", "environment", "volumes", "deploy"}
+    assert {name for name in usual | gpu if usual.get(name) != gpu.get(name)} == differing
+    assert gpu["image"].partition(":")[2] == usual["image"].partition(":")[2]
+    assert gpu["deploy"]["replicas"] == usual["deploy"]["replicas"]
+    lock = gpu["build"]["args"]["LOCK"]
+    assert f"$(LOCKS)/{lock}" in (REPOSITORY / "Makefile").read_text()
+    dockerfile = (REPOSITORY / gpu["build"]["dockerfile"]).read_text()
+    assert re.findall(r"^ARG (\w+)=(\S+)$", dockerfile, re.MULTILINE) == [("LOCK", "default.lock")]
+    only(gpu["environment"])
+    settings = Settings()
+    assert (settings.engines.tts, settings.engines.device, settings.engines.replicas) == ("coqui", "cuda", 1)
+    mounted = dict(one.removesuffix(":ro").split(":") for one in gpu["volumes"])
+    assert str(settings.engines.tts_dir) == mounted["./models/xtts_v2"]
+    data_dir = re.findall(r"TRUNKLINE_DATA_DIR=(\S+)", dockerfile)[0]
+    assert f"{data_dir}/voices" == mounted["./voices"]
+    assert ladder(settings, "tts", SystemClock()).lanes[0].name == "tts.0"
 
 
 def test_secret_files_set_what_the_environment_does_not(tmp_path: Path, only: Any) -> None:

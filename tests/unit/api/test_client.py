@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,11 @@ async def speak(socket: ServerConnection, turn: int, pcm: Pcm) -> None:
 
 
 class Agent:
-    """Greets, then answers each stretch of non-silent frames; remembers what it got."""
+    """Greets, then answers each stretch of non-silent frames, over which it is silent; remembers what it got."""
 
-    def __init__(self, greets: bool = True) -> None:
+    def __init__(self, greets: bool = True, reply: Pcm = SPEECH) -> None:
         self.greets = greets
+        self.reply = reply
         self.messages: list[dict[str, Any]] = []
         self.frames: list[bytes] = []
 
@@ -73,11 +75,12 @@ class Agent:
             if loud and not talking:
                 turn, talking = turn + 1, True
                 await say(socket, type="speech_started", turn=turn)
+                await say(socket, type="clear", turn=turn - 1, heard_ms=0)
             elif talking and not loud:
                 talking = False
                 await say(socket, type="final", turn=turn, text=f"words {turn}")
                 await say(socket, type="intent", turn=turn, intent="order_status", confidence=0.9)
-                await speak(socket, turn, np.concatenate([np.zeros(160, np.int16), SPEECH]))
+                await speak(socket, turn, np.concatenate([np.zeros(160, np.int16), self.reply]))
 
 
 def spoken(name: str) -> Spoken:
@@ -99,6 +102,16 @@ async def test_each_turn_is_said_after_the_reply_before_it_has_been_heard() -> N
     assert kinds.index(("end_of_turn", 1)) < kinds.index(("speech_started", 2))
     audio = next(event for event in seen if event.type == "audio")
     assert audio.message["size_bytes"] == 2 * len(SPEECH)
+
+
+async def test_a_caller_who_listens_to_a_part_of_the_reply_speaks_over_the_rest() -> None:
+    agent = Agent(reply=np.tile(SPEECH, 100))  # 20 s
+    impatient = [replace(spoken(name), listens_ms=100) for name in ("a.wav", "b.wav")]
+    async with serving(agent) as url:
+        result = await place_call(url, impatient)
+    assert [(turn.turn, turn.reply, turn.error) for turn in result.turns] == [(1, "reply 1", ""), (2, "reply 2", "")]
+    assert [event.message["turn"] for event in result.events if event.type == "clear"] == [0, 1]
+    assert len(result.reply) > 100 * 16
 
 
 async def test_times_are_measured_by_the_caller_and_tracks_are_aligned() -> None:

@@ -44,6 +44,7 @@ class Engine:
     def __init__(self, name: str, **does: Any) -> None:
         self.name = name
         self.reachable = True
+        self.concurrency = 1
         self.asked: list[tuple[float, Request]] = []
         self.cancelled = 0
         self.does: dict[str, Any] = {"after_s": 0.1, **does}
@@ -443,7 +444,9 @@ def test_what_an_endpoint_told_is_corrected_by_what_was_asked_since(
 
 @pytest.mark.parametrize(("open_asks", "load"), [(0, (0, 0)), (1, (0, 0)), (2, (1, 0)), (5, (2, 0))])
 def test_a_replica_of_ours_has_room_for_some_asks(open_asks: int, load: tuple[int, int]) -> None:
-    lane = Lane("a", Engine("a"), Breaker("a", SimulatedClock()), concurrency=2, open=open_asks)
+    engine = Engine("a")
+    engine.concurrency = 2
+    lane = Lane("a", engine, Breaker("a", SimulatedClock()), open=open_asks)
     assert lane.load == load
 
 

@@ -256,7 +256,9 @@ class AgentFile(_Part):
     tenant: str = Field(
         "", max_length=100, description="whose it is, and no other tenant may call it; empty: everybody's"
     )
-    languages: tuple[str, ...] = Field(("en",), min_length=1)
+    languages: tuple[str, ...] = Field(
+        ("en",), min_length=1, description="what callers speak; of several the first until another one is heard"
+    )
     voice: Voice = Voice()
     models: Models = Models()
     greeting: Variants

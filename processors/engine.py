@@ -14,7 +14,8 @@ import msgspec
 class Transcribe(msgspec.Struct, frozen=True, tag=True):
     """Speech to text. `pcm` is PCM16 little-endian mono at 16,000 Hz, at most 30 s.
 
-    `partial`: more follows, so a rough reading will do. `quick`: the smallest model alone shall read it.
+    `partial`: more follows, so a rough reading will do. `quick`: the smallest model alone shall read it. Where
+    `languages` are several, the speech may be in any of them, and `language` is the one that it is probably in.
     """
 
     pcm: bytes
@@ -22,6 +23,7 @@ class Transcribe(msgspec.Struct, frozen=True, tag=True):
     vocabulary: tuple[str, ...] = ()
     partial: bool = False
     quick: bool = False
+    languages: tuple[str, ...] = ()
 
 
 class HeardWord(msgspec.Struct, frozen=True):

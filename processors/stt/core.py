@@ -219,7 +219,7 @@ class _Work:
         if session.kind is SessionKind.ENDED:
             self._end_soon()
         else:
-            self.state = replace(self.state, language=session.language)
+            self.state = replace(self.state, language=self.state.language or session.language)
 
     def answered(self, ask_id: str, reply: Any) -> None:
         """A reading came: of all speech so far, or of a part that speech has overtaken."""
@@ -394,7 +394,7 @@ class _Work:
         if speech.closing is not None:
             closing = speech.closing
             if speech.sealed or ms(speech.position) >= closing.audio_end_ms + closing.pause_ms:
-                self._close(closing.audio_end_ms, closing.kind is TranscriptKind.FINAL)
+                self._close(closing.audio_end_ms, closing.kind is TranscriptKind.FINAL, closing.language)
             return
         rules = self._rules_of(speech)
         completion_ms = _completion_ms(speech, rules)
@@ -470,12 +470,17 @@ class _Work:
         else:
             self._emit_reading(speech, TranscriptKind.PARTIAL, f"closed-{index}", reading, ms(speech.pause))
             self._set(revision=max(speech.revision, reading.revision))
-        self._close(ms(speech.end), final=bool(reading.text) or failure)
+        self._close(ms(speech.end), bool(reading.text) or failure, reading.language)
 
-    def _close(self, end_ms: int, final: bool) -> None:
-        """The utterance is over; what was heard after it is judged anew, as the beginning of what comes next."""
+    def _close(self, end_ms: int, final: bool, language: str) -> None:
+        """The utterance is over; what was heard after it is judged anew, as the beginning of what comes next.
+
+        The language of a final is what the caller probably goes on with, where the agent understands several.
+        """
         speech = self.state.speech
         assert speech is not None
+        if final and self._rules_of(speech).languages:
+            self.state = replace(self.state, language=language)
         if speech.asked is not None:
             self.outcomes.append(Cancel(speech.asked.ask_id))
         rest = [window for window in (*speech.windows, *speech.later) if ms(window.start) >= end_ms]
@@ -503,7 +508,8 @@ class _Work:
     def _ask(self, speech: Utterance, best: bool) -> Utterance:
         rules = self._rules_of(speech)
         asked = Asked(f"{self.state.utterance}-{speech.asks}", speech.end, best)
-        request = Transcribe(speech.pcm, self._language(speech), rules.vocabulary, partial=not best)
+        language = self._language(speech)
+        request = Transcribe(speech.pcm, language, rules.vocabulary, partial=not best, languages=rules.languages)
         deadline_s = FINAL_DEADLINE_S if best else PARTIAL_DEADLINE_S
         self.outcomes.append(Ask(asked.ask_id, "stt", request, deadline_s, self.state.turn + 1))
         return self._set(asked=asked, asks=speech.asks + 1)

@@ -48,7 +48,8 @@ _NUMBER_KINDS = frozenset({"order_number", "digits"})
 class SttRules:
     """What an agent says about listening: the pauses that decide, words to expect, and the language.
 
-    `numbers` are the patterns (regular expressions) of numbers that are whole once they match.
+    `numbers` are the patterns (regular expressions) of numbers that are whole once they match. Where `languages` are
+    several, callers may speak any of them and change between utterances; `language` is the one they begin with.
     """
 
     hesitation_ms: int = 100
@@ -56,6 +57,7 @@ class SttRules:
     completion_ms: int = 900
     vocabulary: tuple[str, ...] = ()
     language: str = "en"
+    languages: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
 
 
@@ -104,6 +106,7 @@ def rules_of(agents: Mapping[str, Agent]) -> Callable[[str], SttRules]:
             completion_ms=agent.pauses.completion_ms,
             vocabulary=agent.vocabulary,
             language=agent.languages[0],
+            languages=agent.languages if len(agent.languages) > 1 else (),
             numbers=tuple(one.pattern for one in agent.entities if one.kind in _NUMBER_KINDS and one.pattern),
         )
         for name, agent in agents.items()

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -61,6 +61,8 @@ GUESSED_BUDGET_S = 2.0
 NUMBER_BUDGET_S = 3.0
 _DIGIT = r"(?:zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple)"
 _NUMBER = re.compile(rf"\d|\b{_DIGIT}\W+{_DIGIT}\b")
+# A word or two sound like many languages, and callers change theirs seldom.
+SWITCHED_ABOVE = 0.8
 _SECOND_RATIO = 2.2  # the second model's time by the first's, until it is measured
 _SECOND_RATIO_MAX = 4.0  # one slow moment must not rule it out for ever
 _SECOND_RATIO_KEPT = 0.8
@@ -119,6 +121,10 @@ class Reader(Protocol):
         """The encoder's output for at most 30 s of PCM16; given back to `read` and `align`."""
         ...
 
+    def detect(self, encoded: Any) -> Mapping[str, float]:
+        """How probable each language is that it knows; empty for a model of one language."""
+        ...
+
     def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
         """The most likely words."""
         ...
@@ -163,6 +169,18 @@ class WhisperReader:
         alone = len(features) == 1
         encoded = self.model.encode(ctranslate2.StorageView.from_array(np.concatenate(features)), to_cpu=not alone)
         return [encoded] if alone else _apart(encoded)
+
+    def detect(self, encoded: Any) -> Mapping[str, float]:
+        """See `Reader`."""
+        if not self._multilingual:
+            return {}
+
+        def detected(several: Sequence[Any]) -> Sequence[list[tuple[str, float]]]:
+            found: Sequence[list[tuple[str, float]]] = self.model.detect_language(_as_one(several))
+            return found
+
+        found = self._together.do((self.name, "detect", tuple(encoded.shape)), detected, encoded)
+        return {token[2:-2]: probability for token, probability in found}  # <|de|>
 
     def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
         """See `Reader`; the copies of a loop are dropped, or else repeated n-grams are banned."""
@@ -327,8 +345,10 @@ class WhisperEngine:
         duration_ms = len(request.pcm) * 1000 // (2 * SAMPLE_RATE_HZ)
         if duration_ms > AUDIO_MS_MAX:
             raise EngineError("invalid", f"pcm: expected at most {AUDIO_MS_MAX} ms, found {duration_ms}")
-        language = (request.language or "en").partition("-")[0].lower()
-        readers = [reader for reader in (self._quick, self._second) if reader and reader.speaks(language)]
+        language = _code(request.language or "en")
+        candidates = self._candidates(request, language)
+        both = [reader for reader in (self._quick, self._second) if reader]
+        readers = [reader for reader in both if all(reader.speaks(one) for one in candidates)]
         if not readers:
             raise EngineError("refused", f"language: expected one of {', '.join(self.capabilities.languages)}")
         if duration_ms < AUDIO_MS_MIN:
@@ -336,24 +356,31 @@ class WhisperEngine:
             return
         try:
             with self._together.reading(not request.partial, lambda: not stopped()):
-                reply = self._transcribed(readers, request, duration_ms, language, stopped)
+                reply = self._transcribed(readers, request, duration_ms, candidates, stopped)
         except Unwanted:
             return
         if reply is not None:
             yield reply
+
+    def _candidates(self, request: Transcribe, language: str) -> list[str]:
+        """What languages the speech may be in, the probable one first; without those that no model knows beside it."""
+        readers = [reader for reader in (self._quick, self._second) if reader is not None]
+        others = [_code(one) for one in request.languages]
+        known = [one for one in others if any(reader.speaks(one) and reader.speaks(language) for reader in readers)]
+        return list(dict.fromkeys((language, *known)))
 
     def _transcribed(
         self,
         readers: Sequence[Reader],
         request: Transcribe,
         duration_ms: int,
-        language: str,
+        candidates: Sequence[str],
         stopped: Callable[[], bool],
     ) -> Transcribed | None:
         """The reply; None where it was stopped before there was one. Its `compute_ms` is this reading's share."""
         started_s = self._now_s()
         seconds = duration_ms / 1000
-        heard = self._heard(readers, request, seconds, language, stopped)
+        heard = self._heard(readers, request, seconds, candidates, stopped)
         if not heard:
             return None
         _, _, reading = heard[-1]
@@ -364,7 +391,7 @@ class WhisperEngine:
             text="" if reading.silent else reading.text,
             words=words,
             confidence=0.0 if reading.silent else reading.confidence,
-            language=language,
+            language=reading.language,
             model=reading.model,
             compute_ms=(self._now_s() - started_s - self._together.others_s) * 1000,
         )
@@ -374,7 +401,7 @@ class WhisperEngine:
         readers: Sequence[Reader],
         request: Transcribe,
         seconds: float,
-        language: str,
+        candidates: Sequence[str],
         stopped: Callable[[], bool],
     ) -> "list[_Heard]":
         """The first reader's reading, and the second's where the first is unsure and the caller can wait for it.
@@ -386,6 +413,7 @@ class WhisperEngine:
         encoded = first.encode(request.pcm)
         if stopped():
             return []
+        language = _spoken(first, encoded, candidates)
         reading = first.read(encoded, seconds, request, language)
         if stopped():
             return []
@@ -409,6 +437,22 @@ class WhisperEngine:
         """The second model took that many times as long as the first, for the same audio in the same moment."""
         kept = _SECOND_RATIO_KEPT * self._second_ratio + (1 - _SECOND_RATIO_KEPT) * ratio
         self._second_ratio = min(kept, _SECOND_RATIO_MAX)
+
+
+def _code(language: str) -> str:
+    """The language of a tag such as de-CH."""
+    return language.partition("-")[0].lower()
+
+
+def _spoken(reader: Reader, encoded: Any, candidates: Sequence[str]) -> str:
+    """Which of the candidates is heard: the first, unless another one is clearly more probable."""
+    first, *others = candidates
+    if not others:
+        return first
+    found = reader.detect(encoded)
+    best = max(others, key=lambda one: found.get(one, 0.0))
+    total = sum(found.get(one, 0.0) for one in candidates)
+    return best if found.get(best, 0.0) > SWITCHED_ABOVE * total else first
 
 
 def _budget_s(reading: Reading) -> float:

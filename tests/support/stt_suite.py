@@ -161,6 +161,17 @@ class SttSuite:
                 await replies(client, request, ASK_S)
             assert (raised.value.reason, raised.value.detail) == (reason, detail)
 
+    @pytest.mark.parametrize("name", WORDS)
+    async def test_the_language_is_heard_where_it_may_be_one_of_several(self, client: SocketEngine, name: str) -> None:
+        known = (await client.capabilities(ASK_S)).languages
+        others = tuple(language for language in ("de", "fr") if language in known)
+        if not others:
+            pytest.skip("it knows English alone")
+        languages = (*others, "en")
+        heard = await transcribe(client, recorded(name), language=others[0], languages=languages, quick=True)
+        assert heard.language == "en"
+        assert errors(WORDS[name], heard.text) <= 0.2 * len(WORDS[name].split())
+
     async def test_audio_of_hours_is_refused_and_the_next_is_read(self, client: SocketEngine) -> None:
         with pytest.raises(EngineError, match="invalid: expected at most"):
             await replies(client, Transcribe(bytes(2 * RATE_HZ * 3600)), ASK_S)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -341,6 +342,28 @@ def test_the_sessions_language_comes_before_the_agents() -> None:
     ear.receive(session(SessionKind.STARTED, language="fr"))
     ear.hear(cut(silence(400) + speech(500) + silence(800), [320]))
     assert ear.requests[-1].language == "fr"
+
+
+def in_german(request: Transcribe) -> Transcribed:
+    return msgspec.structs.replace(read(request), language="de")
+
+
+@pytest.mark.parametrize(("languages", "expected"), [(("en", "de"), ["en", "de", "de"]), ((), ["en", "en", "en"])])
+def test_a_caller_who_changes_the_language_is_expected_to_go_on_in_it(
+    languages: tuple[str, ...], expected: list[str]
+) -> None:
+    core = SttCore(ScriptedDetector(), lambda agent_id: SttRules(languages=languages))
+    ear = Ear(core=core, answer=in_german)
+    ear.receive(session(SessionKind.STARTED, language="en"))
+    ear.hear(cut(silence(400) + 3 * (speech(500) + silence(1200)), [320]))
+    whole = [request for request in ear.requests if not request.partial]
+    assert [request.language for request in whole] == expected
+    assert {request.languages for request in whole} == {languages}
+    assert [final.language for final in ear.finals()] == ["de", "de", "de"]
+    again = core.load(SESSION, core.save(ear.state))
+    assert again.language == expected[-1]
+    ear.receive(session(SessionKind.UPDATED, language="en"))
+    assert ear.state.language == expected[-1]
 
 
 def session(kind: SessionKind, language: str = "en") -> Session:

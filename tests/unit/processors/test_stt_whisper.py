@@ -1,7 +1,7 @@
 """When a reading is trusted: scripted readers around the real engine logic, and the guard against loops."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +28,16 @@ class ScriptedReader:
     reads: int = field(default=0)
     reading: Callable[[], None] = lambda: None
     sure: float = 0.9
+    sounds_like: Mapping[str, float] = field(default_factory=dict)
 
     def speaks(self, language: str) -> bool:
         return language in self.languages
 
     def encode(self, pcm: bytes) -> Any:
         return self.name
+
+    def detect(self, encoded: Any) -> Mapping[str, float]:
+        return self.sounds_like
 
     def read(self, encoded: Any, seconds: float, request: Transcribe, language: str) -> Reading:
         assert encoded == self.name, "each reader has an encoding of its own"
@@ -224,3 +228,32 @@ def test_estimated_words_cover_the_audio_in_order() -> None:
     assert [word.word for word in words] == ["one", "three", "sixteen"]
     assert (words[0].start_ms, words[-1].end_ms) == (0, 1000)
     assert all(a.end_ms == b.start_ms for a, b in itertools.pairwise(words))
+
+
+@pytest.mark.parametrize(
+    ("sounds_like", "spoken"),
+    [
+        ({"en": 0.1, "de": 0.85, "fr": 0.05}, "de"),
+        ({"en": 0.3, "de": 0.65, "fr": 0.05}, "en"),
+        ({"en": 0.05, "de": 0.01, "fr": 0.9}, "en"),
+        ({"de": 0.02, "en": 0.001, "ru": 0.97}, "de"),
+        ({}, "en"),
+    ],
+)
+def test_the_language_of_several_is_heard_and_changes_where_it_is_clear(
+    sounds_like: dict[str, float], spoken: str
+) -> None:
+    reader = ScriptedReader("quick", languages=("en", "de", "ru"), sounds_like=sounds_like)
+    assert ask(WhisperEngine(reader), language="en-GB", languages=("en-GB", "de-CH")).language == spoken
+
+
+def test_a_model_of_one_language_leaves_several_to_one_that_knows_them() -> None:
+    quick = ScriptedReader("quick", languages=("en",))
+    second = ScriptedReader("second", languages=("en", "de"), sounds_like={"de": 0.9, "en": 0.1})
+    heard = ask(WhisperEngine(quick, second), languages=("en", "de"))
+    assert (heard.model, heard.language, quick.reads) == ("second", "de", 0)
+
+
+def test_languages_that_no_model_knows_are_left_out() -> None:
+    heard = ask(WhisperEngine(ScriptedReader("quick", languages=("en",))), languages=("en", "xx"))
+    assert (heard.model, heard.language) == ("quick", "en")

@@ -156,6 +156,10 @@ class EngineSettings(BaseModel):
         "espeak-ng", description="program that speaks where the voice fails and it is installed; empty: none"
     )
     device: str = Field("cpu", description="cpu or cuda")
+    compute_type: str = Field(
+        "",
+        description="numbers that stt's model computes with, as CTranslate2 calls them; empty: float16 on cuda, int8",
+    )
     threads: int = Field(1, ge=1, description="threads of a model on the CPU; more were no faster beside other work")
     batch_max: int = Field(0, ge=0, le=64, description="readings in one call of stt's model; 0: 16 on cuda, 1 on cpu")
     batch_wait_ms: float = Field(

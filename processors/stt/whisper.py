@@ -38,6 +38,7 @@ SAMPLE_RATE_HZ = 16000
 AUDIO_MS_MAX = 30_000
 AUDIO_MS_MIN = 60
 
+_COMPUTE_TYPES = {"cpu": "int8", "cuda": "float16"}  # where none is set
 _FRAME_SAMPLES = 160
 _WINDOW_FRAMES_MIN = 1000
 _WINDOW_FRAMES_MAX = 3000
@@ -137,17 +138,24 @@ class Reader(Protocol):
 class WhisperReader:
     """One CTranslate2 Whisper model. Calls may come from several threads, and are made together where they meet."""
 
-    def __init__(self, model: ResolvedModel, device: str, threads: int, together: Together | None = None) -> None:
-        """Loads the files of the model's directory; on the CPU weights become int8, on CUDA float16.
+    def __init__(
+        self,
+        model: ResolvedModel,
+        device: str,
+        threads: int,
+        together: Together | None = None,
+        compute_type: str = "",
+    ) -> None:
+        """Loads the files of the model's directory; by default weights become int8 on the CPU, float16 on CUDA.
 
-        Readers that share a processor share `together`.
+        Readers that share a processor share `together`. Raises ValueError for a device or compute type there is not.
         """
         self.name = model.name
         self._together = together or Together()
         self.model = ctranslate2.models.Whisper(
             str(model.directory),
             device=device,
-            compute_type="float16" if device == "cuda" else "int8",
+            compute_type=_supported(compute_type, device),
             intra_threads=threads,
         )
         self._words = tokenizers.Tokenizer.from_file(str(model.directory / "tokenizer.json"))
@@ -437,6 +445,20 @@ class WhisperEngine:
         """The second model took that many times as long as the first, for the same audio in the same moment."""
         kept = _SECOND_RATIO_KEPT * self._second_ratio + (1 - _SECOND_RATIO_KEPT) * ratio
         self._second_ratio = min(kept, _SECOND_RATIO_MAX)
+
+
+def _supported(compute_type: str, device: str) -> str:
+    if device not in _COMPUTE_TYPES:
+        raise ValueError(f"engines.device: expected one of {', '.join(_COMPUTE_TYPES)}, found {device!r}")
+    chosen = compute_type or _COMPUTE_TYPES[device]
+    try:
+        supported = ctranslate2.get_supported_compute_types(device)
+    except RuntimeError as error:
+        raise ValueError(f"engines.device: expected a device that works, found {device}: {error}") from error
+    if chosen not in supported:
+        known = ", ".join(sorted(supported))
+        raise ValueError(f"engines.compute_type: expected one of {known} on this {device}, found {chosen!r}")
+    return chosen
 
 
 def _code(language: str) -> str:

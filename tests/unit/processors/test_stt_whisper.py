@@ -10,7 +10,7 @@ import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
 
 from processors.engine import HeardWord, Transcribe, Transcribed
-from processors.stt.whisper import Reading, WhisperEngine, _joined, estimated, log_mel, repeats, said
+from processors.stt.whisper import Reading, WhisperEngine, _joined, _supported, estimated, log_mel, repeats, said
 
 SECOND = bytes(2 * 16000)
 
@@ -257,3 +257,19 @@ def test_a_model_of_one_language_leaves_several_to_one_that_knows_them() -> None
 def test_languages_that_no_model_knows_are_left_out() -> None:
     heard = ask(WhisperEngine(ScriptedReader("quick", languages=("en",))), languages=("en", "xx"))
     assert (heard.model, heard.language) == ("quick", "en")
+
+
+def test_what_the_device_computes_with_is_a_setting() -> None:
+    assert (_supported("", "cpu"), _supported("float32", "cpu")) == ("int8", "float32")
+
+
+@pytest.mark.parametrize(
+    ("compute_type", "device", "expected"),
+    [
+        ("float99", "cpu", r"engines\.compute_type: expected one of .*int8.* on this cpu, found 'float99'"),
+        ("", "tpu", r"engines\.device: expected one of cpu, cuda, found 'tpu'"),
+    ],
+)
+def test_a_device_or_compute_type_there_is_not_is_named(compute_type: str, device: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        _supported(compute_type, device)

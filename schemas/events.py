@@ -14,7 +14,8 @@ from schemas.event import Event, Part
 class AccessKind(StrEnum):
     """read: the events of a call were shown. listed: which calls there were. followed: events were shown as they came.
     exported: a call was written to a bundle. replayed: events were sent to another system once more. queried: a
-    question was asked in SQL. verified: the record of calls was checked, without showing any.
+    question was asked in SQL. verified: the record of calls was checked, without showing any. enrolled: a person's
+    voice was taken in, with their consent. withdrawn: it was removed.
     """
 
     UNKNOWN = "unknown"
@@ -25,6 +26,8 @@ class AccessKind(StrEnum):
     REPLAYED = "replayed"
     QUERIED = "queried"
     VERIFIED = "verified"
+    ENROLLED = "enrolled"
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

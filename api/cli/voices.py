@@ -26,7 +26,7 @@ async def add(name: str, sample: Path, consent: Path, data_dir: Path | None, as_
         prepared = VoiceStore(settings).prepare(name, *given, SystemClock().now_us(), actor())
         try:
             with log_errors(settings):
-                await note_access(settings, AccessKind.UNKNOWN, what=_what("add", prepared.voice))
+                await note_access(settings, AccessKind.ENROLLED, what=_what("add", prepared.voice))
             prepared.keep()
         finally:
             prepared.drop()
@@ -68,7 +68,7 @@ async def remove(name: str, data_dir: Path | None) -> None:
     try:
         if voice is not None:
             with log_errors(settings):
-                await note_access(settings, AccessKind.UNKNOWN, what=_what("remove", voice))
+                await note_access(settings, AccessKind.WITHDRAWN, what=_what("remove", voice))
         store.remove(name)
     except VoiceError as error:
         raise OperatorError(str(error), exit_code=2) from None

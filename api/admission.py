@@ -20,6 +20,7 @@ MACHINE = "machine"
 MACHINE_COST = 0.08
 MACHINE_SMOOTHING = 0.15
 COST_RANGE = 4.0  # measured costs stay within this factor of those: silent callers are not free, a storm passes
+SILENT_MAX = 10  # so many calls may well be silent at the same time
 COST_ADAPTS_S = 20.0
 SETTLED_S = 12.0  # after so long a newcomer's load shows whole
 REPLIES_S = 30.0
@@ -95,8 +96,9 @@ class Cost:
             return
         weight = 1 - math.exp(-lasted_s / COST_ADAPTS_S)
         share = self.share + weight * (load.utilisation / settled - self.share)
-        # Of the time of several workers together a call takes less.
-        least = self._default / COST_RANGE / max(1, load.workers)
+        # Of the time of several workers together a call takes less; and that many calls are all silent just now is less
+        # likely the more they are, so that what is measured of them is believed.
+        least = self._default / COST_RANGE / max(1, load.workers) / max(1.0, settled / SILENT_MAX)
         self.share = min(max(share, least), self._default * COST_RANGE)
 
 

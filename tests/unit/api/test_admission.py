@@ -17,6 +17,7 @@ from api.admission import (
     RETRY_S_MAX,
     RETRY_S_MIN,
     SETTLED_S,
+    SILENT_MAX,
     SLOWER_MAX,
     Admission,
     Newcomers,
@@ -115,7 +116,18 @@ def test_a_cost_stays_within_reason(said: list[tuple[float, int]]) -> None:
     door = admission()
     for tick, (utilisation, calls) in enumerate(said):
         measured(door, tick * REPEAT_S, utilisation, calls)
-        assert COSTS["stt"] / COST_RANGE <= door.costs()["stt"] <= COSTS["stt"] * COST_RANGE
+        most = max(calls for _, calls in said[: tick + 1])
+        least = COSTS["stt"] / COST_RANGE / max(1.0, most / SILENT_MAX)
+        assert least <= door.costs()["stt"] <= COSTS["stt"] * COST_RANGE
+
+
+@pytest.mark.parametrize(("calls", "believed"), [(4, False), (40, True)])
+def test_many_calls_that_cost_little_are_believed_few_may_be_silent(calls: int, believed: bool) -> None:
+    door, share = admission(), COSTS["stt"] / COST_RANGE / 2
+    for tick in range(100):
+        measured(door, tick * REPEAT_S, utilisation=calls * share, calls=calls)
+    assert (door.costs()["stt"] == pytest.approx(share, rel=0.1)) is believed
+    assert (door.costs()["stt"] >= COSTS["stt"] / COST_RANGE) is not believed
 
 
 @given(st.lists(st.floats(0, 30), max_size=30), st.floats(0, 60))

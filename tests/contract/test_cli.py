@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from api.supervisor import hold
+from processors import choices
 from processors.stage import caused
 from schemas.event import Event
 from schemas.events import (
@@ -134,6 +136,20 @@ def test_models_are_listed_with_licence_and_hash(tmp_path: Path) -> None:
         assert row["licence"]
         assert len(row["sha256"]) == 64
         assert row["state"] == "present" or not row["used"]
+
+
+def test_models_that_took_over_are_used_too(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+
+    def used() -> set[str]:
+        return {row["name"] for row in json_lines(run("models", "--json", data_dir=tmp_path)) if row["used"]}
+
+    before, other = used(), "hibari-emma"
+    assert other not in before
+    kept = choices.read(settings, "tts")
+    swapped = replace_struct(choices.find(settings, "tts", other), generation=1)
+    choices.write(settings, "tts", replace_struct(kept, choices=(*kept.choices, swapped), last=1))
+    assert used() == before | {other}
 
 
 def test_a_stage_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from schemas.events import (
     TranscriptKind,
 )
 from streams.producer import LogProducer
-from streams.settings import REPOSITORY, Settings
+from streams.settings import REPOSITORY, EngineSettings, Settings
 from tests.support.kafka import TestBroker
 
 COMMANDS = (
@@ -139,17 +139,18 @@ def test_models_are_listed_with_licence_and_hash(tmp_path: Path) -> None:
 
 
 def test_models_that_took_over_are_used_too(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path)
+    settings = Settings(data_dir=tmp_path, engines=EngineSettings(stt_model="whisper-tiny-en"))
 
     def used() -> set[str]:
-        return {row["name"] for row in json_lines(run("models", "--json", data_dir=tmp_path)) if row["used"]}
+        done = run("models", "--json", data_dir=tmp_path, TRUNKLINE_ENGINES__STT_MODEL="whisper-tiny-en")
+        return {row["name"] for row in json_lines(done) if row["used"]}
 
-    before, other = used(), "hibari-emma"
-    assert other not in before
-    kept = choices.read(settings, "tts")
-    swapped = replace_struct(choices.find(settings, "tts", other), generation=1)
-    choices.write(settings, "tts", replace_struct(kept, choices=(*kept.choices, swapped), last=1))
-    assert used() == before | {other}
+    before = used()
+    assert "whisper-base" not in before
+    kept = choices.read(settings, "stt")
+    swapped = replace_struct(choices.find(settings, "stt", "whisper-base"), generation=1)
+    choices.write(settings, "stt", replace_struct(kept, choices=(*kept.choices, swapped), last=1))
+    assert used() == before | {"whisper-base"}
 
 
 def test_a_stage_that_is_none_is_refused(tmp_path: Path) -> None:

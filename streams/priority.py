@@ -6,8 +6,8 @@ greeted should not wait for their greetings.
 
 import os
 
-STAGE_NICENESS = 5
-READER_NICENESS = 10
+STAGE_NICENESS = 10
+READER_NICENESS = 15
 
 
 def step_back(niceness: int) -> None:

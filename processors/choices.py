@@ -243,6 +243,11 @@ def write(settings: Settings, role: str, kept: Kept) -> None:
     ready.write_json(path(settings), msgspec.to_builtins({**read_all(settings), role: kept}))
 
 
+def holds(settings: Settings, role: str, kept: Kept) -> bool:
+    """Whether the choices still count: the settings name what they did then, and the role runs in processes of ours."""
+    return role in hosted_roles(settings) and kept.settings == named(settings, role) and bool(kept.choices)
+
+
 def settle(settings: Settings) -> list[str]:
     """Makes the file one to start from; returns the roles whose swaps were taken back.
 
@@ -251,7 +256,7 @@ def settle(settings: Settings) -> list[str]:
     """
     kept, back = read_all(settings), []
     for role, one in list(kept.items()):
-        if role not in hosted_roles(settings) or one.settings != named(settings, role) or not one.choices:
+        if not holds(settings, role, one):
             del kept[role]
             back.append(role)
         else:

@@ -8,7 +8,6 @@ from api.cli.output import print_json, print_table, size
 from api.errors import OperatorError
 from processors import choices
 from processors.choices import SWAPPABLE, settings_for
-from processors.hosted import hosted_roles
 from processors.models import Model, ModelError, catalogue, chosen, readers, resolve, verify
 from streams.settings import Settings
 from streams.yamlfile import ConfigError
@@ -32,9 +31,9 @@ def show(data_dir: Path | None, hash_all: bool, as_json: bool) -> int:
 def _used(settings: Settings, models: tuple[Model, ...]) -> set[str]:
     """Those that the settings choose, and those that took over since, for all callers or an agent's."""
     used = _chosen(settings, models)
-    for role in set(SWAPPABLE) & set(hosted_roles(settings)):
+    for role in SWAPPABLE:
         kept = choices.read(settings, role)
-        for choice in kept.choices if kept.settings == choices.named(settings, role) else ():
+        for choice in kept.choices if choices.holds(settings, role, kept) else ():
             used |= _chosen(settings_for(settings, role, choice), models)
     return used
 

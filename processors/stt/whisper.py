@@ -312,15 +312,13 @@ class WhisperEngine:
     ) -> None:
         """`together` is that of the readers: as many readings are under way as it makes at once."""
         self._together = together or Together()
-        self._quick = quick
-        self._second = second
+        self._readers = (quick,) if second is None else (quick, second)
         self._now_s = now_s
         self._second_ratio = _SECOND_RATIO
-        readers = [reader for reader in (quick, second) if reader is not None]
         self._capabilities = Capabilities(
             role="stt",
-            model="+".join(reader.name for reader in readers),
-            languages=tuple(code for code in _LANGUAGE_CODES if any(reader.speaks(code) for reader in readers)),
+            model="+".join(reader.name for reader in self._readers),
+            languages=tuple(code for code in _LANGUAGE_CODES if any(reader.speaks(code) for reader in self._readers)),
             sample_rate_hz=SAMPLE_RATE_HZ,
             concurrency=self._together.at_once_max,
             licence=licence,
@@ -335,10 +333,9 @@ class WhisperEngine:
     def warm(self) -> None:
         """Reads a second of silence with each model, alignment included."""
         silence = bytes(2 * SAMPLE_RATE_HZ)
-        for reader in (self._quick, self._second):
-            if reader is not None:
-                encoded = reader.encode(silence)
-                reader.align(encoded, reader.read(encoded, 1.0, Transcribe(silence), "en"), 1.0)
+        for reader in self._readers:
+            encoded = reader.encode(silence)
+            reader.align(encoded, reader.read(encoded, 1.0, Transcribe(silence), "en"), 1.0)
 
     def answer(self, request: Request) -> "Transcription":
         """One `Transcribed`; `refused` for a language that no model knows, `invalid` for what is no PCM of 30 s."""
@@ -355,8 +352,7 @@ class WhisperEngine:
             raise EngineError("invalid", f"pcm: expected at most {AUDIO_MS_MAX} ms, found {duration_ms}")
         language = _code(request.language or "en")
         candidates = self._candidates(request, language)
-        both = [reader for reader in (self._quick, self._second) if reader]
-        readers = [reader for reader in both if all(reader.speaks(one) for one in candidates)]
+        readers = [reader for reader in self._readers if all(reader.speaks(one) for one in candidates)]
         if not readers:
             raise EngineError("refused", f"language: expected one of {', '.join(self.capabilities.languages)}")
         if duration_ms < AUDIO_MS_MIN:
@@ -372,9 +368,9 @@ class WhisperEngine:
 
     def _candidates(self, request: Transcribe, language: str) -> list[str]:
         """What languages the speech may be in, the probable one first; without those that no model knows beside it."""
-        readers = [reader for reader in (self._quick, self._second) if reader is not None]
         others = [_code(one) for one in request.languages]
-        known = [one for one in others if any(reader.speaks(one) and reader.speaks(language) for reader in readers)]
+        beside = [reader for reader in self._readers if reader.speaks(language)]
+        known = [one for one in others if any(reader.speaks(one) for reader in beside)]
         return list(dict.fromkeys((language, *known)))
 
     def _transcribed(

@@ -15,7 +15,7 @@ from processors.stt.engine import ENGINES
 from processors.stt.state import WINDOW_BYTES
 from schemas.events import AudioFrame, Transcript, TranscriptKind
 from streams.settings import Settings
-from tests.support.engines import HostProcess, replies, running_host, settings_in
+from tests.support.engines import HostProcess, asking, replies, running_host, settings_in
 from tests.support.stt_suite import (
     ASK_S,
     RATE_HZ,
@@ -64,10 +64,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 async def client(host: HostProcess) -> AsyncIterator[SocketEngine]:
-    # A busy machine may keep a process at work from answering pings in time.
-    client = SocketEngine(host.settings, "stt", silence_s=60.0)
-    yield client
-    await client.close()
+    async with asking(host, "stt") as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

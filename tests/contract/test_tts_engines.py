@@ -18,7 +18,7 @@ from processors.engine import EngineError, Speak
 from processors.engine_client import SocketEngine
 from processors.tts.engine import ENGINES, create
 from streams.settings import Settings
-from tests.support.engines import HostProcess, replies, running_host, settings_in
+from tests.support.engines import HostProcess, asking, replies, running_host, settings_in
 from tests.support.tts_suite import HZ, TtsHostSuite, say
 
 Hear = Callable[[bytes], list[str]]
@@ -32,10 +32,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 async def client(host: HostProcess) -> AsyncIterator[SocketEngine]:
-    # A busy machine may keep a process at work from answering pings in time.
-    client = SocketEngine(host.settings, "tts", silence_s=60.0)
-    yield client
-    await client.close()
+    async with asking(host, "tts") as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from processors.tts.engine import create
 from processors.tts.voices import VoiceStore
 from streams.settings import REPOSITORY, Settings
 from tests.engines.tiny_coqui import SPEAKER, XTTS_LANGUAGES, make_vits, make_xtts
-from tests.support.engines import HostProcess, running_host, settings_in
+from tests.support.engines import HostProcess, asking, running_host, settings_in
 from tests.support.tts_suite import ASK_S, HZ, TtsHostSuite, pcm, speech
 
 KINDS = ("xtts", "vits")
@@ -51,10 +51,8 @@ def host(
 
 @pytest.fixture
 async def client(host: HostProcess) -> AsyncIterator[SocketEngine]:
-    # A busy machine may keep a process at work from answering pings in time.
-    client = SocketEngine(host.settings, "tts", silence_s=60.0)
-    yield client
-    await client.close()
+    async with asking(host, "tts") as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -134,20 +132,19 @@ async def test_the_process_speaks_with_a_voice_that_was_added_meanwhile_until_it
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
     with hosted(tmp_path, directories["xtts"]) as host:
-        client = SocketEngine(host.settings, "tts", silence_s=60.0)
-        plain = pcm(await speech(client, Speak("Hi.", "brand")))
-        assert plain == pcm(await speech(client, Speak("Hi.")))  # an unknown name is the first voice
-        add_voice(host.settings, "brand")
-        own = pcm(await speech(client, Speak("Hi.", "brand")))
-        assert own
-        assert own != plain
-        assert host.log.read_text().count("voice learnt") == 1
-        assert pcm(await speech(client, Speak("Hi.", "brand"))) == own
-        assert await asyncio.to_thread(say, host.settings, "brand", "Hi.", tmp_path / "hi.wav") == own
-        assert host.log.read_text().count("voice learnt") == 1
-        VoiceStore(host.settings).remove("brand")
-        assert pcm(await speech(client, Speak("Hi.", "brand"))) == plain
-        await client.close()
+        async with asking(host, "tts") as client:
+            plain = pcm(await speech(client, Speak("Hi.", "brand")))
+            assert plain == pcm(await speech(client, Speak("Hi.")))  # an unknown name is the first voice
+            add_voice(host.settings, "brand")
+            own = pcm(await speech(client, Speak("Hi.", "brand")))
+            assert own
+            assert own != plain
+            assert host.log.read_text().count("voice learnt") == 1
+            assert pcm(await speech(client, Speak("Hi.", "brand"))) == own
+            assert await asyncio.to_thread(say, host.settings, "brand", "Hi.", tmp_path / "hi.wav") == own
+            assert host.log.read_text().count("voice learnt") == 1
+            VoiceStore(host.settings).remove("brand")
+            assert pcm(await speech(client, Speak("Hi.", "brand"))) == plain
 
 
 def say(settings: Settings, name: str, text: str, out: Path) -> bytes:

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from processors.engine import (
     Reply,
     Request,
 )
+from processors.engine_client import SocketEngine
 from processors.engine_frames import engine_name
 from streams import ready
 from streams.settings import REPOSITORY, EngineSettings, Settings
@@ -141,6 +142,16 @@ def running_host(settings: Settings, role: str, scripted: bool = False, stuck_s:
 def settings_in(folder: Path, **engines: Any) -> Settings:
     """Settings of a platform that lives in that folder."""
     return Settings(data_dir=folder, engines=EngineSettings(**engines))
+
+
+@asynccontextmanager
+async def asking(host: "HostProcess", role: str) -> AsyncIterator[SocketEngine]:
+    """A client of the host's engine. A busy machine may keep a process at work from answering pings in time."""
+    client = SocketEngine(host.settings, role, silence_s=60.0)
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 async def replies(client: EngineClient, request: Request, deadline_s: float = 30.0) -> list[Reply]:

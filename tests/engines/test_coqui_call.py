@@ -35,8 +35,7 @@ from tests.support.vllm_server import VllmServer
 
 VOICE = "xtts-tiny"
 LISTENS_MS = 500
-# The answer stops there: it has begun, and is not over before the caller speaks.
-TOKENS_BEFORE = len(" ".join(ANSWER[:2]))
+SAID_BEFORE = 2  # the answer stops there: it has begun, and is not over before the caller speaks
 
 
 @pytest.fixture
@@ -55,13 +54,20 @@ class Held:
 
     def __init__(self, server: VllmServer) -> None:
         self._server = server
+        self._asked = asyncio.Event()
+        self._said = 0
         self._holding = asyncio.create_task(self._hold())
 
     def on_event(self, event: CallEvent) -> None:
-        """Lets it go on once it is to answer again."""
-        if event.type == "final" and event.message["turn"] == 2:
-            self._holding.cancel()
-            self._server.go_on()
+        """Follows the first turn, and lets the server go on once it is to answer again."""
+        match event.type, event.message.get("turn"):
+            case "final", 1:
+                self._asked.set()
+            case "sentence", 1:
+                self._said += 1
+            case "final", 2:
+                self._holding.cancel()
+                self._server.go_on()
 
     async def over(self) -> None:
         """Returns when nothing is left to hold; raises what went wrong with that."""
@@ -69,14 +75,9 @@ class Held:
             await self._holding
 
     async def _hold(self) -> None:
-        made = await self._made()
         async with asyncio.timeout(LONG_S):
-            while await self._made() < made + TOKENS_BEFORE:  # noqa: ASYNC110 - in another process
-                await asyncio.sleep(0.02)
-        self._server.pause()
-
-    async def _made(self) -> float:
-        return await asyncio.to_thread(self._server.metric, "vllm:generation_tokens_total")
+            await self._asked.wait()
+            await self._server.crawl(lambda: self._said >= SAID_BEFORE)
 
 
 async def test_a_caller_speaks_over_one_answer_and_hears_the_next(platform: Platform, vllm: VllmServer) -> None:

@@ -14,13 +14,12 @@ from bench.faults.checks import check_heard, check_sentences, check_turns, count
 from schemas.events import Response, ResponseKind, Transcript, TranscriptKind
 from tests.engines.conftest import KEY
 from tests.engines.mountain import APOLOGY, LONG_S, PATIENCE, QUESTIONS, environment
-from tests.engines.tiny_llm import ANSWER, SLOW_FROM
+from tests.engines.tiny_llm import ANSWER
 from tests.support.calls import events_of
 from tests.support.platform import Platform, running_platform
 from tests.support.vllm_server import VllmServer
 
-# The answer stops where its slow part begins: what is left fits into the seconds that the rest of an answer may take.
-TOKENS_BEFORE = len(" ".join(ANSWER[:SLOW_FROM]))
+SAID_BEFORE = 3  # what is left fits into the seconds that the rest of an answer may take
 
 
 @pytest.fixture
@@ -47,11 +46,14 @@ class Fate:
     def __init__(self, platform: Platform, first: VllmServer, second: VllmServer) -> None:
         self._platform = platform
         self._first, self._second = first, second
+        self._asked = asyncio.Event()
         self.struck = False
         self.said_before = 0
 
     def on_event(self, event: CallEvent) -> None:
         """Counts the sentences that the caller knows of while the first server lives."""
+        if event.type == "final" and event.message["turn"] == 1:
+            self._asked.set()
         if event.type == "sentence" and event.message["turn"] == 1 and not self.struck:
             self.said_before += 1
 
@@ -61,19 +63,14 @@ class Fate:
 
     async def strike(self) -> None:
         """Stops the first server in its answer, and kills it once the second one, let go on, is reachable."""
-        made = await self._made()
         async with asyncio.timeout(LONG_S):
-            while await self._made() < made + TOKENS_BEFORE:  # noqa: ASYNC110 - in another process
-                await asyncio.sleep(0.02)
-            self._first.pause()
+            await self._asked.wait()
+            await self._first.crawl(lambda: self.said_before >= SAID_BEFORE)
             self._second.go_on()
             while (await self._engine("llm.1"))["health"] != "reachable":  # noqa: ASYNC110 - in another process
                 await asyncio.sleep(0.5)
         self.struck = True
         self._first.kill()
-
-    async def _made(self) -> float:
-        return await asyncio.to_thread(self._first.metric, "vllm:generation_tokens_total")
 
     async def _engine(self, name: str) -> dict[str, object]:
         rows = await asyncio.to_thread(self._platform.rows, "engines")

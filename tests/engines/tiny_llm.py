@@ -1,11 +1,10 @@
 """Makes a language model of 8 MB that vLLM serves and that says what is written here: `python tiny_llm.py FOLDER`.
 
 It is a Llama like any other, with random attention and random layers, whose output is set rather than trained: each
-token of an answer is followed by the next one. A token is a character, so an answer takes some hundred steps, and
-lasts long enough to be stopped, killed or closed in its middle, the more so as each character of its last sentences
-takes three steps. The chat template begins the story where the last
-message asks for one, else the answer. A chat that ends with sentences of the answer is gone on with: the last word of
-each is a token, which is followed by the next sentence.
+token of an answer is followed by the next one. A token is a character, so an answer takes some hundred steps, and can
+be stopped, killed or closed in its middle. The chat template begins the story where the last message asks for one, else
+the answer. A chat that ends with sentences of the answer is gone on with: the last word of each is a token, which is
+followed by the next sentence.
 
 Run by the interpreter of vLLM's environment.
 """
@@ -36,8 +35,6 @@ STORY = (
     "Each morning he climbed up with his dog to look whether the lake was still there, and it always was. ",
     "People in the village laughed about it, but secretly they were glad that someone looked. ",
 )
-SLOW_FROM = 5  # the sentence of the answer from which each character is followed by tokens without a text
-SILENT = 2
 SPEAKERS = ("system", "user", "assistant")
 STORY_BEGINS, ANSWER_BEGINS, END, UNKNOWN = "<|story|>", "<|answer|>", "<|end|>", "<|unknown|>"
 CONTEXT_TOKENS = 8192
@@ -73,18 +70,18 @@ def _vocabulary() -> tuple[dict[str, int], dict[int, int]]:
     tokens += sorted({*string.printable, *"".join(STORY + ANSWER)})
     following: dict[int, int] = {}
 
-    def say(text: str, after: int, silent: int = 0) -> int:
-        """Lets a text follow a token, each character with so many tokens that say nothing; returns its last one."""
-        for said in (said for character in text for said in (character, *[""] * silent)):
+    def say(text: str, after: int) -> int:
+        """Lets a text follow a token; returns its last one."""
+        for character in text:
             following[after] = after = len(tokens)
-            tokens.append(f"{said}~{after}")
+            tokens.append(f"{character}~{after}")
         return after
 
     last = say("".join(STORY), tokens.index(STORY_BEGINS))
     following[last] = following[tokens.index(STORY_BEGINS)]  # it goes round for as long as it may
     last, ends = tokens.index(ANSWER_BEGINS), []
     for number, sentence in enumerate(ANSWER):
-        last = say(f" {sentence}" if number else sentence, last, SILENT if number >= SLOW_FROM else 0)
+        last = say(f" {sentence}" if number else sentence, last)
         ends.append(last)
     following[last] = tokens.index(END)
     for sentence, end in zip(ANSWER, ends, strict=True):

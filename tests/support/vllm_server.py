@@ -1,11 +1,13 @@
 """vLLM's own server, with the tiny model of tests/engines, in a process group of its own."""
 
+import asyncio
 import contextlib
 import os
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -19,6 +21,7 @@ CONTEXT_TOKENS = 4096
 SLOTS = 2
 START_S = 600.0  # on an idle machine with two cores it takes one and a half minutes
 STOP_S = 60.0
+STEP_S, STAND_S = 0.02, 0.2
 
 
 class VllmServer:
@@ -70,6 +73,17 @@ class VllmServer:
         """Lets stopped processes run again; safe to repeat."""
         if self._process is not None:
             self._signal(signal.SIGCONT)
+
+    async def crawl(self, enough: Callable[[], bool]) -> None:
+        """Lets it run a tenth of the time until it is enough, then leaves it stopped.
+
+        So what it has made reaches its readers before it has made much more, however fast the machine.
+        """
+        while not enough():
+            self.go_on()
+            await asyncio.sleep(STEP_S)
+            self.pause()
+            await asyncio.sleep(STAND_S)
 
     def kill(self) -> None:
         """Ends the server and its workers at once (SIGKILL); safe to repeat."""

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from pydantic import SecretStr
 
@@ -25,13 +26,15 @@ from tests.engines.conftest import KEY
 from tests.engines.tiny_llm import ANSWER, STORY
 from tests.support.engines import settings_in
 from tests.support.llama_server import LlamaServer
-from tests.support.llm_suite import STORY as ASK_FOR_STORY
+from tests.support.llm_suite import STORY as SUITE_STORY
 from tests.support.llm_suite import LlmSuite, chat, pieces
 from tests.support.vllm_server import CONTEXT_TOKENS, MODEL, SLOTS, VllmServer
 
 LONG_S = 240.0
 BLOCK_TOKENS_MAX = 128  # of vLLM's cache, on whatever device
 WHOLE = " ".join(ANSWER)
+# As long as the context allows, so that it lasts for seconds on any machine.
+ASK_FOR_STORY = msgspec.structs.replace(SUITE_STORY, max_tokens=CONTEXT_TOKENS - 100)
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 
 
@@ -94,8 +97,7 @@ async def test_an_answer_that_broke_off_is_gone_on_with(client: EngineClient) ->
 
 async def test_closed_streams_leave_the_server_nothing_to_do(client: EngineClient, vllm: VllmServer) -> None:
     async with AsyncExitStack() as stack:
-        for _ in range(SLOTS):
-            await begun(stack, client.ask(ASK_FOR_STORY, LONG_S))
+        await asyncio.gather(*(begun(stack, client.ask(ASK_FOR_STORY, LONG_S)) for _ in range(SLOTS)))
         await until(lambda: has(vllm, RUNNING, SLOTS))
     await until(lambda: has(vllm, RUNNING, 0))
 
@@ -114,8 +116,7 @@ async def test_sessions_at_once_get_their_own_answers_and_wait_for_room(
 
 async def test_the_queue_is_read_from_the_metrics(client: OpenAICompatible, vllm: VllmServer) -> None:
     async with AsyncExitStack() as stack:
-        for _ in range(SLOTS):
-            await begun(stack, client.ask(ASK_FOR_STORY, LONG_S))
+        await asyncio.gather(*(begun(stack, client.ask(ASK_FOR_STORY, LONG_S)) for _ in range(SLOTS)))
         further = asyncio.create_task(text(client, chat("And now?")))
 
         async def told(queue: Queue) -> bool:

@@ -10,12 +10,14 @@ The most likely token is taken each time: beams of 5 took a third longer and hea
 reading nobody wants any more ends between two steps of it, since a step cannot be interrupted.
 """
 
+import json
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 # Idle threads of OpenMP spin unless told otherwise, and would hold a core; read when the library is loaded.
@@ -32,6 +34,7 @@ from numpy.typing import NDArray
 
 from processors.engine import Capabilities, EngineError, HeardWord, Reply, Request, Transcribe, Transcribed
 from processors.models import ResolvedModel
+from processors.stt.cores import one_is_free
 from processors.stt.together import Together, Unwanted
 
 SAMPLE_RATE_HZ = 16000
@@ -48,6 +51,7 @@ _TOKEN_S = 0.02  # resolution of the alignment
 _BEAM = 1
 _BEAM_LOOPED = 5  # where n-grams are banned, the most likely token alone leads astray
 _NGRAM_BANNED = 4
+_CONFIRMED = 0.5  # a token of that probability is the one that greedy decoding takes
 _PROMPT_TOKENS_MAX = 100
 _SENTENCE_ENDS = ".!?。！？"
 _FEATURE_FRAMES_MIN = 4  # more than a spectrum's window, which reaches over frames
@@ -134,6 +138,10 @@ class Reader(Protocol):
         """When each word of the reading was said."""
         ...
 
+    def confirm(self, encoded: Any, reading: Reading, seconds: float, request: Transcribe) -> Reading | None:
+        """Another one's reading as its own, with its times, where it would say the same; None where it may not."""
+        ...
+
 
 class WhisperReader:
     """One CTranslate2 Whisper model. Calls may come from several threads, and are made together where they meet."""
@@ -145,20 +153,24 @@ class WhisperReader:
         threads: int,
         together: Together | None = None,
         compute_type: str = "",
+        threads_alone: int = 0,
     ) -> None:
         """Loads the files of the model's directory; by default weights become int8 on the CPU, float16 on CUDA.
 
-        Readers that share a processor share `together`. Raises ValueError for a device or compute type there is not.
+        Readers that share a processor share `together`. On the CPU a step that begins while a core has nothing to do
+        has `threads_alone`, by a second copy of the weights. Raises ValueError for a device or compute type there is
+        not.
         """
         self.name = model.name
         self._together = together or Together()
-        self.model = ctranslate2.models.Whisper(
-            str(model.directory),
-            device=device,
-            compute_type=_supported(compute_type, device),
-            intra_threads=threads,
-        )
-        self._words = tokenizers.Tokenizer.from_file(str(model.directory / "tokenizer.json"))
+        directory, chosen = str(model.directory), _supported(compute_type, device)
+
+        def loaded(threads: int) -> ctranslate2.models.Whisper:
+            return ctranslate2.models.Whisper(directory, device=device, compute_type=chosen, intra_threads=threads)
+
+        self.model = loaded(threads)
+        self._wide = loaded(threads_alone) if device == "cpu" and threads_alone > threads else self.model
+        self._words = _words(model.directory / "tokenizer.json")
         self._multilingual: bool = self.model.is_multilingual
         self.extractor = FeatureExtractor(feature_size=self.model.n_mels)
         self._tokenizers: dict[str, Tokenizer] = {}
@@ -175,7 +187,8 @@ class WhisperReader:
 
     def _encode(self, features: Sequence[NDArray[np.float32]]) -> list[Any]:
         alone = len(features) == 1
-        encoded = self.model.encode(ctranslate2.StorageView.from_array(np.concatenate(features)), to_cpu=not alone)
+        mel = ctranslate2.StorageView.from_array(np.concatenate(features))
+        encoded = self._at_work().encode(mel, to_cpu=not alone)
         return [encoded] if alone else _apart(encoded)
 
     def detect(self, encoded: Any) -> Mapping[str, float]:
@@ -213,7 +226,7 @@ class WhisperReader:
         longest = len(prompt) + min(220, 16 + int(12 * seconds))
 
         def generate(several: Sequence[tuple[Any, int]]) -> Sequence[Any]:
-            found: Sequence[Any] = self.model.generate(
+            found: Sequence[Any] = self._at_work().generate(
                 _as_one([encoded for encoded, _ in several]),
                 [prompt] * len(several),
                 beam_size=beam,
@@ -242,18 +255,33 @@ class WhisperReader:
 
     def align(self, encoded: Any, reading: Reading, seconds: float) -> tuple[HeardWord, ...]:
         """See `Reader`; by dynamic time warping over the cross-attention, as in openai/whisper's timing.py."""
+        return self._aligned(encoded, reading.tokens, seconds, reading.language)[0]
+
+    def confirm(self, encoded: Any, reading: Reading, seconds: float, request: Transcribe) -> Reading | None:
+        """See `Reader`: one pass over the whole text, where reading it takes a pass for each of its tokens."""
         tokenizer = self.tokenizer(reading.language)
-        tokens = list(reading.tokens)
+        tokens = tuple(tokenizer.encode(" " + reading.text))
+        words, sure = self._aligned(encoded, tokens, seconds, reading.language, request.vocabulary)
+        if not words or min(sure) < _CONFIRMED:
+            return None
+        logprob = float(np.mean(np.log(sure)))
+        return replace(reading, tokens=tokens, logprob=logprob, model=self.name, words=words)
+
+    def _aligned(
+        self, encoded: Any, tokens: Sequence[int], seconds: float, language: str, vocabulary: Sequence[str] = ()
+    ) -> tuple[tuple[HeardWord, ...], Sequence[float]]:
+        """The words with their times, and how probable each token is after those before it."""
+        tokenizer = self.tokenizer(language)
         frames = max(2, int(seconds * _FRAMES_A_SECOND))
-        sequence = list(tokenizer.sot_sequence)
+        sequence = [*self._vocabulary(tokenizer, vocabulary), *tokenizer.sot_sequence]
 
         def align(several: Sequence[tuple[Any, list[int], int]]) -> Sequence[Any]:
             encodings, texts, lengths = zip(*several, strict=True)
-            found: Sequence[Any] = self.model.align(_as_one(encodings), sequence, list(texts), list(lengths))
+            found: Sequence[Any] = self._at_work().align(_as_one(encodings), sequence, list(texts), list(lengths))
             return found
 
         kind = (self.name, "align", tuple(encoded.shape), tuple(sequence))
-        result = self._together.do(kind, align, (encoded, tokens, frames))
+        result = self._together.do(kind, align, (encoded, list(tokens), frames))
         token_index, time_index = np.array(result.alignments, dtype=np.int64).T
         begins = np.r_[True, np.diff(token_index) > 0]
         times_s = time_index[begins] * _TOKEN_S
@@ -263,7 +291,11 @@ class WhisperReader:
             (word, times_s[start], times_s[end], float(np.mean(result.text_token_probs[start:end])))
             for word, start, end in zip(words, bounds[:-1], bounds[1:], strict=False)
         ]
-        return _joined(spans)
+        return _joined(spans), result.text_token_probs
+
+    def _at_work(self) -> ctranslate2.models.Whisper:
+        """The model in as many threads as the moment allows; one that finds a core taken waits for it at each layer."""
+        return self._wide if self._wide is not self.model and one_is_free() else self.model
 
     def tokenizer(self, language: str) -> Tokenizer:
         """Its words and marks for a language that it speaks."""
@@ -429,7 +461,12 @@ class WhisperEngine:
         encoded_second = second.encode(request.pcm)
         if stopped():
             return []
-        opinion = second.read(encoded_second, seconds, request, language)
+        # What the first one is unsure of, the other seldom says as well.
+        likely = reading.logprob >= UNSURE_BELOW and not reading.suspect
+        confirmed = second.confirm(encoded_second, reading, seconds, request) if likely else None
+        if stopped():
+            return []
+        opinion = confirmed or second.read(encoded_second, seconds, request, language)
         self._measured((self._now_s() - began_s - spent_s) / max(spent_s, 1e-3))
         if stopped():
             return []
@@ -615,6 +652,20 @@ def _joined(spans: Sequence[tuple[str, float, float, float]]) -> tuple[HeardWord
         else:
             words.append(HeardWord(bare, round(start_s * 1000), round(end_s * 1000), probability))
     return tuple(words)
+
+
+def _words(file: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a model, whole.
+
+    The published files of multilingual models have lost the first merge, of a blank and a t: without it every word
+    that begins with t becomes two tokens which the model never saw together.
+    """
+    found = json.loads(file.read_text(encoding="utf-8"))
+    merges = found["model"]["merges"]
+    first = ["Ġ", "t"] if isinstance(merges[0], list) else "Ġ t"
+    if first not in merges:
+        merges.insert(0, first)
+    return tokenizers.Tokenizer.from_str(json.dumps(found))
 
 
 def _banned(tokenizer: Tokenizer) -> list[int]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class ScriptedReader:
     reading: Callable[[], None] = lambda: None
     sure: float = 0.9
     sounds_like: Mapping[str, float] = field(default_factory=dict)
+    confirms: bool = False
 
     def speaks(self, language: str) -> bool:
         return language in self.languages
@@ -48,6 +49,11 @@ class ScriptedReader:
     def align(self, encoded: Any, reading: Reading, seconds: float) -> tuple[HeardWord, ...]:
         assert encoded == self.name == reading.model
         return (HeardWord(reading.text, 0, 900, self.sure),)
+
+    def confirm(self, encoded: Any, reading: Reading, seconds: float, request: Transcribe) -> Reading | None:
+        assert encoded == self.name != reading.model
+        words = (HeardWord(reading.text, 10, 800, self.sure),)
+        return replace(reading, model=self.name, words=words) if self.confirms else None
 
 
 def ask(engine: WhisperEngine, **request: Any) -> Transcribed:
@@ -71,6 +77,21 @@ def ask(engine: WhisperEngine, **request: Any) -> Transcribed:
 def test_who_is_believed(quick: dict[str, Any], second: dict[str, Any], partial: bool, model: str) -> None:
     engine = WhisperEngine(ScriptedReader("quick", **quick), ScriptedReader("second", **second))
     assert ask(engine, partial=partial).model == model
+
+
+@pytest.mark.parametrize("confirms", [True, False])
+def test_a_second_opinion_that_agrees_is_not_read_word_for_word(confirms: bool) -> None:
+    second = ScriptedReader("second", text="it is 1043", confirms=confirms)
+    reply = ask(WhisperEngine(ScriptedReader("quick", text="it is 1042"), second))
+    assert (reply.model, second.reads) == ("second", 0 if confirms else 1)
+    (word,) = reply.words
+    assert (word.word, word.start_ms) == (("it is 1042", 10) if confirms else ("it is 1043", 0))
+
+
+@pytest.mark.parametrize("doubt", [{"suspect": True}, {"logprob": -0.5}])
+def test_what_the_first_one_is_unsure_of_is_read_by_the_second(doubt: dict[str, Any]) -> None:
+    second = ScriptedReader("second", text="it is 1043", confirms=True)
+    assert ask(WhisperEngine(ScriptedReader("quick", text="it is 1042", **doubt), second)).text == "it is 1043"
 
 
 class Watch:

@@ -16,6 +16,7 @@ class Transcribe(msgspec.Struct, frozen=True, tag=True):
 
     `partial`: more follows, so a rough reading will do. `quick`: the smallest model alone shall read it. Where
     `languages` are several, the speech may be in any of them, and `language` is the one that it is probably in.
+    `doubtful` is what the reading before this one, of the same utterance, said of itself.
     """
 
     pcm: bytes
@@ -24,6 +25,7 @@ class Transcribe(msgspec.Struct, frozen=True, tag=True):
     partial: bool = False
     quick: bool = False
     languages: tuple[str, ...] = ()
+    doubtful: bool = False
 
 
 class HeardWord(msgspec.Struct, frozen=True):
@@ -36,7 +38,7 @@ class HeardWord(msgspec.Struct, frozen=True):
 
 
 class Transcribed(msgspec.Struct, frozen=True, tag=True):
-    """What was heard; an empty text means no speech."""
+    """What was heard; an empty text means no speech. `doubtful`: such words are read by more than one model."""
 
     text: str
     words: tuple[HeardWord, ...]
@@ -44,6 +46,7 @@ class Transcribed(msgspec.Struct, frozen=True, tag=True):
     language: str
     model: str
     compute_ms: float
+    doubtful: bool = False
 
 
 class Embed(msgspec.Struct, frozen=True, tag=True):

@@ -161,9 +161,6 @@ class EngineSettings(BaseModel):
         description="numbers that stt's model computes with, as CTranslate2 calls them; empty: float16 on cuda, int8",
     )
     threads: int = Field(1, ge=1, description="threads of a model on the CPU; more were no faster beside other work")
-    threads_alone: int = Field(
-        2, ge=0, description="threads of stt's model on the CPU while a core has nothing to do; 0: as many as ever"
-    )
     batch_max: int = Field(0, ge=0, le=64, description="readings in one call of stt's model; 0: 16 on cuda, 1 on cpu")
     batch_wait_ms: float = Field(
         5.0, ge=0, le=100, description="on cuda, how long a call with room waits for readings that are under way"

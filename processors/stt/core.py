@@ -234,7 +234,7 @@ class _Work:
             self._pace.took(reply.compute_ms)
         reading = _reading(reply, speech.windows[0].start, asked.covers)
         wait = self._partials_apart * max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
-        speech = self._set(asked=None, failures=0, partial_due=speech.position + wait)
+        speech = self._set(asked=None, failures=0, partial_due=speech.position + wait, doubtful=reply.doubtful)
         if asked.best and asked.covers == speech.end:
             self._set(reading=reading)
         elif reading.text and not speech.sealed and (speech.partial is None or speech.partial.text != reading.text):
@@ -508,8 +508,14 @@ class _Work:
     def _ask(self, speech: Utterance, best: bool) -> Utterance:
         rules = self._rules_of(speech)
         asked = Asked(f"{self.state.utterance}-{speech.asks}", speech.end, best)
-        language = self._language(speech)
-        request = Transcribe(speech.pcm, language, rules.vocabulary, partial=not best, languages=rules.languages)
+        request = Transcribe(
+            speech.pcm,
+            self._language(speech),
+            rules.vocabulary,
+            partial=not best,
+            languages=rules.languages,
+            doubtful=speech.doubtful,
+        )
         deadline_s = FINAL_DEADLINE_S if best else PARTIAL_DEADLINE_S
         self.outcomes.append(Ask(asked.ask_id, "stt", request, deadline_s, self.state.turn + 1))
         return self._set(asked=asked, asks=speech.asks + 1)

@@ -23,12 +23,7 @@ def _faster_whisper(settings: Settings) -> Engine:
 def _reader(settings: Settings, model: models.Model, together: Together) -> WhisperReader:
     engines = settings.engines
     return WhisperReader(
-        models.resolve(settings, model.name),
-        engines.device,
-        engines.threads,
-        together,
-        engines.compute_type,
-        engines.threads_alone,
+        models.resolve(settings, model.name), engines.device, engines.threads, together, engines.compute_type
     )
 
 

@@ -89,7 +89,8 @@ class Utterance:
     """Speech from its onset until its final.
 
     `windows` start with the pre-roll; `end` is the sample after the last speech, which `ended_at` is the arrival of.
-    Once `sealed`, what comes belongs to the next utterance and waits in `later`.
+    Once `sealed`, what comes belongs to the next utterance and waits in `later`. `doubtful` is what the last answer to
+    an ask said of itself, for the next one.
     """
 
     cause: Heard
@@ -104,6 +105,7 @@ class Utterance:
     revision: int = 0
     asks: int = 0
     asked: Asked | None = None
+    doubtful: bool = False
     failures: int = 0
     failure: str = ""
     reading: Reading | None = None

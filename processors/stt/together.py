@@ -72,6 +72,11 @@ class Together:
             self._count(-1)
 
     @property
+    def alone(self) -> bool:
+        """Whether one reading is under way and no more."""
+        return self._readings == 1
+
+    @property
     def others_s(self) -> float:
         """How much of the time since this thread's reading began went to others: waiting for them, and their share."""
         return self._mine.others_s

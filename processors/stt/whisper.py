@@ -16,6 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -126,6 +127,10 @@ class Reader(Protocol):
         """The encoder's output for at most 30 s of PCM16; given back to `read` and `align`."""
         ...
 
+    def encode_apart(self, pcm: bytes) -> Any:
+        """As `encode`, in a thread of no reading's: on a core of its own, together with nobody."""
+        ...
+
     def detect(self, encoded: Any) -> Mapping[str, float]:
         """How probable each language is that it knows; empty for a model of one language."""
         ...
@@ -153,23 +158,19 @@ class WhisperReader:
         threads: int,
         together: Together | None = None,
         compute_type: str = "",
-        threads_alone: int = 0,
     ) -> None:
         """Loads the files of the model's directory; by default weights become int8 on the CPU, float16 on CUDA.
 
-        Readers that share a processor share `together`. On the CPU a step that begins while a core has nothing to do
-        has `threads_alone`, by a second copy of the weights. Raises ValueError for a device or compute type there is
-        not.
+        Readers that share a processor share `together`. Raises ValueError for a device or compute type there is not.
         """
         self.name = model.name
         self._together = together or Together()
-        directory, chosen = str(model.directory), _supported(compute_type, device)
-
-        def loaded(threads: int) -> ctranslate2.models.Whisper:
-            return ctranslate2.models.Whisper(directory, device=device, compute_type=chosen, intra_threads=threads)
-
-        self.model = loaded(threads)
-        self._wide = loaded(threads_alone) if device == "cpu" and threads_alone > threads else self.model
+        self.model = ctranslate2.models.Whisper(
+            str(model.directory),
+            device=device,
+            compute_type=_supported(compute_type, device),
+            intra_threads=threads,
+        )
         self._words = _words(model.directory / "tokenizer.json")
         self._multilingual: bool = self.model.is_multilingual
         self.extractor = FeatureExtractor(feature_size=self.model.n_mels)
@@ -185,10 +186,13 @@ class WhisperReader:
         mel = log_mel(self.extractor, pcm)
         return self._together.do((self.name, "encode", mel.shape), self._encode, mel)
 
+    def encode_apart(self, pcm: bytes) -> Any:
+        """See `Reader`."""
+        return self.model.encode(ctranslate2.StorageView.from_array(log_mel(self.extractor, pcm)))
+
     def _encode(self, features: Sequence[NDArray[np.float32]]) -> list[Any]:
         alone = len(features) == 1
-        mel = ctranslate2.StorageView.from_array(np.concatenate(features))
-        encoded = self._at_work().encode(mel, to_cpu=not alone)
+        encoded = self.model.encode(ctranslate2.StorageView.from_array(np.concatenate(features)), to_cpu=not alone)
         return [encoded] if alone else _apart(encoded)
 
     def detect(self, encoded: Any) -> Mapping[str, float]:
@@ -226,7 +230,7 @@ class WhisperReader:
         longest = len(prompt) + min(220, 16 + int(12 * seconds))
 
         def generate(several: Sequence[tuple[Any, int]]) -> Sequence[Any]:
-            found: Sequence[Any] = self._at_work().generate(
+            found: Sequence[Any] = self.model.generate(
                 _as_one([encoded for encoded, _ in several]),
                 [prompt] * len(several),
                 beam_size=beam,
@@ -277,7 +281,7 @@ class WhisperReader:
 
         def align(several: Sequence[tuple[Any, list[int], int]]) -> Sequence[Any]:
             encodings, texts, lengths = zip(*several, strict=True)
-            found: Sequence[Any] = self._at_work().align(_as_one(encodings), sequence, list(texts), list(lengths))
+            found: Sequence[Any] = self.model.align(_as_one(encodings), sequence, list(texts), list(lengths))
             return found
 
         kind = (self.name, "align", tuple(encoded.shape), tuple(sequence))
@@ -292,10 +296,6 @@ class WhisperReader:
             for word, start, end in zip(words, bounds[:-1], bounds[1:], strict=False)
         ]
         return _joined(spans), result.text_token_probs
-
-    def _at_work(self) -> ctranslate2.models.Whisper:
-        """The model in as many threads as the moment allows; one that finds a core taken waits for it at each layer."""
-        return self._wide if self._wide is not self.model and one_is_free() else self.model
 
     def tokenizer(self, language: str) -> Tokenizer:
         """Its words and marks for a language that it speaks."""
@@ -341,8 +341,15 @@ class WhisperEngine:
         together: Together | None = None,
         device: str = "cpu",
         now_s: Callable[[], float] = time.perf_counter,
+        free: Callable[[], bool] = one_is_free,
     ) -> None:
-        """`together` is that of the readers: as many readings are under way as it makes at once."""
+        """`together` is that of the readers: as many readings are under way as it makes at once.
+
+        `free` says whether a core has nothing to do.
+        """
+        self._free = free if device == "cpu" else lambda: False
+        self._apart = ThreadPoolExecutor(1, thread_name_prefix="second-opinion")
+        self._ahead: Future[Any] | None = None
         self._together = together or Together()
         self._readers = (quick,) if second is None else (quick, second)
         self._now_s = now_s
@@ -430,6 +437,7 @@ class WhisperEngine:
             language=reading.language,
             model=reading.model,
             compute_ms=(self._now_s() - started_s - self._together.others_s) * 1000,
+            doubtful=not heard[0][2].silent and _budget_s(heard[0][2]) > 0,
         )
 
     def _heard(
@@ -445,6 +453,7 @@ class WhisperEngine:
         The last one counts; none where it was stopped before there was one.
         """
         first, *others = readers
+        ahead = self._begun_ahead(others, request)
         began_s = self._now_s()
         encoded = first.encode(request.pcm)
         if stopped():
@@ -458,7 +467,7 @@ class WhisperEngine:
         if reading.silent or request.partial or request.quick or not (others and in_time):
             return [(first, encoded, reading)]
         second = others[0]
-        encoded_second = second.encode(request.pcm)
+        encoded_second = ahead.result() if ahead is not None else second.encode(request.pcm)
         if stopped():
             return []
         # What the first one is unsure of, the other seldom says as well.
@@ -467,12 +476,25 @@ class WhisperEngine:
         if stopped():
             return []
         opinion = confirmed or second.read(encoded_second, seconds, request, language)
-        self._measured((self._now_s() - began_s - spent_s) / max(spent_s, 1e-3))
+        if ahead is None:
+            self._measured((self._now_s() - began_s - spent_s) / max(spent_s, 1e-3))
         if stopped():
             return []
         if opinion.silent or (opinion.suspect and not reading.suspect):
             return [(first, encoded, reading)]
         return [(first, encoded, reading), (second, encoded_second, opinion)]
+
+    def _begun_ahead(self, others: Sequence[Reader], request: Transcribe) -> "Future[Any] | None":
+        """The second reader's encoding, begun beside the first one's reading where it will probably be wanted.
+
+        Only while a core has nothing to do, and nobody else is read.
+        """
+        wanted = others and request.doubtful and not (request.partial or request.quick)
+        under_way = self._ahead is not None and not self._ahead.done()
+        if not wanted or under_way or not (self._together.alone and self._free()):
+            return None
+        self._ahead = self._apart.submit(others[0].encode_apart, request.pcm)
+        return self._ahead
 
     def _measured(self, ratio: float) -> None:
         """The second model took that many times as long as the first, for the same audio in the same moment."""

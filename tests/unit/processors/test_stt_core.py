@@ -337,6 +337,18 @@ def test_an_agents_pauses_vocabulary_and_language_rule() -> None:
     assert ear.requests[-1].language == "de"
 
 
+@pytest.mark.parametrize("doubtful", [True, False])
+def test_what_a_reading_says_of_itself_is_told_with_the_next_ask_of_the_utterance(doubtful: bool) -> None:
+    def answer(request: Transcribe) -> Transcribed:
+        return msgspec.structs.replace(read(request), doubtful=doubtful)
+
+    ear = heard(silence(500) + speech(1600) + silence(1500) + speech(400) + silence(1000), answer=answer)
+    told = [(request.partial, request.doubtful) for request in ear.requests]
+    assert told[0] == (True, False)
+    assert told[-2] == (False, doubtful)
+    assert told[-1] == (False, False)
+
+
 def test_the_sessions_language_comes_before_the_agents() -> None:
     ear = Ear()
     ear.receive(session(SessionKind.STARTED, language="fr"))

@@ -30,11 +30,16 @@ class ScriptedReader:
     sure: float = 0.9
     sounds_like: Mapping[str, float] = field(default_factory=dict)
     confirms: bool = False
+    encoded_apart: int = 0
 
     def speaks(self, language: str) -> bool:
         return language in self.languages
 
     def encode(self, pcm: bytes) -> Any:
+        return self.name
+
+    def encode_apart(self, pcm: bytes) -> Any:
+        self.encoded_apart += 1
         return self.name
 
     def detect(self, encoded: Any) -> Mapping[str, float]:
@@ -92,6 +97,41 @@ def test_a_second_opinion_that_agrees_is_not_read_word_for_word(confirms: bool) 
 def test_what_the_first_one_is_unsure_of_is_read_by_the_second(doubt: dict[str, Any]) -> None:
     second = ScriptedReader("second", text="it is 1043", confirms=True)
     assert ask(WhisperEngine(ScriptedReader("quick", text="it is 1042", **doubt), second)).text == "it is 1043"
+
+
+@pytest.mark.parametrize(
+    ("text", "logprob", "partial", "doubtful"),
+    [
+        ("it is 1042", -0.1, True, True),
+        ("it is red", -0.3, True, True),
+        ("it is red", -0.1, True, False),
+        (".", -0.9, True, False),
+        ("it is 1042", -0.1, False, True),
+    ],
+)
+def test_a_reading_says_whether_more_than_one_model_reads_such_words(
+    text: str, logprob: float, partial: bool, doubtful: bool
+) -> None:
+    engine = WhisperEngine(ScriptedReader("quick", text=text, logprob=logprob), ScriptedReader("second"))
+    assert ask(engine, partial=partial).doubtful is doubtful
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "ahead"),
+    [
+        ({"doubtful": True}, True, 1),
+        ({"doubtful": True}, False, 0),
+        ({"doubtful": False}, True, 0),
+        ({"doubtful": True, "partial": True}, True, 0),
+        ({"doubtful": True, "quick": True}, True, 0),
+    ],
+)
+def test_what_the_second_reader_will_be_asked_is_begun_beside_the_first(
+    asked: dict[str, Any], free: bool, ahead: int
+) -> None:
+    second = ScriptedReader("second")
+    ask(WhisperEngine(ScriptedReader("quick", text="it is 1042"), second, free=lambda: free), **asked)
+    assert second.encoded_apart == ahead
 
 
 class Watch:

@@ -21,8 +21,9 @@ from processors import models
 from processors.engine import Transcribe
 from processors.stt import vad
 from processors.stt.engine import create
+from processors.stt.reader import WhisperReader, log_mel
 from processors.stt.state import SAMPLE_RATE_HZ, WINDOW_BYTES
-from processors.stt.whisper import WhisperEngine, WhisperReader, log_mel
+from processors.stt.whisper import WhisperEngine
 from streams.settings import Settings
 
 LENGTHS_S = (1, 3, 6, 12)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from processors import models
 from processors.engine import Engine
+from processors.stt.reader import WhisperReader
 from processors.stt.together import Together
-from processors.stt.whisper import WhisperEngine, WhisperReader
+from processors.stt.whisper import WhisperEngine
 from streams.settings import Settings
 
 _ON_A_GPU = 16

@@ -6,7 +6,8 @@ import pytest
 
 from processors import models
 from processors.engine import Transcribe, Transcribed
-from processors.stt.whisper import Reading, WhisperEngine, WhisperReader
+from processors.stt.reader import Reading, WhisperReader
+from processors.stt.whisper import WhisperEngine
 from streams.settings import Settings
 from tests.support.stt_suite import WORDS, pcm, recorded
 

@@ -10,7 +10,9 @@ import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
 
 from processors.engine import HeardWord, Transcribe, Transcribed
-from processors.stt.whisper import Reading, WhisperEngine, _joined, _supported, estimated, log_mel, repeats, said
+from processors.stt.loops import repeats, said
+from processors.stt.reader import Reading, _joined, _supported, log_mel
+from processors.stt.whisper import WhisperEngine, estimated
 
 SECOND = bytes(2 * 16000)
 

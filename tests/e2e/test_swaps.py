@@ -1,4 +1,4 @@
-"""Voices change while callers talk: nobody is dropped, no turn is lost, and the log says who spoke."""
+"""Models change while callers talk: nobody is dropped, no turn is lost, and the log says which one did what."""
 
 import asyncio
 import shutil
@@ -10,13 +10,14 @@ import pytest
 
 from api.client import CallResult, Patience, Spoken, TurnSummary, load_turns, place_call
 from schemas.event import Event
-from schemas.events import SpeechChunk, SpeechChunkKind
+from schemas.events import SpeechChunk, SpeechChunkKind, Transcript, TranscriptKind
 from streams.settings import REPOSITORY
 from tests.support.calls import check_answered_once, events_of
 from tests.support.platform import Platform, running_platform
 from tests.support.voices import SECOND, write_catalogue
 
 FIRST = "hibari"
+QUICK, LARGE = "whisper-tiny-en", "whisper-base"
 FILES = [REPOSITORY / "infra" / "demo" / name for name in ("4_stock.wav", "3_returns.wav")]
 # A busy machine is slow, and no call is to end for that.
 PATIENCE = Patience(start_s=60, greeting_s=30, final_s=60, reply_s=120, hang_up_s=30)
@@ -69,6 +70,12 @@ def voices(events: list[Event]) -> list[str]:
     return [model for model, _ in groupby(model for _, model in sorted(spoken))]
 
 
+def ears(events: list[Event]) -> list[str]:
+    """Which model made each final, in the order of turns."""
+    finals = [event for event in events if isinstance(event, Transcript) and event.kind is TranscriptKind.FINAL]
+    return [model for model, _ in groupby(final.model for final in sorted(finals, key=lambda final: final.turn))]
+
+
 @pytest.fixture
 def agents(tmp_path: Path) -> Path:
     """The platform's own agents, to be edited."""
@@ -113,6 +120,25 @@ async def test_voices_are_swapped_during_four_calls(platform: Platform) -> None:
         events = await events_of(platform, result.session_id)
         check_answered_once(result, events)
         assert voices(events) == ([SECOND] if result is late else [FIRST, SECOND, FIRST])
+
+
+async def test_ears_are_swapped_during_four_calls(platform: Platform) -> None:
+    async def swap(model: str) -> None:
+        await asyncio.to_thread(platform.run, "engines", "swap", "stt", model, timeout_s=300)
+
+    callers = [Caller(platform.url) for _ in range(4)]
+    await until(lambda: all(caller.answered for caller in callers), callers)
+    for model in (QUICK, LARGE, QUICK):
+        await swap(model)
+        await all_go_on(callers)
+    for caller in callers:
+        caller.enough = True
+    for result in await asyncio.gather(*(caller.call for caller in callers)):
+        assert result.reconnects == 0
+        events = await events_of(platform, result.session_id)
+        check_answered_once(result, events)
+        # Before the first swap either of the two may have been believed.
+        assert ears(events)[-3:] == [QUICK, LARGE, QUICK]
 
 
 async def test_an_agent_gets_a_voice_of_its_own_during_a_call(platform: Platform, agents: Path) -> None:

@@ -155,7 +155,7 @@ class WhisperReader:
 
     def encode_apart(self, pcm: bytes) -> Any:
         """See `Reader`."""
-        return self.model.encode(ctranslate2.StorageView.from_array(log_mel(self.extractor, pcm)))
+        return self._encode([log_mel(self.extractor, pcm)])[0]
 
     def _encode(self, features: Sequence[NDArray[np.float32]]) -> list[Any]:
         alone = len(features) == 1

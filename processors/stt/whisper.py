@@ -163,7 +163,8 @@ class WhisperEngine:
         The last one counts; none where it was stopped before there was one.
         """
         first, *others = readers
-        ahead = self._begun_ahead(others, request)
+        second = others[0] if others and not (request.partial or request.quick) else None
+        ahead = self._begun_ahead(second, request)
         began_s = self._now_s()
         encoded = first.encode(request.pcm)
         if stopped():
@@ -174,9 +175,8 @@ class WhisperEngine:
             return []
         spent_s = self._now_s() - began_s
         in_time = spent_s * (1 + self._second_ratio) <= _budget_s(reading)
-        if reading.silent or request.partial or request.quick or not (others and in_time):
+        if second is None or reading.silent or not in_time:
             return [(first, encoded, reading)]
-        second = others[0]
         opinion = self._opinion(second, ahead, reading, request, seconds, stopped)
         if opinion is None:
             return []
@@ -207,16 +207,15 @@ class WhisperEngine:
             other = second.read(encoded, seconds, request, reading.language)
         return None if other is None or stopped() else (encoded, other)
 
-    def _begun_ahead(self, others: Sequence[Reader], request: Transcribe) -> "Future[Any] | None":
+    def _begun_ahead(self, second: Reader | None, request: Transcribe) -> "Future[Any] | None":
         """The second reader's encoding, begun beside the first one's reading where it will probably be wanted.
 
         Only while a core has nothing to do, and nobody else is read.
         """
-        wanted = others and request.doubtful and not (request.partial or request.quick)
         under_way = self._ahead is not None and not self._ahead.done()
-        if not wanted or under_way or not (self._together.alone and self._free()):
+        if second is None or not request.doubtful or under_way or not (self._together.alone and self._free()):
             return None
-        self._ahead = self._apart.submit(others[0].encode_apart, request.pcm)
+        self._ahead = self._apart.submit(second.encode_apart, request.pcm)
         return self._ahead
 
     def _measured(self, ratio: float) -> None:

@@ -9,21 +9,19 @@ from processors.engine import Transcribe, Transcribed
 from processors.stt.reader import Reading, WhisperReader
 from processors.stt.whisper import WhisperEngine
 from streams.settings import Settings
-from tests.support.stt_suite import WORDS, pcm, recorded
+from tests.support.stt_suite import RATE_HZ, WORDS, pcm, recorded
 
 
 @pytest.fixture(scope="module")
 def readers() -> tuple[WhisperReader, WhisperReader]:
     settings = Settings()
-    quick, second = (
-        WhisperReader(models.resolve(settings, one.name), "cpu", 1) for one in models.readers(settings)[:2]
-    )
+    quick, second = (WhisperReader(models.resolve(settings, one.name), "cpu", 1) for one in models.readers(settings))
     return quick, second
 
 
 def audio(name: str) -> tuple[bytes, float]:
     speech = pcm(recorded(name))
-    return speech, len(speech) / 2 / 16_000
+    return speech, len(speech) / 2 / RATE_HZ
 
 
 def own(reader: WhisperReader, name: str) -> Reading:

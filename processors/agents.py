@@ -79,6 +79,7 @@ class Limits(_Part):
 
     sentences_max: int = Field(3, ge=1, le=10, description="sentences of a freely generated answer")
     tokens_max: int = Field(120, ge=16, le=2000, description="tokens of a freely generated answer")
+    tools_max: int = Field(2, ge=1, le=5, description="tools that the language model may choose for one answer")
     turn_s_max: float = Field(12.0, gt=0, le=120, description="seconds that an answer may take in all")
     first_sentence_ms_max: int = Field(
         800, ge=50, le=60_000, description="how long a freely generated answer may take to begin"
@@ -97,6 +98,7 @@ class EntityType(_Part):
 
     name: Name
     kind: Literal["order_number", "digits", "date", "amount", "choice", "text"]
+    description: str = Field("", description="what it is, for a language model that chooses a tool which needs it")
     pattern: str = ""
     values: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     keep: bool = Field(True, description="whether a later intent may use the value without asking again")
@@ -146,6 +148,9 @@ class Tool(_Part):
     timeout_s: float = Field(3.0, gt=0, le=60)
     effect: Literal["read", "write"] = "read"
     outcomes: tuple[OutcomeRule, ...] = ()
+    offered: bool = Field(
+        False, description="to the language model, which may choose it where no intent fits, by its description"
+    )
 
     @model_validator(mode="after")
     def _safe(self) -> "Tool":
@@ -157,7 +162,14 @@ class Tool(_Part):
             raise ValueError("expected method, headers and body only beside url: the adapter has the operation's")
         if self.operation is None and self.method == "GET" and (self.body or self.effect == "write"):
             raise ValueError("expected a GET tool to have no body and effect read")
+        if self.offered and not self.description:
+            raise ValueError("expected a description beside offered: the language model chooses by it")
         return self
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """All names that its templates use."""
+        return frozenset[str]().union(*(text.variables for _, text in self.texts()))
 
     def texts(self) -> Iterator[tuple[tuple[str, ...], Template]]:
         """Its templates, each with its place."""
@@ -396,8 +408,7 @@ def _intent_checks(
     yield from _template_checks(intent, known)
     if intent.tool is not None and intent.tool in tools:
         needs = tools[intent.tool]
-        used = frozenset[str]().union(*(text.variables for _, text in needs.texts()))
-        for name in sorted((used & entities) - set(intent.entity_names)):
+        for name in sorted((needs.variables & entities) - set(intent.entity_names)):
             yield ("tool",), f"uses the entity {name!r}; expected it under required or optional"
 
 

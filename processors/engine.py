@@ -64,30 +64,63 @@ class Embedded(msgspec.Struct, frozen=True, tag=True):
     compute_ms: float
 
 
+class Offered(msgspec.Struct, frozen=True):
+    """A tool that the language model may choose. `parameters` is the JSON Schema of an object, as JSON."""
+
+    name: str
+    description: str
+    parameters: str
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """A tool that the language model chose. `arguments` is what it wrote, which should be JSON, but may be anything.
+
+    `id` ties a tool's answer to it within a chat; it is empty as it comes from the model.
+    """
+
+    tool: str
+    arguments: str
+    id: str = ""
+
+
 class Message(msgspec.Struct, frozen=True):
-    """One message of a chat: role is system, user or assistant."""
+    """One message of a chat: role is system, user, assistant or tool.
+
+    An assistant's message may be, or end with, the choice of a tool; one of role tool is the answer to that `choice`.
+    """
 
     role: str
     content: str
+    choice: Chosen | None = None
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """A chat to be continued by the language model, streamed."""
+    """A chat to be continued by the language model, streamed: with words, or with the choice of one of the `tools`.
+
+    Where `may_choose` is false the tools are only named, so that the chat still begins as it did before.
+    """
 
     messages: tuple[Message, ...]
     max_tokens: int = 120
     temperature: float = 0.2
     stop: tuple[str, ...] = ()
+    tools: tuple[Offered, ...] = ()
+    may_choose: bool = True
 
 
 class Generated(msgspec.Struct, frozen=True, tag=True):
-    """A piece of the answer as it is made; counts and time come with the last."""
+    """A piece of the answer as it is made; counts and time come with the last.
+
+    `choosing`: a choice is being written, which comes as one piece, and ends the answer.
+    """
 
     text: str
     model: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
     compute_ms: float = 0.0
+    choosing: bool = False
+    chosen: Chosen | None = None
 
 
 class Speak(msgspec.Struct, frozen=True, tag=True):

@@ -125,7 +125,7 @@ async def _generated(request: Generate, replies: AsyncIterator[Reply]) -> AsyncG
     async for reply in replies:
         if not isinstance(reply, Generated):
             raise _other(Generated, reply)
-        chars += len(reply.text)
+        chars += len(reply.text) + (len(reply.chosen.arguments) if reply.chosen is not None else 0)
         if chars > request.max_tokens * CHARS_A_TOKEN_MAX:
             raise GarbageError(f"text: expected at most {request.max_tokens} tokens, found {chars} characters")
         tail = (tail + reply.text)[-400:]

@@ -142,6 +142,11 @@ class EngineSettings(BaseModel):
         3.0, gt=0, description="an endpoint that has not begun to answer by then has failed, and the next one is asked"
     )
     llm_between_tokens_s: float = Field(2.5, gt=0, description="one that pauses for so long in its answer has failed")
+    llm_tools: Literal["protocol", "schema"] = Field(
+        "protocol",
+        description="how an endpoint's model chooses a tool: OpenAI's tools, or a first answer held to a JSON schema, as "
+        "is done with any endpoint that refuses tools",
+    )
     llm_model: str = Field("", description="as stt_model; for llm=openai the name that the endpoint knows")
     llm_key: SecretStr = SecretStr("")
     llm_fallback_base_url: str = Field("", description="a second endpoint, asked where the first fails; empty: none")

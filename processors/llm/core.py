@@ -12,6 +12,7 @@ sentences go out with `committed` false, tools with effects wait. The committed 
 that over, and nothing is said twice; anything else makes it void with a `cancelled` that is not committed.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -23,16 +24,29 @@ import numpy as np
 
 from processors.agents import Agent, CallerRecord, IntentSpec, Tool
 from processors.backchannel import is_backchannel, is_echo
-from processors.engine import Embed, Embedded, Generate, Generated, Message, ToolReturned
+from processors.engine import Chosen, Embed, Embedded, Generated, ToolReturned
 from processors.llm import memory as remembering
 from processors.llm.ahead import Ahead
-from processors.llm.decide import Call, Look, Plan, Say, decide, pick, shared_values, template_values
+from processors.llm.chat import asked, sayable
+from processors.llm.decide import Call, Look, Plan, Say, ask, decide, pick, shared_values, template_values
 from processors.llm.grounding import is_grounded, is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
 from processors.llm.memory import Exchange, Memory, Pending
+from processors.llm.offers import Wrong, checked, entities_of, intent_of, offers_of, question_for
 from processors.llm.requests import render_call, render_lookup, tool_outcome
 from processors.llm.sentences import split_sentences, take_sentences
-from processors.llm.turn import Made, ToolCall, Turn, cancelled, complete, opened, respond, speak
+from processors.llm.turn import (
+    Consult,
+    Consulted,
+    Made,
+    ToolCall,
+    Turn,
+    cancelled,
+    complete,
+    opened,
+    respond,
+    speak,
+)
 from processors.stage import (
     ABANDONED,
     Answered,
@@ -63,12 +77,12 @@ HINT_SCORE_MIN = 0.25
 CLOSEST_SCORE_MIN = 0.4  # of a passage that is said because the model is silent; one that answers has more
 REST_S_MAX = 5.0
 OTHER_DOCUMENT_MARGIN = 0.15
-HISTORY_FOR_MODEL = 6
 
 _REST = "-rest"
 _CALLER = "-caller"
 _ALL = 2**62
 _ENDS = (".", "!", "?", "…", '"', "”", ")")
+_REFUSED = ("rejected", "not_found")
 _OVERHEARD = ("backchannel", "echo")
 
 
@@ -131,6 +145,7 @@ class Conversation:
         self._busy = busy
         self._agents = agents
         self._knowledge = knowledge
+        self._offers = {name: offers_of(agent) for name, agent in agents.items()}
         self._variables = variables
 
     def start(self, session_id: str) -> State:
@@ -290,7 +305,7 @@ class Conversation:
             return Step(_with(state, replace(turn, later=plan)))
         return self._follow(state, agent, turn, plan, now_us)
 
-    def _follow(self, state: State, agent: Agent, turn: Turn, plan: Plan, now_us: int) -> Step[State]:
+    def _follow(self, state: State, agent: Agent, turn: Turn, plan: Plan | Consult, now_us: int) -> Step[State]:
         match plan:
             case Say():
                 return self._say(state, agent, turn, plan, now_us)
@@ -298,6 +313,8 @@ class Conversation:
                 return self._call(state, agent, turn, plan, now_us)
             case Look():
                 return self._look(state, agent, replace(turn, look=plan), now_us)
+            case Consult():
+                return self._consult(state, agent, turn, plan, now_us)
             case _:
                 assert_never(plan)
 
@@ -338,6 +355,8 @@ class Conversation:
         for known in recorded:
             if isinstance(known, Response) and known.kind is ResponseKind.TOOL_CALLED:
                 spec = agent.intent(known.intent)
+                if known.source == "model":
+                    return Look(spec)
                 if spec is not None and spec.tool == known.tool:
                     return Call(spec, json.loads(known.arguments))
         try:
@@ -424,6 +443,12 @@ class Conversation:
 
     def _adopt(self, state: State, turn: Turn, now_us: int) -> Step[State]:
         """Takes a turn over that has ended in the log."""
+        agent, memory = self._agents[turn.cause.agent_id], state.memory
+        for choice in turn.recorded_choices():
+            returned = turn.recorded_return(choice.tool_call_id)
+            outcome = returned.outcome if returned is not None else ""
+            memory = _after_choice(agent, memory, turn, choice.tool, json.loads(choice.arguments), outcome)
+        state = replace(state, memory=memory)
         turn, outcomes = self._speak_all(turn, (), "", now_us)
         return Step(self._closed(state, turn), tuple(outcomes))
 
@@ -457,26 +482,37 @@ class Conversation:
         if returned is not None or turn.terminal is not None:
             outcome, result = (returned.outcome, _json(returned.result)) if returned else ("failed", None)
             return self._tool_answer(state, agent, turn, outcome, result, now_us)
+        facts = template_values(agent, memory, plan.spec, values)
+        step = self._ask_tool(state, agent, turn, facts, recorded is not None, now_us)
+        return step or self._tool_answer(state, agent, turn, "failed", None, now_us)
+
+    def _ask_tool(
+        self, state: State, agent: Agent, turn: Turn, facts: Mapping[str, object], recorded: bool, now_us: int
+    ) -> Step[State] | None:
+        """Puts the turn's call to the tool, and says so unless that is recorded; None where it cannot be written."""
+        call = turn.call
+        assert call is not None
+        tool = agent.tool(call.tool)
         try:
-            request = render_call(tool, call_id, template_values(agent, memory, plan.spec, values), self._variables)
+            request = render_call(tool, call.id, facts, self._variables)
         except RenderError:
-            return self._tool_answer(state, agent, turn, "failed", None, now_us)
-        outcomes: list[Outcome] = []
-        if recorded is None:
-            outcomes.append(
-                respond(
-                    turn,
-                    "tool-called",
-                    ResponseKind.TOOL_CALLED,
-                    now_us,
-                    tool=tool.name,
-                    tool_call_id=call_id,
-                    arguments=json.dumps(values, sort_keys=True),
-                )
-            )
-        turn = replace(turn, ask_id=f"turn-{turn.number}-tool")
-        outcomes.append(Ask(turn.ask_id, "tools", request, tool.timeout_s))
-        return Step(_with(state, turn), tuple(outcomes))
+            return None
+        number = f"-{call.number}" if call.number else ""
+        turn = replace(turn, ask_id=f"turn-{turn.number}-tool{number}")
+        ask = Ask(turn.ask_id, "tools", request, tool.timeout_s)
+        if recorded:
+            return Step(_with(state, turn), (ask,))
+        called = respond(
+            turn,
+            f"tool-called{number}",
+            ResponseKind.TOOL_CALLED,
+            now_us,
+            tool=tool.name,
+            tool_call_id=call.id,
+            arguments=json.dumps(call.values, sort_keys=True),
+            **({} if call.spec is not None else _by_model(turn)),
+        )
+        return Step(_with(state, turn), (called, ask))
 
     def _tool_returned(self, state: State, turn: Turn, happening: Answered | Failed, now_us: int) -> Step[State]:
         agent, call = self._agents[turn.cause.agent_id], turn.call
@@ -492,7 +528,7 @@ class Conversation:
             outcome = "failed"
         returned = respond(
             turn,
-            "tool-returned",
+            f"tool-returned-{call.number}" if call.number else "tool-returned",
             ResponseKind.TOOL_RETURNED,
             now_us,
             tool=tool.name,
@@ -503,7 +539,8 @@ class Conversation:
         )
         if turn.void:
             return Step(self._closed(state, turn), (returned, *cancelled(turn, now_us)))
-        step = self._tool_answer(state, agent, replace(turn, ask_id=""), outcome, _json(text), now_us)
+        answer = self._tool_answer if call.spec is not None else self._consulted
+        step = answer(state, agent, replace(turn, ask_id=""), outcome, _json(text), now_us)
         return Step(step.state, (returned, *step.outcomes))
 
     def _tool_answer(
@@ -511,24 +548,34 @@ class Conversation:
     ) -> Step[State]:
         """Speaks the template for a tool's outcome."""
         assert turn.call is not None
+        assert turn.call.spec is not None
         spec, values = turn.call.spec, turn.call.values
-        failed = outcome in ("failed", "timeout")
-        shared = template_values(agent, state.memory, spec, values, result=result or {}, outcome=outcome)
-        text, source = "", "template"
-        for name in dict.fromkeys((outcome, "failed")):
-            try:
-                text = pick(spec.templates[name], turn.number).render(shared)
-                break
-            except (KeyError, RenderError):
-                failed = True
-        if not text:
-            away = outcome in ("failed", "timeout")
-            variants = agent.texts.unreachable if away else agent.texts.apology
-            text, source = self._render(agent, state.memory, pick(variants, turn.number)), "apology"
+        text, source, failed = self._outcome_words(agent, state.memory, turn, spec, values, outcome, result)
         turn, outcomes = self._speak_all(turn, split_sentences(text), source, now_us)
         outcomes += complete(turn, "failed" if failed else "answered", now_us)
         memory = _after_tool(agent, state.memory, spec, values, outcome)
         return Step(self._closed(replace(state, memory=memory), turn), tuple(outcomes))
+
+    def _outcome_words(
+        self,
+        agent: Agent,
+        memory: Memory,
+        turn: Turn,
+        spec: IntentSpec | None,
+        values: Mapping[str, str],
+        outcome: str,
+        result: Any,
+    ) -> tuple[str, str, bool]:
+        """What the intent's template says for the outcome, else an apology; its source, and whether it failed."""
+        away = outcome in ("failed", "timeout")
+        if spec is not None:
+            shared = template_values(agent, memory, spec, values, result=result or {}, outcome=outcome)
+            for name in dict.fromkeys((outcome, "failed")):
+                with contextlib.suppress(KeyError, RenderError):
+                    text = pick(spec.templates[name], turn.number).render(shared)
+                    return text, "template", away or name != outcome
+        variants = agent.texts.unreachable if away else agent.texts.apology
+        return self._render(agent, memory, pick(variants, turn.number)), "apology", True
 
     # ---- knowledge
 
@@ -556,9 +603,9 @@ class Conversation:
         turn = replace(turn, ask_id="")
         said = turn.recorded_sentences()
         quoted = bool(hits) and (spec is not None or hits[0].score >= agent.limits.knowledge_score_min)
-        if said:
+        if said or turn.recorded_choices():
             # Whatever was chosen before the crash is gone on with.
-            quoted = said[0].source == "knowledge"
+            quoted = bool(said) and said[0].source == "knowledge"
             hits = [hit for hit in hits if hit.document in said[0].documents] if quoted else hits
         if not quoted:
             return self._generate(state, agent, turn, hits, now_us)
@@ -573,19 +620,28 @@ class Conversation:
         """Asks the model, with the passages that come closest; what was already said is given for it to go on."""
         facts = [hit.passage.text for hit in hits[:HINTS_MAX] if hit.score >= HINT_SCORE_MIN]
         turn, outcomes = self._speak_all(turn, (), "model", now_us)
-        if turn.sources and turn.sources[-1] != "model":
-            # A clarification or an apology was on its way instead of the model's words.
-            return self._give_up(state, agent, turn, turn.sources[-1], now_us)
         if hits and hits[0].score >= CLOSEST_SCORE_MIN:
             turn = replace(turn, closest=hits[0].quote(), closest_document=hits[0].document)
-        turn = replace(turn, facts=tuple(facts), ask_id=f"turn-{turn.number}-model")
-        turn, ask = _asked(agent, state.memory, turn, agent.limits.turn_s_max)
+        step = self._ask_model(state, agent, replace(turn, facts=tuple(facts)), now_us)
+        return Step(step.state, (*outcomes, *step.outcomes))
+
+    def _ask_model(self, state: State, agent: Agent, turn: Turn, now_us: int) -> Step[State]:
+        """Asks the model; a tool that it chose before a crash is consulted first."""
+        for choice in turn.recorded_choices()[turn.calls : turn.calls + 1]:
+            if any(tool.name == choice.tool for tool in agent.tools):
+                return self._consult(state, agent, turn, Consult(choice.tool, json.loads(choice.arguments)), now_us)
+        if turn.sources and turn.sources[-1] != "model":
+            # What is said instead of the model's words was on its way.
+            return self._give_up(state, agent, turn, turn.sources[-1], now_us)
+        number = f"-{len(turn.consulted)}" if turn.consulted else ""
+        turn = replace(turn, ask_id=f"turn-{turn.number}-model{number}")
+        turn, ask = asked(agent, state.memory, turn, agent.limits.turn_s_max, self._offers[agent.id])
         patience = Wake(turn.ask_id, now_us + agent.limits.first_sentence_ms_max * 1000)
-        return Step(_with(state, turn), (*outcomes, ask, patience))
+        return Step(_with(state, turn), (ask, patience))
 
     def _woken(self, state: State, turn: Turn, now_us: int) -> Step[State]:
         """The model has not made a sentence in time: callers would rather hear that there is no answer."""
-        if turn.sentences:
+        if turn.answer or turn.choosing:
             return Step(state)
         agent = self._agents[turn.cause.agent_id]
         step = self._give_up(state, agent, replace(turn, ask_id=""), "clarification", now_us)
@@ -596,29 +652,45 @@ class Conversation:
         reply = happening.reply if isinstance(happening, Answered) else None
         over = isinstance(happening, Failed) or happening.last
         if isinstance(reply, Generated):
-            turn = replace(turn, made=_sum(turn.made, reply), buffer=turn.buffer + reply.text)
+            turn = self._heard_of(agent, turn, reply)
         done = over and not isinstance(happening, Failed)
         texts, rest = take_sentences(turn.buffer, complete=done)
         if done and len(texts) > (0 if turn.sentences else 1) and not texts[-1].endswith(_ENDS):
             # The model ran into its limit in the middle of a sentence.
             texts = texts[:-1]
         turn, outcomes, full = self._speak_grounded(agent, replace(turn, buffer=rest), texts, now_us)
+        if full and not over and not turn.answer and self._may_choose(agent, turn):
+            # What it must not say of itself a tool may know, and it may go on to choose one.
+            turn, full = replace(turn, muted=True), False
         if not full and not over:
             return Step(_with(state, turn), tuple(outcomes))
         if full and not over:
             outcomes.append(Cancel(turn.ask_id))
-        if isinstance(happening, Failed) and turn.sentences and not full and not turn.ask_id.endswith(_REST):
+        step = self._made(state, agent, turn, isinstance(happening, Failed), full, now_us)
+        return Step(step.state, (*outcomes, *step.outcomes))
+
+    def _made(self, state: State, agent: Agent, turn: Turn, failed: bool, full: bool, now_us: int) -> Step[State]:
+        """The model has ended its answer, or shall: `failed` where it broke off, `full` where it is enough."""
+        if turn.chosen is not None and not full:
+            return self._choose(state, agent, replace(turn, ask_id=""), turn.chosen, now_us)
+        if failed and turn.answer and not full and not turn.ask_id.endswith(_REST):
             # It broke off in its answer: what was said is given to the next one, which goes on from there.
             turn = replace(turn, buffer="", ask_id=turn.ask_id + _REST)
-            turn, ask = _asked(agent, state.memory, turn, min(REST_S_MAX, agent.limits.turn_s_max))
-            return Step(_with(state, turn), (*outcomes, ask))
+            rest_s = min(REST_S_MAX, agent.limits.turn_s_max)
+            turn, ask = asked(agent, state.memory, turn, rest_s, self._offers[agent.id])
+            return Step(_with(state, turn), (ask,))
         turn = replace(turn, ask_id="")
-        if turn.sentences:
-            outcomes += complete(turn, "failed" if isinstance(happening, Failed) else "answered", now_us)
+        if turn.answer:
+            outcomes = complete(turn, "failed" if failed else "answered", now_us)
             return Step(self._closed(state, turn), tuple(outcomes))
-        source = "apology" if isinstance(happening, Failed) else "clarification"
-        step = self._give_up(state, agent, turn, source, now_us)
-        return Step(step.state, (*outcomes, *step.outcomes))
+        return self._give_up(state, agent, turn, "apology" if failed else "clarification", now_us)
+
+    def _heard_of(self, agent: Agent, turn: Turn, reply: Generated) -> Turn:
+        """The turn with a further piece of the model's answer."""
+        turn = replace(turn, made=_sum(turn.made, reply), buffer="" if turn.muted else turn.buffer + reply.text)
+        if not self._may_choose(agent, turn):
+            return turn
+        return replace(turn, choosing=turn.choosing or reply.choosing, chosen=reply.chosen or turn.chosen)
 
     def _speak_grounded(
         self, agent: Agent, turn: Turn, texts: tuple[str, ...], now_us: int
@@ -628,7 +700,7 @@ class Conversation:
         for text in texts:
             if text in turn.sentences:
                 continue
-            if not is_grounded(text, turn.told) or is_repetitive(text):
+            if not _is_grounded(text, turn) or is_repetitive(text):
                 return turn, outcomes, True
             turn, spoken = speak(turn, (text,), "model", now_us)
             outcomes += spoken
@@ -637,17 +709,83 @@ class Conversation:
         return turn, outcomes, is_repetitive(turn.buffer)
 
     def _give_up(self, state: State, agent: Agent, turn: Turn, source: str, now_us: int) -> Step[State]:
-        """Says what a document has that comes close, else that there is no answer: never an invented one."""
-        if turn.closest and not turn.sentences:
-            turn, outcomes = self._speak_all(turn, turn.closest, "knowledge", now_us, (turn.closest_document,))
-            outcomes += complete(turn, "answered", now_us)
-            return Step(self._closed(state, turn), tuple(outcomes))
-        variants = agent.texts.apology if source == "apology" else agent.texts.unknown
-        text = self._render(agent, state.memory, pick(variants, turn.number))
-        turn = replace(turn, sentences=(), sources=())
-        turn, outcomes = self._speak_all(turn, split_sentences(text), source, now_us)
-        outcomes += complete(turn, "failed" if source == "apology" else "answered", now_us)
+        """Says what is known without the model, else that there is no answer: never an invented one.
+
+        That is what an intent's template says of the tool that was chosen, or what a document has that comes close.
+        """
+        failed, documents = source == "apology", tuple[str, ...]()
+        last = turn.consulted[-1] if turn.consulted else None
+        if last is not None and last.tool is not None:
+            spec, values = intent_of(agent, last.tool), json.loads(last.choice.arguments)
+            text, source, failed = self._outcome_words(
+                agent, state.memory, turn, spec, values, last.outcome, last.result
+            )
+            texts = split_sentences(text)
+        elif turn.closest and not turn.sentences:
+            texts, source, failed, documents = turn.closest, "knowledge", False, (turn.closest_document,)
+        else:
+            variants = agent.texts.apology if failed else agent.texts.unknown
+            texts = split_sentences(self._render(agent, state.memory, pick(variants, turn.number)))
+        # What the log already has of it was said before a crash.
+        turn, outcomes = speak(turn, texts[len(turn.answer) :], source, now_us, documents)
+        outcomes += complete(turn, "failed" if failed else "answered", now_us)
         return Step(self._closed(state, turn), tuple(outcomes))
+
+    # ---- tools that the language model chooses
+
+    def _may_choose(self, agent: Agent, turn: Turn) -> bool:
+        return bool(self._offers[agent.id]) and len(turn.consulted) < agent.limits.tools_max
+
+    def _choose(self, state: State, agent: Agent, turn: Turn, chosen: Chosen, now_us: int) -> Step[State]:
+        """Calls what the model chose, if it may be called; an intent may have the question for what is missing."""
+        found = checked(agent, chosen, sayable(turn, state.memory))
+        if not isinstance(found, Wrong):
+            tool, values = found
+            plan = Consult(tool.name, values)
+            if not turn.committed and (tool.effect != "read" or self._busy()):
+                return Step(_with(state, replace(turn, later=plan)))
+            return self._consult(state, agent, turn, plan, now_us)
+        asking = question_for(agent, found)
+        if asking is not None and not turn.sentences:
+            spec, slot = asking
+            with contextlib.suppress(RenderError):
+                question = ask(agent, state.memory, spec, slot, found.values)
+                return self._say(state, agent, replace(turn, intent=spec.name), question, now_us)
+        choice = msgspec.structs.replace(chosen, id=f"wrong{len(turn.consulted):04}")
+        refused = Consulted(choice, "invalid", {"error": found.why}, len(turn.sentences))
+        return self._ask_model(state, agent, replace(turn, consulted=(*turn.consulted, refused)), now_us)
+
+    def _consult(self, state: State, agent: Agent, turn: Turn, plan: Consult, now_us: int) -> Step[State]:
+        """Calls the tool; where it was called before a crash, the call is the same, or its answer is there."""
+        tool, values = agent.tool(plan.tool), dict(plan.values)
+        call_id = tool_call_id(state.session_id, turn.number, tool.name, values)
+        turn = replace(turn, call=ToolCall(None, tool.name, values, call_id, turn.calls))
+        known = next((one for one in turn.consulted if one.choice.id == _choice_id(call_id)), None)
+        if known is not None:
+            return self._consulted(state, agent, turn, known.outcome, known.result, now_us)
+        returned = turn.recorded_return(call_id)
+        if returned is not None:
+            return self._consulted(state, agent, turn, returned.outcome, _json(returned.result), now_us)
+        entities = dict.fromkeys((entity.name for entity in entities_of(agent, tool)), "")
+        facts = {**shared_values(agent, state.memory), **entities, **values}
+        recorded = any(choice.tool_call_id == call_id for choice in turn.recorded_choices())
+        step = self._ask_tool(state, agent, turn, facts, recorded, now_us)
+        return step or self._consulted(state, agent, turn, "failed", None, now_us)
+
+    def _consulted(self, state: State, agent: Agent, turn: Turn, outcome: str, result: Any, now_us: int) -> Step[State]:
+        """Lets the model put into words what the tool said; that a system does not answer needs no model."""
+        call = turn.call
+        assert call is not None
+        tool = agent.tool(call.tool)
+        choice = Chosen(tool.name, json.dumps(call.values, sort_keys=True), _choice_id(call.id))
+        recorded = next((known for known in turn.recorded_choices() if known.tool_call_id == call.id), None)
+        said = recorded.sentence if recorded is not None else len(turn.sentences)
+        turn = replace(turn, call=None, consulted=(*turn.consulted, Consulted(choice, outcome, result, said, tool)))
+        memory = _after_choice(agent, state.memory, turn, tool.name, call.values, outcome)
+        state = replace(state, memory=memory)
+        if outcome in ("failed", "timeout"):
+            return self._give_up(state, agent, turn, "apology", now_us)
+        return self._ask_model(state, agent, turn, now_us)
 
     def _advance(self, state: State, turn: Turn, happening: Answered | Failed, now_us: int) -> Step[State]:
         """Goes on with a turn whose ask was answered."""
@@ -684,15 +822,6 @@ def _heard_out(state: State, control: Control) -> State:
     """The caller has heard all that it will of that turn."""
     over = control.turn >= state.saying
     return replace(state, saying=-1, heard_at=control.occurred_at) if over else state
-
-
-def _asked(agent: Agent, memory: Memory, turn: Turn, deadline_s: float) -> tuple[Turn, Ask]:
-    """The turn's question to the model, with what was said of the answer so far for it to go on from."""
-    messages = _messages(agent, memory, turn, list(turn.facts))
-    # Rules name what must not be invented, so they are no ground for it.
-    told = " ".join([agent.persona, *turn.facts, _about(memory), *(message.content for message in messages[1:])])
-    request = Generate(messages, max_tokens=agent.limits.tokens_max)
-    return replace(turn, told=told), Ask(turn.ask_id, "llm", request, deadline_s, turn.number)
 
 
 def _chosen(own: list[Hit], all_: list[Hit], agent: Agent) -> list[Hit]:
@@ -737,27 +866,29 @@ def _after_tool(agent: Agent, memory: Memory, spec: IntentSpec, values: Mapping[
     return remembering.wait_for(memory, pending)
 
 
-def _messages(agent: Agent, memory: Memory, turn: Turn, facts: list[str]) -> tuple[Message, ...]:
-    """The rules, the facts, the latest history, the question, and what was already said of the answer."""
-    system = [agent.persona, *agent.rules]
-    if facts:
-        system.append("What you know: " + " ".join(facts))
-    if memory.record:
-        system.append("The caller: " + _about(memory))
-    messages = [Message("system", "\n".join(system))]
-    for exchange in memory.history[-HISTORY_FOR_MODEL:]:
-        if exchange.caller:
-            messages.append(Message("user", exchange.caller))
-        if exchange.agent:
-            messages.append(Message("assistant", " ".join(exchange.agent)))
-    messages.append(Message("user", turn.question))
-    if turn.sentences:
-        messages.append(Message("assistant", " ".join(turn.sentences)))
-    return tuple(messages)
+def _after_choice(
+    agent: Agent, memory: Memory, turn: Turn, name: str, values: Mapping[str, str], outcome: str
+) -> Memory:
+    """After a tool that the model chose, as after one of an intent's, where there is such an intent."""
+    memory = remembering.remember_values(memory, _kept(agent, values), turn.number)
+    tool = next((tool for tool in agent.tools if tool.name == name), None)
+    spec = intent_of(agent, tool) if tool is not None else None
+    return memory if spec is None else _after_tool(agent, memory, spec, values, outcome)
 
 
-def _about(memory: Memory) -> str:
-    return "; ".join(f"{name}: {value}" for name, value in memory.record.items())
+def _choice_id(call_id: str) -> str:
+    """A call's id within a chat: some models' templates know no longer ones."""
+    return call_id[:9]
+
+
+def _by_model(turn: Turn) -> dict[str, Any]:
+    return {"source": "model", "model": turn.made.model, "sentence": len(turn.sentences)}
+
+
+def _is_grounded(text: str, turn: Turn) -> bool:
+    known = [one for one in turn.consulted if one.tool is not None and one.outcome not in ("failed", "timeout")]
+    done = any(one.tool.effect == "write" and one.outcome not in _REFUSED for one in known if one.tool is not None)
+    return is_grounded(text, turn.told, looked_up=bool(known), done=done)
 
 
 def _recognised(state: State, record: Any) -> State:

@@ -138,7 +138,7 @@ def _continue(
     if pending.tries >= ASK_TRIES_MAX:
         return Say(pick(agent.texts.unknown, event.turn).render(shared_values(agent, memory)), "clarification")
     slot = next(slot for slot in waiting.required if slot.entity == entity.name)
-    return _ask(agent, memory, waiting, slot, {**pending.values, **said}, pending.tries + 1)
+    return ask(agent, memory, waiting, slot, {**pending.values, **said}, pending.tries + 1)
 
 
 def _whole(event: Intent) -> str:
@@ -156,7 +156,7 @@ def _fulfil(agent: Agent, memory: Memory, spec: IntentSpec, said: Mapping[str, s
         if slot.entity not in values:
             again = memory.pending is not None and memory.pending.intent == spec.name and not memory.pending.optional
             tries = memory.pending.tries + 1 if again and memory.pending is not None else 0
-            return _ask(agent, memory, spec, slot, values, tries)
+            return ask(agent, memory, spec, slot, values, tries)
     if spec.tool is not None:
         return Call(spec, values)
     if "ok" not in spec.templates and spec.documents:
@@ -184,7 +184,8 @@ def _remembered(agent: Agent, memory: Memory, spec: IntentSpec, name: str, turn:
     return value.value if name not in spec.optional and turn - value.turn <= WRITE_MEMORY_TURNS else None
 
 
-def _ask(agent: Agent, memory: Memory, spec: IntentSpec, slot: Slot, values: Mapping[str, str], tries: int) -> Say:
+def ask(agent: Agent, memory: Memory, spec: IntentSpec, slot: Slot, values: Mapping[str, str], tries: int = 0) -> Say:
+    """Asks the caller for a value, and waits for it; raises RenderError."""
     text = slot.question.render(template_values(agent, memory, spec, values))
     pending = Pending(spec.name, slot.entity, dict(values), tries)
     return Say(text, "clarification", spec.name, pending=pending, values=values)

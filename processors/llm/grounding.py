@@ -39,8 +39,12 @@ _THEIRS = re.compile(
 )
 
 
-def is_grounded(sentence: str, told: str) -> bool:
-    """Whether the sentence says nothing of a customer's facts beyond `told`, the words that the model was given."""
+def is_grounded(sentence: str, told: str, *, looked_up: bool = False, done: bool = False) -> bool:
+    """Whether the sentence says nothing of a customer's facts beyond `told`, the words that the model was given.
+
+    Where something was `looked_up` for the answer, the state of what is the caller's may be put in other words; where a
+    tool with an effect has `done` something, that it was. Numbers, dates and addresses have to be as they were told.
+    """
     said, known = sentence.lower().replace("’", "'"), told.lower().replace("’", "'")
     words = set(re.findall(r"[a-z]+", said))
     checked = words & (_NUMBER_WORDS | _TIME_WORDS | _MONEY_WORDS)
@@ -54,7 +58,8 @@ def is_grounded(sentence: str, told: str) -> bool:
         return False
     if _is_question(said):
         return True
-    return not any(match[0] not in known for claim in (_DONE, _PROMISE, _THEIRS) for match in claim.finditer(said))
+    claims = (_PROMISE, *(() if looked_up else (_THEIRS,)), *(() if done else (_DONE,)))
+    return not any(match[0] not in known for claim in claims for match in claim.finditer(said))
 
 
 def is_repetitive(text: str) -> bool:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import xllamacpp
 
 from processors.engine import Capabilities, EngineError, Generate, Generated, Message, Reply, Request
+from processors.llm import choosing
 from processors.memory import is_out_of_memory
 
 SLOTS = 2
@@ -58,24 +60,80 @@ class LlamaCpp:
             raise EngineError("invalid", f"expected Generate, found {type(request).__name__}")
         if not request.messages:
             raise EngineError("invalid", "expected at least one message")
-        return _Generation(self._server, request, self._name)
+        if choosing.may_choose(request):
+            return _Choice(self._server, request, self._name)
+        return _Generation(self._server, choosing.without_tools(request), self._name)
+
+
+class _Choice(Iterator[Reply]):
+    """A choice by schema, since models of this size know no protocol for it, and the words where it is none."""
+
+    def __init__(self, server: Any, request: Generate, model: str) -> None:
+        self._cancelled = False
+        self._server, self._request, self._model = server, request, model
+        self._generation = _Generation(
+            server, choosing.choice_of(request), model, choosing.choice_format(request.tools)
+        )
+        self._replies = self._chosen()
+
+    def _chosen(self) -> Iterator[Reply]:
+        pieces = [piece for piece in self._generation if isinstance(piece, Generated)]
+        if self._cancelled or not pieces:
+            return
+        chosen = choosing.choice_in("".join(piece.text for piece in pieces))
+        if chosen is not None:
+            yield Generated("", chosen=chosen)
+            yield pieces[-1]
+            return
+        self._generation = _Generation(self._server, choosing.without_tools(self._request), self._model)
+        if self._cancelled:  # while it was made
+            self._generation.cancel()
+        spent = pieces[-1]
+        for reply in self._generation:
+            yield _with_spent(reply, spent) if isinstance(reply, Generated) and reply.model else reply
+
+    def __next__(self) -> Reply:
+        return next(self._replies)
+
+    def cancel(self) -> None:
+        """Asks the runtime to stop; returns at once."""
+        self._cancelled = True
+        self._generation.cancel()
+
+    def close(self) -> None:
+        """Stops the answer and waits until the runtime has let go of it."""
+        self.cancel()
+        self._generation.close()
+
+
+def _with_spent(last: Generated, spent: Generated) -> Generated:
+    """The last reply, with what the choice before the words took, too."""
+    return msgspec.structs.replace(
+        last,
+        tokens_in=last.tokens_in + spent.tokens_in,
+        tokens_out=last.tokens_out + spent.tokens_out,
+        compute_ms=last.compute_ms + spent.compute_ms,
+    )
 
 
 class _Generation(Iterator[Reply]):
     """One answer in the making. The runtime calls back from a thread of its own, which ends before this does."""
 
-    def __init__(self, server: Any, request: Generate, model: str) -> None:
+    def __init__(
+        self, server: Any, request: Generate, model: str, response_format: dict[str, Any] | None = None
+    ) -> None:
         self._chunks: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._model = model
         self._ended = False
         body = {
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "messages": [choosing.as_message(message) for message in request.messages],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "stop": list(request.stop),
             "stream": True,
             "return_progress": True,  # calls back between the pieces of a prompt too
+            **({"response_format": response_format} if response_format is not None else {}),
         }
         self._thread = threading.Thread(target=self._run, args=(server, body), name="llama-answer", daemon=True)
         self._thread.start()

@@ -5,15 +5,21 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, cast
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import structlog
 
-from processors.engine import EngineError, Generate, Generated, Reply, Request
+from processors.engine import Chosen, EngineError, Generate, Generated, Reply, Request
 from processors.lane import Description, Queue
+from processors.llm import choosing
 from processors.llm.queue_metrics import PREFIXES, queue_of
 from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 _REFUSALS = (408, 409, 425, 429, 503)
 _REACH_S = 5.0
@@ -24,6 +30,18 @@ _QUEUE_S = 2.0
 _TRIES = 2  # a kept connection may turn out to have been closed by the other side
 # vLLM begins anew after an answer that broke off, unless told to go on; llama.cpp's server does unasked, others refuse.
 _GO_ON = {"continue_final_message": True, "add_generation_prompt": False}
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Tokens of all that an ask took."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def add(self, usage: dict[str, Any]) -> None:
+        self.tokens_in += int(usage.get("prompt_tokens", 0))
+        self.tokens_out += int(usage.get("completion_tokens", 0))
 
 
 class OpenAICompatible:
@@ -48,6 +66,8 @@ class OpenAICompatible:
         self._address = address.rstrip("/")
         self._there = False
         self._is_vllm = False
+        self._by_schema = self._prefers_schema = engines.llm_tools == "schema"
+        self._takes_tools = False
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`. The last reply has no text but the counts, where the endpoint gives them."""
@@ -55,38 +75,29 @@ class OpenAICompatible:
             raise EngineError("invalid", f"expected Generate, found {type(request).__name__}")
         started_s = time.monotonic()
         deadline = asyncio.get_running_loop().time() + deadline_s
-        response: httpx.Response | None = None
-        counts: dict[str, Any] = {}
+        counts = _Counts()
         try:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    response = await self._opened(request)
-                chunks = _chunks(response)
-                while True:
-                    async with asyncio.timeout_at(deadline):
-                        chunk = await anext(chunks, None)
-                    if chunk is None:
-                        break
-                    counts = chunk.get("usage") or counts
-                    text = _text(chunk)
-                    if text:
-                        yield Generated(text)
-            except TimeoutError:
-                raise EngineError("timeout", f"not finished within {deadline_s:g} s") from None
-            except httpx.HTTPError as error:
-                if isinstance(error, httpx.ConnectError):
-                    self._there = False
-                raise EngineError("crashed", f"the language model's endpoint: {type(error).__name__}") from None
-            yield Generated(
-                "",
-                model=self._model,
-                tokens_in=int(counts.get("prompt_tokens", 0)),
-                tokens_out=int(counts.get("completion_tokens", 0)),
-                compute_ms=1000 * (time.monotonic() - started_s),
-            )
-        finally:
+            async with asyncio.timeout_at(deadline):
+                chosen, response = await self._begun(request, counts)
+            if chosen is not None:
+                yield Generated("", chosen=chosen)
             if response is not None:
-                await response.aclose()  # before the end this closes the connection, and the endpoint stops
+                async with aclosing(_answer(response, deadline, counts)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+        except TimeoutError:
+            raise EngineError("timeout", f"not finished within {deadline_s:g} s") from None
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.ConnectError):
+                self._there = False
+            raise EngineError("crashed", f"the language model's endpoint: {type(error).__name__}") from None
+        yield Generated(
+            "",
+            model=self._model,
+            tokens_in=counts.tokens_in,
+            tokens_out=counts.tokens_out,
+            compute_ms=1000 * (time.monotonic() - started_s),
+        )
 
     @property
     def reachable(self) -> bool:
@@ -103,6 +114,7 @@ class OpenAICompatible:
                 if response.status_code < 500:
                     listed = self._first_listed(response)
                     self._model = self._chosen or listed
+                    self._by_schema, self._takes_tools = self._prefers_schema, False
                     await self._warm()
                     self._there = True
                     return
@@ -142,18 +154,51 @@ class OpenAICompatible:
         """See `EngineClient`."""
         await self._http.aclose()
 
-    async def _opened(self, request: Generate) -> httpx.Response:
+    async def _begun(self, request: Generate, counts: _Counts) -> tuple[Chosen | None, httpx.Response | None]:
+        """The tool that was chosen before any words, or else the response with the words, its body still to come.
+
+        An endpoint that refuses tools is asked to choose by schema, now and until it is reached anew.
+        """
+        if self._by_schema:
+            return await self._begun_by_schema(request, counts)
+        try:
+            response = await self._opened(request)
+            self._takes_tools = self._takes_tools or bool(request.tools)
+            return None, response
+        except EngineError as refusal:
+            if self._takes_tools or not request.tools or refusal.reason == "refused":
+                raise
+            try:
+                begun = await self._begun_by_schema(request, counts)
+            except EngineError:
+                raise refusal from None
+        log.warning("the endpoint refuses tools: the model chooses by schema", address=self.description.address)
+        self._by_schema = True
+        return begun
+
+    async def _begun_by_schema(self, request: Generate, counts: _Counts) -> tuple[Chosen | None, httpx.Response | None]:
+        if choosing.may_choose(request):
+            response = await self._opened(choosing.choice_of(request), choosing.choice_format(request.tools))
+            async with aclosing(_answer(response, None, counts)) as pieces:
+                written = "".join([piece.text async for piece in pieces])
+            if (chosen := choosing.choice_in(written)) is not None:
+                return chosen, None
+        return None, await self._opened(choosing.without_tools(request))
+
+    async def _opened(self, request: Generate, response_format: dict[str, Any] | None = None) -> httpx.Response:
         """The response, its body still to come."""
         if not self._model:
             self._model = await self._first_model()
         body = {
             "model": self._model,
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "messages": [choosing.as_message(message) for message in request.messages],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
             **({"stop": list(request.stop)} if request.stop else {}),
+            **({"response_format": response_format} if response_format is not None else {}),
+            **choosing.as_tools(request),
             **(_GO_ON if self._is_vllm and request.messages and request.messages[-1].role == "assistant" else {}),
         }
         try:
@@ -196,6 +241,28 @@ class OpenAICompatible:
         return await self._http.send(request, stream=True)
 
 
+async def _answer(response: httpx.Response, deadline: float | None, counts: _Counts) -> AsyncGenerator[Generated, None]:
+    """Words as they come, a choice once it is whole. Closes the response: before its end, the endpoint stops."""
+    chunks, writing, usage = _chunks(response), choosing.Writing(), dict[str, Any]()
+    try:
+        while True:
+            async with asyncio.timeout_at(deadline):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                break
+            usage = chunk.get("usage") or usage
+            delta = _delta(chunk)
+            if isinstance(text := delta.get("content"), str) and text:
+                yield Generated(text)
+            if writing.add(delta.get("tool_calls")):
+                yield Generated("", choosing=True)
+        counts.add(usage)
+        if writing.begun:
+            yield Generated("", chosen=writing.finished())
+    finally:
+        await response.aclose()
+
+
 async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The objects of a server-sent event stream up to its `[DONE]`; raises EngineError when it ends before that."""
     async for line in response.aiter_lines():
@@ -217,13 +284,12 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     raise EngineError("crashed", "the endpoint ended its answer early")
 
 
-def _text(chunk: dict[str, Any]) -> str:
+def _delta(chunk: dict[str, Any]) -> dict[str, Any]:
     choices = chunk.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return ""
+        return {}
     delta = choices[0].get("delta")
-    text = cast("dict[str, Any]", delta).get("content") if isinstance(delta, dict) else None
-    return text if isinstance(text, str) else ""
+    return delta if isinstance(delta, dict) else {}
 
 
 def _refusal(status: int) -> EngineError:

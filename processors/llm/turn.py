@@ -1,9 +1,11 @@
 """A turn while it is being answered: its events, each with a deterministic id, and what is already in the log of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processors.agents import IntentSpec
+from processors.agents import IntentSpec, Tool
+from processors.engine import Chosen
 from processors.llm.decide import Call, Look
 from processors.stage import Emit, Outcome, Position, caused
 from schemas.event import Event
@@ -16,12 +18,38 @@ END = "end"
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call under way. `values` are its arguments; `id` is its idempotency key."""
+    """A tool call under way. `values` are its arguments; `id` is its idempotency key.
 
-    spec: IntentSpec
+    `spec` is the intent that it is for, None where the language model chose it, as its `number`th of the turn.
+    """
+
+    spec: IntentSpec | None
     tool: str
     values: dict[str, str] = field(repr=False)
     id: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Consult:
+    """A tool that the language model chose and that may be called, with its values."""
+
+    tool: str
+    values: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Consulted:
+    """A choice of the language model, and what came of it: an outcome of the tool's, or `invalid`, and then no `tool`.
+
+    `said` is how many sentences of the turn were said before it.
+    """
+
+    choice: Chosen = field(repr=False)
+    outcome: str
+    result: Any = field(default=None, repr=False)
+    said: int = 0
+    tool: Tool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +69,8 @@ class Turn:
     `ask_id` is the one ask that is open, or empty. A `void` turn says nothing more: it only waits for its tool.
     What is not `committed` may prove void; `later` is then what waits for the commitment. `held` is the record that is
     needed again until the turn is over. `closest` is what a document says that comes close to the question, for when
-    the language model says nothing.
+    the language model says nothing. `consulted` are the choices that the model made so far, `chosen` is one that it has
+    just made, or is writing (`choosing`); `muted`, nothing more of this answer of its is said.
     """
 
     cause: Event
@@ -62,7 +91,11 @@ class Turn:
     closest_document: str = ""
     void: bool = False
     committed: bool = True
-    later: Call | Look | None = None
+    later: Call | Look | Consult | None = None
+    consulted: tuple[Consulted, ...] = ()
+    chosen: Chosen | None = None
+    choosing: bool = False
+    muted: bool = False
     held: Position | None = None
 
     @property
@@ -73,6 +106,28 @@ class Turn:
     def recorded_of(self, *kinds: ResponseKind) -> Response | None:
         """The first recorded event of those kinds."""
         return next((event for event in self.recorded if event.kind in kinds), None)
+
+    @property
+    def answer(self) -> tuple[str, ...]:
+        """What was said since the language model's last choice, or at all."""
+        return self.sentences[self.consulted[-1].said if self.consulted else 0 :]
+
+    @property
+    def calls(self) -> int:
+        """How many tools that the language model chose were called."""
+        return sum(one.tool is not None for one in self.consulted)
+
+    def recorded_choices(self) -> tuple[Response, ...]:
+        """The recorded calls of tools that the language model chose."""
+        return tuple(
+            event for event in self.recorded if event.kind is ResponseKind.TOOL_CALLED and event.source == "model"
+        )
+
+    def recorded_return(self, call_id: str) -> Response | None:
+        """What the log has of that call's end."""
+        return next(
+            (e for e in self.recorded if e.kind is ResponseKind.TOOL_RETURNED and e.tool_call_id == call_id), None
+        )
 
     @property
     def terminal(self) -> Response | None:

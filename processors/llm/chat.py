@@ -1,0 +1,83 @@
+"""What the language model is asked: the chat of a turn, its fixed part first, so that it is read once for all turns."""
+
+import json
+import re
+from dataclasses import replace
+
+from processors.agents import Agent
+from processors.engine import Generate, Message, Offered
+from processors.llm.memory import Memory
+from processors.llm.turn import Consulted, Turn
+from processors.stage import Ask
+from processors.templates import spoken_date
+from schemas.events import Intent
+
+HISTORY_FOR_MODEL = 6
+RESULT_CHARS_MAX = 2000
+
+_DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
+
+
+def asked(
+    agent: Agent, memory: Memory, turn: Turn, deadline_s: float, tools: tuple[Offered, ...] = ()
+) -> tuple[Turn, Ask]:
+    """The turn's question to the model, with what was said of the answer so far for it to go on from.
+
+    The turn then knows what the model was `told`, which all its facts have to come from.
+    """
+    messages = _messages(agent, memory, turn)
+    # Rules name what must not be invented, so they are no ground for it.
+    told = " ".join([agent.persona, *turn.facts, _about(memory), *(message.content for message in messages[1:])])
+    may_choose = len(turn.consulted) < agent.limits.tools_max
+    request = Generate(messages, agent.limits.tokens_max, tools=tools, may_choose=bool(tools) and may_choose)
+    turn = replace(turn, told=f"{told} {_spoken_dates(told)}", chosen=None, choosing=False, muted=False)
+    return turn, Ask(turn.ask_id, "llm", request, deadline_s, turn.number)
+
+
+def sayable(turn: Turn, memory: Memory) -> str:
+    """All that a tool's values may come from: what the model was told, and the values in what the caller said."""
+    entities = turn.cause.entities if isinstance(turn.cause, Intent) else ()
+    values = [*(entity.value for entity in entities), *(value.value for value in memory.values)]
+    return " ".join([turn.told, *values])
+
+
+def _messages(agent: Agent, memory: Memory, turn: Turn) -> tuple[Message, ...]:
+    """The rules, the facts, the latest history, the question, and what came of the answer so far."""
+    system = [agent.persona, *agent.rules]
+    if turn.facts:
+        system.append("What you know: " + " ".join(turn.facts))
+    if memory.record:
+        system.append("The caller: " + _about(memory))
+    messages = [Message("system", "\n".join(system))]
+    for exchange in memory.history[-HISTORY_FOR_MODEL:]:
+        if exchange.caller:
+            messages.append(Message("user", exchange.caller))
+        if exchange.agent:
+            messages.append(Message("assistant", " ".join(exchange.agent)))
+    messages.append(Message("user", turn.question))
+    return (*messages, *_answer_so_far(turn))
+
+
+def _answer_so_far(turn: Turn) -> list[Message]:
+    messages, said = [], 0
+    for one in turn.consulted:
+        messages.append(Message("assistant", " ".join(turn.sentences[said : one.said]), one.choice))
+        messages.append(Message("tool", _told(one), one.choice))
+        said = one.said
+    if turn.sentences[said:]:
+        messages.append(Message("assistant", " ".join(turn.sentences[said:])))
+    return messages
+
+
+def _told(one: Consulted) -> str:
+    text = json.dumps({"outcome": one.outcome, **({"result": one.result} if one.result else {})}, ensure_ascii=False)
+    return text if len(text) <= RESULT_CHARS_MAX else f"{text[:RESULT_CHARS_MAX]}…"
+
+
+def _about(memory: Memory) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in memory.record.items())
+
+
+def _spoken_dates(told: str) -> str:
+    """The dates as people say them, since the model may do so, too."""
+    return " ".join(spoken_date(found) for found in dict.fromkeys(_DATE.findall(told)))

@@ -1,0 +1,433 @@
+"""Tools that the language model chooses: what it is offered, what of that is called, and what is said of it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processors.agents import Agent, load_agents
+from processors.engine import CallTool, Chosen, Generate, Generated, Message
+from processors.llm.core import Conversation
+from processors.llm.offers import Wrong, checked, offers_of
+from processors.llm.stage import create_core
+from processors.stage import Woken
+from schemas.events import Control, ControlKind, Intent, Response, ResponseKind
+from streams.settings import Settings
+from tests.unit.processors.test_llm_core import SESSION, Call, control, embed, envelope, intent, started
+
+AGENT = """
+name: Pine and Peak
+greeting: Hello.
+persona: You answer the telephone of a mountain school.
+entities:
+  - {name: booking, kind: order_number, pattern: "[0-9]{4}", description: the number on the confirmation}
+  - {name: level, kind: choice, values: [beginner, expert], keep: false}
+  - {name: day, kind: date, keep: false}
+  - {name: wish, kind: text, keep: false}
+tools:
+  - name: get_booking
+    description: Looks a booking up.
+    url: "{{ erp_url }}/bookings/{{ booking }}"
+    offered: true
+  - name: weather
+    description: Tells the weather on a day.
+    url: "{{ erp_url }}/weather/{{ day }}/{{ level }}"
+    offered: true
+  - name: note_wish
+    description: Notes what a guest would like to have.
+    method: POST
+    effect: write
+    url: "{{ erp_url }}/wishes"
+    body: {wish: "{{ wish }}", booking: "{{ booking }}"}
+    offered: true
+  - name: cancel
+    method: POST
+    effect: write
+    url: "{{ erp_url }}/cancel"
+intents:
+  - name: booking
+    examples: [my booking]
+    required: [{entity: booking, question: "What is the booking number?"}]
+    tool: get_booking
+    templates:
+      ok: You are booked for {{ result.day | spoken_date }}.
+      failed: Our bookings cannot be read right now.
+  - name: wish
+    examples: [a wish]
+    required: [{entity: wish, question: "What would you like?"}]
+    optional: [booking]
+    tool: note_wish
+    templates: {ok: I have noted it.}
+limits: {sentences_max: 3, tools_max: 2}
+"""
+SCHOOL = {"day": "2026-11-27", "guide": "Maria"}
+ASKED = "what about 1042, who will be my guide"
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Agent:
+    folder = tmp_path_factory.mktemp("agents")
+    (folder / "shop.yaml").write_text(AGENT)  # the events of these tests are of the agent `shop`
+    return load_agents(folder)["shop"]
+
+
+@pytest.fixture(scope="module")
+def core(agent: Agent) -> Conversation:
+    return create_core(Settings(erp_url="http://erp:1/", data_dir=Path("/nowhere")), {"shop": agent}, embed, {})
+
+
+@pytest.fixture
+def call(core: Conversation) -> Call:
+    call = Call(core, core.start(SESSION))
+    call.receive(started())
+    return call
+
+
+def asks_for(call: Call, text: str = ASKED, turn: int = 1, **values: str) -> None:
+    """The caller says what no intent fits, and the model is asked."""
+    call.receive(intent(turn, "none", text, 0.1, **values))
+    call.embedded()
+
+
+def request(call: Call) -> Generate:
+    found = call.ask("llm").request
+    assert isinstance(found, Generate)
+    return found
+
+
+def chooses(call: Call, tool: str, *words: str, **arguments: Any) -> None:
+    """The model says words, and chooses a tool, as an endpoint streams it."""
+    for word in words:
+        call.answer("llm", Generated(word), last=False)
+    call.answer("llm", Generated("", choosing=True), last=False)
+    call.answer("llm", Generated("", chosen=Chosen(tool, json.dumps(arguments))), last=False)
+    call.answer("llm", Generated("", model="large", tokens_in=90, tokens_out=12, compute_ms=30.0))
+
+
+def tool_request(call: Call) -> CallTool:
+    found = call.ask("tools").request
+    assert isinstance(found, CallTool)
+    return found
+
+
+# ---- what is offered
+
+
+def test_only_what_the_agent_offers_is_offered_with_a_schema_of_its_values(agent: Agent) -> None:
+    offers = {offer.name: json.loads(offer.parameters) for offer in offers_of(agent)}
+    assert list(offers) == ["get_booking", "weather", "note_wish"]
+    assert offers["get_booking"] == {
+        "type": "object",
+        "properties": {"booking": {"description": "the number on the confirmation: digits", "type": "string"}},
+        "required": ["booking"],
+        "additionalProperties": False,
+    }
+    assert offers["weather"]["properties"]["level"] == {"enum": ["beginner", "expert"]}
+    assert offers["note_wish"]["properties"]["booking"]["type"] == ["string", "null"]
+    assert offers["note_wish"]["required"] == ["booking", "wish"]
+
+
+def test_an_offered_tool_needs_a_description(tmp_path: Path) -> None:
+    (tmp_path / "shop.yaml").write_text(AGENT.replace("    description: Looks a booking up.\n", ""))
+    with pytest.raises(Exception, match="expected a description beside offered"):
+        load_agents(tmp_path)
+
+
+TOLD = "my booking is 1042 on 2026-11-27 and I want vegetables please"
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "found"),
+    [
+        ("get_booking", '{"booking": "1042"}', {"booking": "1042"}),
+        ("get_booking", '{"booking": 1042, "more": 1}', {"booking": "1042"}),
+        ("get_booking", '{"booking": "10 42"}', {"booking": "1042"}),
+        ("get_booking", '{"booking": "2117"}', "booking is not what the caller said: ask the caller for it"),
+        ("get_booking", '{"booking": "104"}', "booking is not what the caller said: ask the caller for it"),
+        ("get_booking", '{"booking": null}', "booking is missing: ask the caller for it"),
+        ("get_booking", '{"booking": ["1042"]}', "booking is missing: ask the caller for it"),
+        ("get_booking", "{", "the arguments are no JSON object"),
+        ("get_booking", "[]", "the arguments are no JSON object"),
+        ("cancel", "{}", "there is no such tool"),
+        ("sudo", "{}", "there is no such tool"),
+        ("weather", '{"level": "Expert", "day": "2026-11-27"}', {"level": "expert", "day": "2026-11-27"}),
+        (
+            "weather",
+            '{"level": "guru", "day": "2026-11-27"}',
+            "level is not what the caller said: ask the caller for it",
+        ),
+        (
+            "weather",
+            '{"level": "expert", "day": "2026-12-27"}',
+            "day is not what the caller said: ask the caller for it",
+        ),
+        ("weather", '{"level": "expert", "day": "27/11"}', "day is not what the caller said: ask the caller for it"),
+        ("note_wish", '{"wish": "vegetables"}', {"wish": "vegetables"}),
+        ("note_wish", '{"wish": "vegetables", "booking": "1042"}', {"wish": "vegetables", "booking": "1042"}),
+        ("note_wish", '{"wish": "12 steaks"}', "wish is not what the caller said: ask the caller for it"),
+    ],
+)
+def test_only_what_was_said_is_taken(agent: Agent, tool: str, arguments: str, found: dict[str, str] | str) -> None:
+    result = checked(agent, Chosen(tool, arguments), TOLD)
+    if isinstance(result, Wrong):
+        assert result.why == found
+    else:
+        assert (result[0].name, result[1]) == (tool, found)
+
+
+# ---- what is done and said
+
+
+def test_what_the_tool_said_goes_back_to_the_model_which_words_it(call: Call) -> None:
+    asks_for(call, booking="1042")
+    assert [tool.name for tool in request(call).tools] == ["get_booking", "weather", "note_wish"]
+    assert request(call).may_choose
+    chooses(call, "get_booking", booking="1042")
+    assert tool_request(call).url == "http://erp:1/bookings/1042"
+    called = call.last()
+    assert (called.kind, called.source, called.model) == (ResponseKind.TOOL_CALLED, "model", "large")
+    assert json.loads(called.arguments) == {"booking": "1042"}
+    call.tool(200, SCHOOL)
+    *_, question, choice, answer = request(call).messages
+    assert question == Message("user", ASKED)
+    assert (choice.role, answer.role) == ("assistant", "tool")
+    assert choice.choice is not None
+    assert choice.choice == answer.choice
+    assert (choice.choice.tool, json.loads(choice.choice.arguments)) == ("get_booking", {"booking": "1042"})
+    assert len(choice.choice.id) == 9
+    assert json.loads(answer.content) == {"outcome": "ok", "result": SCHOOL}
+    call.model("Your guide is Maria. ", "It begins on Friday, November 27.")
+    assert call.said(1) == "Your guide is Maria. It begins on Friday, November 27."
+    assert call.kinds(1) == ["tool_called", "tool_returned", "sentence", "sentence", "completed"]
+    assert {e.source for e in call.log if e.kind is ResponseKind.SENTENCE and e.turn == 1} == {"model"}
+    assert (call.last().outcome, call.last().tokens_in) == ("answered", 90)
+    assert not call.asks
+
+
+def test_what_was_said_before_the_choice_stays_before_it(call: Call) -> None:
+    asks_for(call, booking="1042")
+    chooses(call, "get_booking", "Let me look. ", booking="1042")
+    assert call.kinds(1) == ["sentence", "tool_called"]
+    call.tool(200, SCHOOL)
+    assert [message.content for message in request(call).messages[-2:-1]] == ["Let me look."]
+    call.model("It is Maria.")
+    assert call.said(1) == "Let me look. It is Maria."
+
+
+def test_a_promise_before_the_choice_is_not_said_and_the_tool_is_called_all_the_same(call: Call) -> None:
+    asks_for(call, booking="1042")
+    chooses(call, "get_booking", "I will check that. ", "It is quick. ", booking="1042")
+    assert call.kinds(1) == ["tool_called"]
+    call.tool(200, SCHOOL)
+    call.model("It is Maria.")
+    assert call.said(1) == "It is Maria."
+
+
+def test_a_choice_that_is_being_written_is_waited_for(call: Call) -> None:
+    asks_for(call, booking="1042")
+    name = call.ask("llm").ask_id
+    call.answer("llm", Generated("", choosing=True), last=False)
+    call.apply(Woken(name))
+    assert call.kinds(1) == []
+    call.answer("llm", Generated("", chosen=Chosen("get_booking", '{"booking": "1042"}')), last=False)
+    call.answer("llm", None)
+    assert call.kinds(1) == ["tool_called"]
+
+
+def test_what_the_model_invents_after_a_tool_is_not_said_but_the_intents_template(call: Call) -> None:
+    asks_for(call, booking="1042")
+    chooses(call, "get_booking", booking="1042")
+    call.tool(200, SCHOOL)
+    call.model("It costs 300 euros. ", "It is Maria.")
+    assert call.said(1) == "You are booked for Friday, November 27."
+    assert call.last().source == "template"
+
+
+@pytest.mark.parametrize(
+    ("tool", "said", "values", "words"),
+    [
+        ("get_booking", "1042", {"booking": "1042"}, "Our bookings cannot be read right now."),
+        ("weather", "2026-11-27", {"level": "expert", "day": "2026-11-27"}, "our system is not answering right now"),
+    ],
+)
+def test_a_tool_that_fails_is_not_left_to_the_model(
+    call: Call, tool: str, said: str, values: dict[str, str], words: str
+) -> None:
+    asks_for(call, f"what about {said}")
+    chooses(call, tool, **values)
+    call.fail("tools", "timeout")
+    assert words in call.said(1)
+    assert call.last().outcome == "failed"
+    assert not call.asks
+
+
+def test_a_value_that_is_missing_is_asked_for_with_the_intents_question_and_completes_it(call: Call) -> None:
+    asks_for(call, "who is my guide")
+    chooses(call, "get_booking", booking="4711")
+    assert call.said(1) == "What is the booking number?"
+    assert (call.last().intent, call.last().source) == ("booking", "clarification")
+    call.receive(intent(2, "none", "it is 1042", 0.1, booking="1042"))
+    assert tool_request(call).url == "http://erp:1/bookings/1042"
+    call.tool(200, SCHOOL)
+    assert call.said(2) == "You are booked for Friday, November 27."
+
+
+def test_what_no_intent_asks_for_the_model_is_told_of_as_often_as_tools_may_be_chosen(call: Call) -> None:
+    asks_for(call, "how is the weather")
+    for number in (1, 2):
+        chooses(call, "weather", level="expert", day="2026-01-01")
+        assert call.kinds(1) == []
+        told = request(call).messages[-1]
+        assert (told.role, "day is not what the caller said" in told.content) == ("tool", True)
+        assert request(call).may_choose is (number < 2)
+    call.answer("llm", Generated("", chosen=Chosen("get_booking", "{}")), last=False)  # not asked for, not heard
+    call.model("For which day would you like to know?")
+    assert call.said(1) == "For which day would you like to know?"
+
+
+def test_the_same_choice_twice_is_one_call(call: Call) -> None:
+    asks_for(call, booking="1042")
+    for _ in range(2):
+        chooses(call, "get_booking", booking="1042")
+        if any(ask.role == "tools" for ask in call.asks.values()):
+            call.tool(200, SCHOOL)
+    call.model("It is Maria.")
+    assert call.kinds(1) == ["tool_called", "tool_returned", "sentence", "completed"]
+
+
+def test_two_tools_in_one_answer(call: Call) -> None:
+    asks_for(call, "is 1042 good for an expert, then", booking="1042")
+    chooses(call, "get_booking", booking="1042")
+    call.tool(200, SCHOOL)
+    chooses(call, "weather", level="expert", day="2026-11-27")  # the day is known from the booking
+    assert tool_request(call).url == "http://erp:1/weather/2026-11-27/expert"
+    call.tool(200, {"sky": "clear"})
+    call.model("It is clear on Friday, November 27.")
+    assert call.kinds(1) == ["tool_called", "tool_returned"] * 2 + ["sentence", "completed"]
+    assert len({event.event_id for event in call.log}) == len(call.log)
+
+
+@pytest.mark.parametrize(("status", "said"), [(201, True), (409, False), (404, False)])
+def test_that_something_was_done_is_said_where_it_was(call: Call, status: int, said: bool) -> None:
+    asks_for(call, "please note that I eat vegetables only")
+    chooses(call, "note_wish", wish="eats vegetables only", booking=None)
+    assert json.loads(tool_request(call).body) == {"wish": "eats vegetables only", "booking": ""}
+    call.tool(status, {})
+    call.model("We have noted it. ", "I have added it to your file.")
+    assert ("I have added it" in call.said(1)) is said
+
+
+# ---- ahead of the commitment
+
+
+def committed(event: Intent) -> Intent:
+    return replace(event, event_id="00000000-0000-0000-0000-000000000999", committed=True)
+
+
+def ahead(text: str, **values: str) -> Intent:
+    return replace(intent(1, "none", text, 0.1, **values), committed=False, revision=1)
+
+
+def test_what_has_an_effect_waits_for_the_commitment(call: Call) -> None:
+    event = ahead("please note that I eat vegetables only")
+    call.receive(event)
+    call.embedded()
+    chooses(call, "note_wish", wish="eats vegetables only", booking=None)
+    assert not call.asks
+    assert call.kinds(1) == []
+    call.receive(committed(event))
+    assert call.last().kind is ResponseKind.TOOL_CALLED
+    assert call.last().committed
+    call.tool(201, {})
+    call.model("I have noted it.")
+    assert call.said(1) == "I have noted it."
+
+
+def test_what_only_reads_runs_ahead(call: Call) -> None:
+    event = ahead(ASKED, booking="1042")
+    call.receive(event)
+    call.embedded()
+    chooses(call, "get_booking", booking="1042")
+    call.tool(200, SCHOOL)
+    call.model("It is Maria.")
+    assert not any(response.committed for response in call.log if response.turn == 1)
+    call.receive(committed(event))
+    assert call.said(1) == "It is Maria."
+    assert (call.last().kind, call.last().committed) == (ResponseKind.COMPLETED, True)
+
+
+def test_a_barge_in_stops_what_reads_and_lets_what_acts_finish(call: Call) -> None:
+    asks_for(call, booking="1042")
+    chooses(call, "get_booking", booking="1042")
+    call.receive(control(ControlKind.BARGE_IN, 1))
+    assert not call.asks
+    assert call.kinds(1) == ["tool_called", "cancelled"]
+    asks_for(call, "please note that I eat vegetables only", turn=2)
+    chooses(call, "note_wish", wish="eats vegetables only", booking=None)
+    call.receive(Control(**envelope(900, 2), kind=ControlKind.BARGE_IN))
+    assert call.asks
+    call.tool(201, {})
+    assert call.kinds(2) == ["tool_called", "tool_returned", "cancelled"]
+
+
+# ---- crashes
+
+
+def plays(call: Call) -> None:
+    """The model, in the same way whatever it is asked again: two tools, and an answer."""
+    while call.asks:
+        (ask,) = call.asks.values()
+        if ask.role == "embeddings":
+            call.embedded()
+        elif ask.role == "tools":
+            call.tool(200, SCHOOL if "/bookings/" in tool_request(call).url else {"sky": "clear"})
+        else:
+            consulted = [
+                message.choice.tool for message in request(call).messages if message.role == "tool" and message.choice
+            ]
+            said = [message.content for message in request(call).messages[-1:] if message.role == "assistant"]
+            if not consulted:
+                chooses(call, "get_booking", *(() if said else ("Let me look. ",)), booking="1042")
+            elif len(consulted) == 1:
+                chooses(call, "weather", level="expert", day="2026-11-27")
+            else:
+                call.model(*("It is Maria. ", "The sky is clear.")[1 if said else 0 :])
+
+
+def same(found: list[Response], expected: list[Response]) -> bool:
+    """Whether they say and do the same; what models took before a crash is not known after it."""
+    free = {"tokens_in": 0, "tokens_out": 0, "compute_ms": 0.0, "model": ""}
+    return [replace(one, **free) for one in found] == [replace(one, **free) for one in expected]
+
+
+def test_a_crash_anywhere_neither_repeats_nor_loses_anything(call: Call, core: Conversation) -> None:
+    event = intent(1, "none", "is 1042 good for an expert, then", 0.1, booking="1042")
+    snapshot = core.save(call.state)
+    call.receive(event)
+    plays(call)
+    made = [response for response in call.log if response.turn == 1]
+    tool = ["tool_called", "tool_returned"]
+    assert call.kinds(1) == ["sentence", *tool, *tool, "sentence", "sentence", "completed"]
+    for kept in range(len(made) + 1):
+        again = Call(core, core.load(SESSION, snapshot))
+        again.receive(event, recorded=tuple(made[:kept]))
+        plays(again)
+        assert same([*made[:kept], *again.log], made)
+        assert core.save(again.state) == core.save(call.state)
+
+
+def test_a_template_that_was_being_said_is_gone_on_with(call: Call, core: Conversation) -> None:
+    event = intent(1, "none", ASKED, 0.1, booking="1042")
+    snapshot = core.save(call.state)
+    call.receive(event)
+    call.embedded()
+    chooses(call, "get_booking", booking="1042")
+    call.tool(200, SCHOOL)
+    call.model("It costs 300 euros. ")
+    made = [response for response in call.log if response.turn == 1]
+    again = Call(core, core.load(SESSION, snapshot))
+    again.receive(event, recorded=tuple(made[:-1]))
+    again.embedded()
+    assert same([*made[:-1], *again.log], made)

@@ -115,6 +115,7 @@ class Patience:
     greeting_s: float = 3.0
     final_s: float = 10.0
     reply_s: float = 30.0
+    told_s: float = 5.0  # how a turn ended, once its speech has
     hang_up_s: float = 5.0
     resume_s: float = 30.0
 
@@ -360,6 +361,9 @@ class _Call:
             error = f"the reply did not end within {self._patience.reply_s:g} s"
         if spoken.listens_ms is None:
             await self._until_quiet()
+            if not error:
+                # Speech and words come by different topics, and the end of the speech may be there first.
+                await self._until(lambda: self._told_of(self._last_turn(first)), self._patience.told_s)
         if not error and self._ended is not None and self._last_turn(first) is None:
             error = f"the call ended ({self._ended})"
         return summarise(spoken.name, self._events[first:], self._end_of_speech_ms, self._onsets, error)
@@ -390,6 +394,11 @@ class _Call:
             return turn in self._turns_over
         heard = self._ear.heard(self._now())
         return heard is not None and heard[0] == turn and heard[2] >= listens_ms
+
+    def _told_of(self, turn: int | None) -> bool:
+        """Whether it is known how the turn ended; nobody says so of one that was cut."""
+        ends = ("completed", "clear")
+        return any(event.type in ends and event.message.get("turn") == turn for event in self._events)
 
     def _heard_of(self, turn: int) -> bool:
         return any(event.type in ("sentence", "audio") and event.message.get("turn") == turn for event in self._events)

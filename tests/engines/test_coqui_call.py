@@ -26,7 +26,7 @@ from schemas.events import (
     Transcript,
     TranscriptKind,
 )
-from tests.engines.mountain import LONG_S, PATIENCE, QUESTIONS, environment
+from tests.engines.mountain import LONG_S, PATIENCE, QUESTIONS, FirstAnswer, environment
 from tests.engines.tiny_coqui import make_xtts
 from tests.engines.tiny_llm import ANSWER
 from tests.support.calls import events_of
@@ -54,30 +54,20 @@ class Held:
 
     def __init__(self, server: VllmServer) -> None:
         self._server = server
-        self._asked = asyncio.Event()
-        self._said = 0
-        self._holding = asyncio.create_task(self._hold())
+        self._first = FirstAnswer(server, SAID_BEFORE)
+        self._holding = asyncio.create_task(self._first.hold())
 
     def on_event(self, event: CallEvent) -> None:
-        """Follows the first turn, and lets the server go on once it is to answer again."""
-        match event.type, event.message.get("turn"):
-            case "final", 1:
-                self._asked.set()
-            case "sentence", 1:
-                self._said += 1
-            case "final", 2:
-                self._holding.cancel()
-                self._server.go_on()
+        """Lets the server go on once it is to answer again."""
+        self._first.on_event(event)
+        if (event.type, event.message.get("turn")) == ("final", 2):
+            self._holding.cancel()
+            self._server.go_on()
 
     async def over(self) -> None:
         """Returns when nothing is left to hold; raises what went wrong with that."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._holding
-
-    async def _hold(self) -> None:
-        async with asyncio.timeout(LONG_S):
-            await self._asked.wait()
-            await self._server.crawl(lambda: self._said >= SAID_BEFORE)
 
 
 async def test_a_caller_speaks_over_one_answer_and_hears_the_next(platform: Platform, vllm: VllmServer) -> None:

@@ -4,6 +4,7 @@ Nothing here is timed: the server has all the time that a busy machine may need.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import SecretStr
 
 from processors.agents import load_agents
 from processors.breaker import State
-from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Reply
+from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Offered, Reply
 from processors.ladder import Ladder
 from processors.lane import Queue
 from processors.llm.openai_compatible import OpenAICompatible
@@ -23,7 +24,7 @@ from processors.rungs import ladder
 from streams.clock import SystemClock
 from streams.settings import Settings
 from tests.engines.conftest import KEY
-from tests.engines.tiny_llm import ANSWER, STORY
+from tests.engines.tiny_llm import ANSWER, CHOSEN, STORY, TOLD
 from tests.support.engines import settings_in
 from tests.support.llama_server import LlamaServer
 from tests.support.llm_suite import STORY as SUITE_STORY
@@ -93,6 +94,37 @@ async def test_an_answer_that_broke_off_is_gone_on_with(client: EngineClient) ->
         said = " ".join(ANSWER[:count])
         rest = await text(client, Generate((*asked, Message("assistant", said)), 2000, 0.0))
         assert said + rest == WHOLE
+
+
+ORDER = {
+    "type": "object",
+    "properties": {"order_number": {"type": "string"}},
+    "required": ["order_number"],
+    "additionalProperties": False,
+}
+TOOLS = (Offered("get_order", "Looks an order up.", json.dumps(ORDER)),)
+
+
+@pytest.mark.parametrize("way", ["protocol", "schema"])
+async def test_the_model_chooses_a_tool_and_says_what_it_told(vllm: VllmServer, tmp_path: Path, way: str) -> None:
+    """By vLLM's parser of calls, and by its structured output; both hold the arguments to the schema."""
+    client = OpenAICompatible(settings(tmp_path, vllm, llm_tools=way))
+    asked = Generate((Message("user", f"Where is my order {CHOSEN}?"),), 200, 0.0, tools=TOOLS)
+    *before, choice, counts = await pieces(client, asked, LONG_S)
+    assert [piece.choosing for piece in before] == ([True] if way == "protocol" else [])
+    assert not any(piece.text for piece in (*before, choice, counts))
+    assert choice.chosen is not None
+    assert (choice.chosen.tool, json.loads(choice.chosen.arguments)) == ("get_order", {"order_number": CHOSEN})
+    assert counts.tokens_out > 5
+
+    chosen = msgspec.structs.replace(choice.chosen, id="abcdefghi")
+    answered = (Message("assistant", "", chosen), Message("tool", '{"status": "shipped"}', chosen))
+    after = Generate((*asked.messages, *answered), 200, 0.0, tools=TOOLS)
+    assert await text(client, after) == " ".join(TOLD)
+    assert await text(client, msgspec.structs.replace(after, may_choose=False)) == " ".join(TOLD)
+    words = msgspec.structs.replace(asked, messages=(Message("user", "What is it like?"),), max_tokens=2000)
+    assert await text(client, words) == WHOLE
+    await client.close()
 
 
 async def test_closed_streams_leave_the_server_nothing_to_do(client: EngineClient, vllm: VllmServer) -> None:

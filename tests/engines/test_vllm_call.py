@@ -1,23 +1,26 @@
-"""A real call on the whole platform over two vLLM servers, of which one is killed in the middle of its answer.
+"""Real calls on the whole platform over vLLM.
 
-The second one goes on with it: what was said of it must not be said again, and nothing of it may be missing.
+In one the model chooses a tool, and says what it told. In the other there are two servers, of which one is killed in the
+middle of its answer; the second one goes on with it: what was said must not be said again, and nothing may be missing.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from api.client import CallEvent, TurnSummary, load_turns, place_call
+from api.client import TurnSummary, load_turns, place_call
 from bench.faults.checks import check_heard, check_sentences, check_turns, counted, distinct
 from schemas.events import Response, ResponseKind, Transcript, TranscriptKind
+from streams.settings import REPOSITORY
 from tests.engines.conftest import KEY
-from tests.engines.mountain import APOLOGY, LONG_S, PATIENCE, QUESTIONS, environment
-from tests.engines.tiny_llm import ANSWER
+from tests.engines.mountain import APOLOGY, LONG_S, PATIENCE, QUESTIONS, FirstAnswer, environment
+from tests.engines.tiny_llm import ANSWER, CHOSEN, TOLD
 from tests.support.calls import events_of
 from tests.support.platform import Platform, running_platform
-from tests.support.vllm_server import VllmServer
+from tests.support.vllm_server import MODEL, VllmServer
 
 SAID_BEFORE = 3  # what is left fits into the seconds that the rest of an answer may take
 
@@ -46,16 +49,8 @@ class Fate:
     def __init__(self, platform: Platform, first: VllmServer, second: VllmServer) -> None:
         self._platform = platform
         self._first, self._second = first, second
-        self._asked = asyncio.Event()
-        self.struck = False
+        self.answer = FirstAnswer(first, SAID_BEFORE)
         self.said_before = 0
-
-    def on_event(self, event: CallEvent) -> None:
-        """Counts the sentences that the caller knows of while the first server lives."""
-        if event.type == "final" and event.message["turn"] == 1:
-            self._asked.set()
-        if event.type == "sentence" and event.message["turn"] == 1 and not self.struck:
-            self.said_before += 1
 
     def on_turn(self, turn: TurnSummary) -> None:
         """Once the reply was heard, the second one dies, too."""
@@ -63,18 +58,41 @@ class Fate:
 
     async def strike(self) -> None:
         """Stops the first server in its answer, and kills it once the second one, let go on, is reachable."""
+        await self.answer.hold()
         async with asyncio.timeout(LONG_S):
-            await self._asked.wait()
-            await self._first.crawl(lambda: self.said_before >= SAID_BEFORE)
             self._second.go_on()
             while (await self._engine("llm.1"))["health"] != "reachable":  # noqa: ASYNC110 - in another process
                 await asyncio.sleep(0.5)
-        self.struck = True
+        self.said_before = self.answer.said
         self._first.kill()
 
     async def _engine(self, name: str) -> dict[str, object]:
         rows = await asyncio.to_thread(self._platform.rows, "engines")
         return next(row for row in rows if row.get("engine") == name)
+
+
+async def test_the_model_chooses_a_tool_in_a_call_and_says_what_it_told(vllm: VllmServer, tmp_path: Path) -> None:
+    """The caller names an order where the agent has no intent for it: the demo's ERP is asked all the same."""
+    with running_platform(**environment(tmp_path, vllm)) as platform:
+        files = [REPOSITORY / "infra" / "demo" / "2_number.wav", QUESTIONS[0]]
+        result = await place_call(platform.url, load_turns(files), agent="mountain", patience=PATIENCE)
+        events = counted(distinct(await events_of(platform, result.session_id)))
+    assert [*check_turns(result, events), *check_sentences(events), *check_heard(result, events)] == []
+    responses = [event for event in events if isinstance(event, Response) and event.turn == 1]
+    called, returned, *sentences, end = responses
+    assert (called.kind, called.tool, called.source) == (ResponseKind.TOOL_CALLED, "get_order", "model")
+    assert json.loads(called.arguments) == {"order_number": CHOSEN}
+    assert (returned.kind, returned.outcome, returned.tool_call_id) == (
+        ResponseKind.TOOL_RETURNED,
+        "ok",
+        called.tool_call_id,
+    )
+    assert json.loads(returned.result)["number"] == CHOSEN
+    assert [(event.kind, event.source, event.text) for event in sentences] == [
+        (ResponseKind.SENTENCE, "model", text) for text in TOLD
+    ]
+    assert (end.kind, end.outcome, end.model) == (ResponseKind.COMPLETED, "answered", MODEL)
+    assert [turn.reply for turn in result.turns] == [" ".join(TOLD), " ".join(ANSWER)]
 
 
 async def test_a_server_killed_in_its_answer_is_followed_by_the_next_one_without_a_word_lost_or_said_twice(
@@ -86,7 +104,7 @@ async def test_a_server_killed_in_its_answer_is_followed_by_the_next_one_without
         platform.url,
         load_turns(QUESTIONS),
         agent="mountain",
-        on_event=fate.on_event,
+        on_event=fate.answer.on_event,
         on_turn=fate.on_turn,
         patience=PATIENCE,
     )

@@ -6,12 +6,17 @@ be stopped, killed or closed in its middle. The chat template begins the story w
 the answer. A chat that ends with sentences of the answer is gone on with: the last word of each is a token, which is
 followed by the next sentence.
 
+Where tools are offered and the caller speaks of an order, it chooses one, in the way of Hermes and Qwen, or in JSON
+where it is to write JSON alone; where a tool has answered, it says what the tool told. The tokens of choices are longer
+than a character, and as they are written, since servers that hold a model to a schema compare them with it.
+
 Run by the interpreter of vLLM's environment.
 """
 
 import json
 import string
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +40,28 @@ STORY = (
     "Each morning he climbed up with his dog to look whether the lake was still there, and it always was. ",
     "People in the village laughed about it, but secretly they were glad that someone looked. ",
 )
-SPEAKERS = ("system", "user", "assistant")
+CHOSEN = "1042"
+TOLD = ("Your parcel is on its way.", "It left the warehouse in good shape.")
+SPEAKERS = ("system", "user", "assistant", "tool")
 STORY_BEGINS, ANSWER_BEGINS, END, UNKNOWN = "<|story|>", "<|answer|>", "<|end|>", "<|unknown|>"
+CALL_BEGINS, CHOICE_BEGINS, TOLD_BEGINS = "<|call|>", "<|choice|>", "<|told|>"
 CONTEXT_TOKENS = 8192
 
+# Each token follows another one, so that none may be in both.
+_CALL = (
+    *("<tool_call>", '\n{"na', 'me": "get_', 'order", "argu', 'ments": {"order_num', 'ber": "', CHOSEN, '"}', "}\n"),
+    "</tool_call>",
+)
+_CHOICE = ('{"to', 'ol": "get', '_order", "ar', 'guments": {"order_', 'number": ', f'"{CHOSEN}"', "}}")
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}"
-    "{{ '<|story|>' if 'story' in (messages[-1]['content'] | lower) else '<|answer|>' }}{% endif %}"
+    "{% set last = messages[-1]['content'] | lower %}"
+    "{% if not add_generation_prompt %}"
+    "{% elif messages[-1]['role'] == 'tool' or 'answered: ' in last %}{{ '<|told|>' }}"
+    "{% elif 'write json alone' in (messages[0]['content'] | lower) and 'order' in last %}{{ '<|choice|>' }}"
+    "{% elif tools and 'order' in last %}{{ '<|call|>' }}"
+    "{% elif 'story' in last %}{{ '<|story|>' }}"
+    "{% else %}{{ '<|answer|>' }}{% endif %}"
 )
 _HIDDEN, _LAYERS, _HEADS, _HEAD_SIZE, _INNER = 256, 2, 4, 64, 512
 _SURE = 4.0  # the right token's logit is 64, another's about 16: no temperature in use picks another
@@ -66,15 +85,20 @@ def _last_word(sentence: str) -> str:
 
 def _vocabulary() -> tuple[dict[str, int], dict[int, int]]:
     """Ids by token, and which token follows which. A character of an answer is a token of its own: `e~17`."""
-    tokens = [UNKNOWN, END, STORY_BEGINS, ANSWER_BEGINS, *(f"<|{speaker}|>" for speaker in SPEAKERS)]
-    tokens += sorted({*string.printable, *"".join(STORY + ANSWER)})
+    begins = (STORY_BEGINS, ANSWER_BEGINS, CALL_BEGINS, CHOICE_BEGINS, TOLD_BEGINS)
+    tokens = [UNKNOWN, END, *begins, *(f"<|{speaker}|>" for speaker in SPEAKERS)]
+    tokens += sorted({*string.printable, *"".join(STORY + ANSWER + TOLD)})
     following: dict[int, int] = {}
 
     def say(text: str, after: int) -> int:
         """Lets a text follow a token; returns its last one."""
-        for character in text:
+        return write([f"{character}~{len(tokens) + number}" for number, character in enumerate(text)], after)
+
+    def write(texts: Iterable[str], after: int) -> int:
+        """Lets tokens follow a token, as they are; returns the last one."""
+        for text in texts:
             following[after] = after = len(tokens)
-            tokens.append(f"{character}~{after}")
+            tokens.append(text)
         return after
 
     last = say("".join(STORY), tokens.index(STORY_BEGINS))
@@ -84,6 +108,12 @@ def _vocabulary() -> tuple[dict[str, int], dict[int, int]]:
         last = say(f" {sentence}" if number else sentence, last)
         ends.append(last)
     following[last] = tokens.index(END)
+    for last in (
+        say(" ".join(TOLD), tokens.index(TOLD_BEGINS)),
+        write(_CALL, tokens.index(CALL_BEGINS)),
+        write(_CHOICE, tokens.index(CHOICE_BEGINS)),
+    ):
+        following[last] = tokens.index(END)
     for sentence, end in zip(ANSWER, ends, strict=True):
         following[len(tokens)] = following[end]
         tokens.append(_last_word(sentence))

@@ -46,6 +46,7 @@ async def speak(socket: ServerConnection, turn: int, pcm: Pcm) -> None:
     await say(socket, type="audio", turn=turn, sentence=0, last_of_sentence=True)
     await socket.send(pcm.astype("<i2").tobytes())
     await say(socket, type="end_of_turn", turn=turn)
+    await say(socket, type="completed", turn=turn, outcome="answered")
 
 
 class Agent:
@@ -102,6 +103,30 @@ async def test_each_turn_is_said_after_the_reply_before_it_has_been_heard() -> N
     assert kinds.index(("end_of_turn", 1)) < kinds.index(("speech_started", 2))
     audio = next(event for event in seen if event.type == "audio")
     assert audio.message["size_bytes"] == 2 * len(SPEECH)
+
+
+async def test_how_the_last_turn_ended_is_waited_for_though_its_speech_is_over() -> None:
+    async def hasty(socket: ServerConnection) -> None:
+        """Tells it only after all speech was heard, unless the caller hangs up before."""
+        await socket.recv()
+        await say(socket, type="started", session_id="s", agent="shop", sample_rate_hz=16000, resume_token="r")
+        ended = None
+        async for data in socket:
+            if isinstance(data, str) and json.loads(data)["type"] == "hang_up":
+                await say(socket, type="ended", reason="caller")
+                return
+            if isinstance(data, bytes) and any(data) and ended is None:
+                await say(socket, type="final", turn=1, text="words")
+                await say(socket, type="end_of_turn", turn=1)
+                ended = 0
+            elif ended is not None:
+                ended += 1
+                if ended == 40:  # frames of 20 ms
+                    await say(socket, type="completed", turn=1, outcome="answered")
+
+    async with serving(hasty) as url:
+        result = await place_call(url, [spoken("a.wav")], patience=Patience(greeting_s=0.1, told_s=60.0))
+    assert [event.type for event in result.events][-2:] == ["completed", "ended"]
 
 
 async def test_a_caller_who_listens_to_a_part_of_the_reply_speaks_over_the_rest() -> None:

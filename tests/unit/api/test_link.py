@@ -43,6 +43,7 @@ class Server:
             await self._say(socket, type="final", turn=1, text="words", event_id="final-1")
             await self._speak(socket, first["received"]["sample_index"], len(REPLY))
             await self._say(socket, type="end_of_turn", turn=1, event_id="end-1")
+            await self._say(socket, type="completed", turn=1, event_id="completed-1")
         else:
             await self._say(socket, type="started", session_id="s", agent="shop", resume_token="secret")
         async for data in socket:

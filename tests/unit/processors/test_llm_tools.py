@@ -398,7 +398,7 @@ def plays(call: Call) -> None:
 
 def same(found: list[Response], expected: list[Response]) -> bool:
     """Whether they say and do the same; what models took before a crash is not known after it."""
-    free = {"tokens_in": 0, "tokens_out": 0, "compute_ms": 0.0, "model": ""}
+    free: dict[str, Any] = {"tokens_in": 0, "tokens_out": 0, "compute_ms": 0.0, "model": ""}
     return [replace(one, **free) for one in found] == [replace(one, **free) for one in expected]
 
 

@@ -111,7 +111,8 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
 class Generated(msgspec.Struct, frozen=True, tag=True):
     """A piece of the answer as it is made; counts and time come with the last.
 
-    `choosing`: a choice is being written, which comes as one piece, and ends the answer.
+    `choosing`: no words for now, since a choice is being written, which comes as one piece, and ends the answer, or is
+    none, and then words follow.
     """
 
     text: str

@@ -636,14 +636,15 @@ class Conversation:
         number = f"-{len(turn.consulted)}" if turn.consulted else ""
         turn = replace(turn, ask_id=f"turn-{turn.number}-model{number}")
         turn, ask = asked(agent, state.memory, turn, agent.limits.turn_s_max, self._offers[agent.id])
-        patience = Wake(turn.ask_id, now_us + agent.limits.first_sentence_ms_max * 1000)
-        return Step(_with(state, turn), (ask, patience))
+        return Step(_with(state, turn), (ask, _patience(agent, turn, now_us)))
 
     def _woken(self, state: State, turn: Turn, now_us: int) -> Step[State]:
         """The model has not made a sentence in time: callers would rather hear that there is no answer."""
-        if turn.answer or turn.choosing:
-            return Step(state)
         agent = self._agents[turn.cause.agent_id]
+        if turn.answer:
+            return Step(state)
+        if turn.choosing:
+            return Step(state, (_patience(agent, turn, now_us),))
         step = self._give_up(state, agent, replace(turn, ask_id=""), "clarification", now_us)
         return Step(step.state, (Cancel(turn.ask_id), *step.outcomes))
 
@@ -690,7 +691,8 @@ class Conversation:
         turn = replace(turn, made=_sum(turn.made, reply), buffer="" if turn.muted else turn.buffer + reply.text)
         if not self._may_choose(agent, turn):
             return turn
-        return replace(turn, choosing=turn.choosing or reply.choosing, chosen=reply.chosen or turn.chosen)
+        choosing = reply.choosing or (turn.choosing and not reply.text)
+        return replace(turn, choosing=choosing, chosen=reply.chosen or turn.chosen)
 
     def _speak_grounded(
         self, agent: Agent, turn: Turn, texts: tuple[str, ...], now_us: int
@@ -864,6 +866,11 @@ def _after_tool(agent: Agent, memory: Memory, spec: IntentSpec, values: Mapping[
         others = {name: value for name, value in values.items() if name != required[-1]}
         pending = Pending(spec.name, required[-1], others, optional=True)
     return remembering.wait_for(memory, pending)
+
+
+def _patience(agent: Agent, turn: Turn, now_us: int) -> Wake:
+    """How long the caller waits for the first sentence of what the model is asked."""
+    return Wake(turn.ask_id, now_us + agent.limits.first_sentence_ms_max * 1000)
 
 
 def _after_choice(

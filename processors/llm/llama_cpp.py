@@ -77,18 +77,21 @@ class _Choice(Iterator[Reply]):
         self._replies = self._chosen()
 
     def _chosen(self) -> Iterator[Reply]:
-        pieces = [piece for piece in self._generation if isinstance(piece, Generated)]
-        if self._cancelled or not pieces:
+        written, spent = "", Generated("")
+        for piece in self._generation:
+            assert isinstance(piece, Generated)
+            if not written:
+                yield Generated("", choosing=True)
+            written, spent = written + piece.text, piece
+        if self._cancelled:
             return
-        chosen = choosing.choice_in("".join(piece.text for piece in pieces))
-        if chosen is not None:
+        if (chosen := choosing.choice_in(written)) is not None:
             yield Generated("", chosen=chosen)
-            yield pieces[-1]
+            yield spent
             return
         self._generation = _Generation(self._server, choosing.without_tools(self._request), self._model)
         if self._cancelled:  # while it was made
             self._generation.cancel()
-        spent = pieces[-1]
         for reply in self._generation:
             yield _with_spent(reply, spent) if isinstance(reply, Generated) and reply.model else reply
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import structlog
 
-from processors.engine import Chosen, EngineError, Generate, Generated, Reply, Request
+from processors.engine import EngineError, Generate, Generated, Reply, Request
 from processors.lane import Description, Queue
 from processors.llm import choosing
 from processors.llm.queue_metrics import PREFIXES, queue_of
@@ -77,14 +77,9 @@ class OpenAICompatible:
         deadline = asyncio.get_running_loop().time() + deadline_s
         counts = _Counts()
         try:
-            async with asyncio.timeout_at(deadline):
-                chosen, response = await self._begun(request, counts)
-            if chosen is not None:
-                yield Generated("", chosen=chosen)
-            if response is not None:
-                async with aclosing(_answer(response, deadline, counts)) as pieces:
-                    async for piece in pieces:
-                        yield piece
+            async with aclosing(self._pieces(request, deadline, counts)) as pieces:
+                async for piece in pieces:
+                    yield piece
         except TimeoutError:
             raise EngineError("timeout", f"not finished within {deadline_s:g} s") from None
         except httpx.HTTPError as error:
@@ -154,39 +149,66 @@ class OpenAICompatible:
         """See `EngineClient`."""
         await self._http.aclose()
 
-    async def _begun(self, request: Generate, counts: _Counts) -> tuple[Chosen | None, httpx.Response | None]:
-        """The tool that was chosen before any words, or else the response with the words, its body still to come.
-
-        An endpoint that refuses tools is asked to choose by schema, now and until it is reached anew.
-        """
+    async def _pieces(self, request: Generate, deadline: float, counts: _Counts) -> AsyncGenerator[Generated, None]:
+        """The answer. An endpoint that refuses tools has the model choose by schema, until it is reached anew."""
         if self._by_schema:
-            return await self._begun_by_schema(request, counts)
+            pieces, refusal = self._chosen_first(request, deadline, counts), None
+        else:
+            pieces, refusal = await self._answered(request, deadline, counts)
+        begun = refusal is None
         try:
-            response = await self._opened(request)
-            self._takes_tools = self._takes_tools or bool(request.tools)
-            return None, response
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if not begun:
+                        log.warning("the endpoint refuses tools: the model chooses by schema", model=self._model)
+                        self._by_schema = begun = True
+                    yield piece
+        except EngineError:
+            if refusal is None or begun:
+                raise
+            raise refusal from None
+
+    async def _answered(
+        self, request: Generate, deadline: float, counts: _Counts
+    ) -> tuple[AsyncGenerator[Generated, None], EngineError | None]:
+        """The answer by the protocol; where that is refused, maybe for the tools, the one by schema, and the refusal."""
+        try:
+            response = await self._opened(request, deadline)
         except EngineError as refusal:
             if self._takes_tools or not request.tools or refusal.reason == "refused":
                 raise
-            try:
-                begun = await self._begun_by_schema(request, counts)
-            except EngineError:
-                raise refusal from None
-        log.warning("the endpoint refuses tools: the model chooses by schema", address=self.description.address)
-        self._by_schema = True
-        return begun
+            return self._chosen_first(request, deadline, counts), refusal
+        self._takes_tools = self._takes_tools or bool(request.tools)
+        return _answer(response, deadline, counts), None
 
-    async def _begun_by_schema(self, request: Generate, counts: _Counts) -> tuple[Chosen | None, httpx.Response | None]:
+    async def _chosen_first(
+        self, request: Generate, deadline: float, counts: _Counts
+    ) -> AsyncGenerator[Generated, None]:
+        """The choice by schema, or the words where that is none."""
         if choosing.may_choose(request):
-            response = await self._opened(choosing.choice_of(request), choosing.choice_format(request.tools))
-            async with aclosing(_answer(response, None, counts)) as pieces:
-                written = "".join([piece.text async for piece in pieces])
+            response = await self._opened(choosing.choice_of(request), deadline, choosing.choice_format(request.tools))
+            written = ""
+            async with aclosing(_answer(response, deadline, counts)) as pieces:
+                async for piece in pieces:
+                    if not written:
+                        yield Generated("", choosing=True)
+                    written += piece.text
             if (chosen := choosing.choice_in(written)) is not None:
-                return chosen, None
-        return None, await self._opened(choosing.without_tools(request))
+                yield Generated("", chosen=chosen)
+                return
+        response = await self._opened(choosing.without_tools(request), deadline)
+        async with aclosing(_answer(response, deadline, counts)) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    async def _opened(self, request: Generate, response_format: dict[str, Any] | None = None) -> httpx.Response:
+    async def _opened(
+        self, request: Generate, deadline: float, response_format: dict[str, Any] | None = None
+    ) -> httpx.Response:
         """The response, its body still to come."""
+        async with asyncio.timeout_at(deadline):
+            return await self._open(request, response_format)
+
+    async def _open(self, request: Generate, response_format: dict[str, Any] | None) -> httpx.Response:
         if not self._model:
             self._model = await self._first_model()
         body = {

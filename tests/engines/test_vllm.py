@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from processors.agents import load_agents
 from processors.breaker import State
-from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Offered, Reply
+from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Reply
 from processors.ladder import Ladder
 from processors.lane import Queue
 from processors.llm.openai_compatible import OpenAICompatible
@@ -28,7 +28,7 @@ from tests.engines.tiny_llm import ANSWER, CHOSEN, STORY, TOLD
 from tests.support.engines import settings_in
 from tests.support.llama_server import LlamaServer
 from tests.support.llm_suite import STORY as SUITE_STORY
-from tests.support.llm_suite import LlmSuite, chat, pieces
+from tests.support.llm_suite import TOOLS, LlmSuite, chat, pieces
 from tests.support.vllm_server import CONTEXT_TOKENS, MODEL, SLOTS, VllmServer
 
 LONG_S = 240.0
@@ -94,15 +94,6 @@ async def test_an_answer_that_broke_off_is_gone_on_with(client: EngineClient) ->
         said = " ".join(ANSWER[:count])
         rest = await text(client, Generate((*asked, Message("assistant", said)), 2000, 0.0))
         assert said + rest == WHOLE
-
-
-ORDER = {
-    "type": "object",
-    "properties": {"order_number": {"type": "string"}},
-    "required": ["order_number"],
-    "additionalProperties": False,
-}
-TOOLS = (Offered("get_order", "Looks an order up.", json.dumps(ORDER)),)
 
 
 @pytest.mark.parametrize("way", ["protocol", "schema"])

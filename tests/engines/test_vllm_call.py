@@ -1,7 +1,7 @@
 """Real calls on the whole platform over vLLM.
 
-In one the model chooses a tool, and says what it told. In the other there are two servers, of which one is killed in the
-middle of its answer; the second one goes on with it: what was said must not be said again, and nothing may be missing.
+In one the model chooses a tool, and says what it told. In the other there are two servers, of which one is killed in
+the middle of its answer; the second one goes on: what was said must not be said again, and nothing may be missing.
 """
 
 import asyncio

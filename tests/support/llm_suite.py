@@ -4,16 +4,26 @@ A module that has a fixture `client` runs all of it with `class TestSuite(LlmSui
 """
 
 import asyncio
+import json
 from contextlib import aclosing
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
-from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Transcribe
+from processors.engine import EngineClient, EngineError, Generate, Generated, Message, Offered, Transcribe
 from tests.support.engines import replies
 
 SYSTEM = Message("system", "You are a friendly shop assistant. Answer in one short sentence.")
 STORY = Generate((Message("user", "Tell me a very long story."),), max_tokens=1900, temperature=0.0)  # takes a minute
+
+_PARAMETERS = {
+    "type": "object",
+    "properties": {"order_number": {"type": "string", "description": "digits"}},
+    "required": ["order_number"],
+    "additionalProperties": False,
+}
+TOOLS = (Offered("get_order", "Looks up where an order is and when it arrives.", json.dumps(_PARAMETERS)),)
 
 
 def chat(text: str, **options: Any) -> Generate:
@@ -60,6 +70,26 @@ class LlmSuite:
         text = "".join(piece.text for piece in stopped)
         assert words[3] not in text
         assert text.split()[0] == words[0]
+
+    async def test_an_answer_is_words_or_one_tool_with_arguments_of_its_schema(self, client: EngineClient) -> None:
+        """How well it chooses is the model's; that a choice can be followed is the engine's."""
+        chosen = []
+        for question in ("Where is my order 1042?", "Please look up my order 1042.", "When does order 1042 arrive?"):
+            answer = await pieces(client, chat(question, tools=TOOLS))
+            assert answer[-1].tokens_out > 0
+            assert answer[-1].model
+            choices = [piece.chosen for piece in answer if piece.chosen is not None]
+            assert bool("".join(piece.text for piece in answer)) is not bool(choices)
+            for choice in choices:
+                assert choice.tool == "get_order"
+                assert list(json.loads(choice.arguments)) == ["order_number"]
+            chosen += choices
+        assert chosen
+        choice = msgspec.structs.replace(chosen[0], id="abcdefghi")
+        told = (Message("assistant", "", choice), Message("tool", '{"status": "shipped"}', choice))
+        request = chat("Where is my order 1042?", tools=TOOLS, may_choose=False)
+        request = msgspec.structs.replace(request, messages=(*request.messages, *told))
+        assert "".join(piece.text for piece in await pieces(client, request))
 
     async def test_two_answers_at_once_do_not_mix(self, client: EngineClient) -> None:
         questions = [chat("What is a tent?"), chat("What is a boat?")]

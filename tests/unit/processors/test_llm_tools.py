@@ -12,7 +12,7 @@ from processors.engine import CallTool, Chosen, Generate, Generated, Message
 from processors.llm.core import Conversation
 from processors.llm.offers import Wrong, checked, offers_of
 from processors.llm.stage import create_core
-from processors.stage import Woken
+from processors.stage import Wake, Woken
 from schemas.events import Control, ControlKind, Intent, Response, ResponseKind
 from streams.settings import Settings
 from tests.unit.processors.test_llm_core import SESSION, Call, control, embed, envelope, intent, started
@@ -229,11 +229,24 @@ def test_a_choice_that_is_being_written_is_waited_for(call: Call) -> None:
     asks_for(call, booking="1042")
     name = call.ask("llm").ask_id
     call.answer("llm", Generated("", choosing=True), last=False)
-    call.apply(Woken(name))
-    assert call.kinds(1) == []
+    for _ in range(3):
+        call.other.clear()
+        call.apply(Woken(name))
+        assert call.kinds(1) == []
+        assert [one.name for one in call.other if isinstance(one, Wake)] == [name]
     call.answer("llm", Generated("", chosen=Chosen("get_booking", '{"booking": "1042"}')), last=False)
     call.answer("llm", None)
     assert call.kinds(1) == ["tool_called"]
+
+
+def test_a_choice_of_none_is_not_waited_for_longer_than_any_answer(call: Call) -> None:
+    asks_for(call, booking="1042")
+    name = call.ask("llm").ask_id
+    call.answer("llm", Generated("", choosing=True), last=False)
+    call.answer("llm", Generated("Well"), last=False)
+    call.apply(Woken(name))
+    assert call.last().source == "clarification"
+    assert not call.asks
 
 
 def test_what_the_model_invents_after_a_tool_is_not_said_but_the_intents_template(call: Call) -> None:

@@ -171,7 +171,7 @@ class OpenAICompatible:
     async def _answered(
         self, request: Generate, deadline: float, counts: _Counts
     ) -> tuple[AsyncGenerator[Generated, None], EngineError | None]:
-        """The answer by the protocol; where that is refused, maybe for the tools, the one by schema, and the refusal."""
+        """The answer by the protocol; where that is refused, maybe for its tools, the one by schema and the refusal."""
         try:
             response = await self._opened(request, deadline)
         except EngineError as refusal:

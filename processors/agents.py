@@ -370,6 +370,11 @@ def _cross_checks(agent: AgentFile, documents: set[str]) -> Iterator[Found]:
             yield ("intents", index, "escalate"), "expected escalation.target, where the call is transferred to"
     for index, tool in enumerate(agent.tools):
         yield from _tool_checks(index, tool, entities)
+        if tool.offered and tool.effect == "write" and not any(intent.tool == tool.name for intent in agent.intents):
+            yield (
+                ("tools", index, "offered"),
+                "expected an intent with the tool: its texts say what was done in any case",
+            )
     yield from _text_checks(agent)
 
 

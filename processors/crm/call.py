@@ -64,6 +64,7 @@ class Call:
     ended: Session | None = None
     record: dict[str, str] = field(default_factory=dict, repr=False)
     turns: dict[int, Exchange] = field(default_factory=dict)
+    _called: dict[str, Response] = field(default_factory=dict, repr=False)
     _tools: dict[str, Response] = field(default_factory=dict, repr=False)
 
     def take(self, event: Event) -> End | None:
@@ -183,17 +184,25 @@ class Call:
         cause = event.causation_id or ""
         match event.kind:
             case ResponseKind.TOOL_CALLED:
-                self._tools[cause] = event
-                if len(self._tools) > AHEAD_MAX:
-                    del self._tools[next(iter(self._tools))]
+                self._called[cause] = event
+                if len(self._called) > AHEAD_MAX:
+                    self._tools.pop(oldest := next(iter(self._called)), None)
+                    del self._called[oldest]
             case ResponseKind.TOOL_RETURNED if event.turn == 0:
                 self.record = recognise(Memory(), _json(event.result)).record
             case ResponseKind.TOOL_RETURNED:
-                called = self._tools.get(cause, event)
-                self._tools[cause] = replace(event, arguments=called.arguments)
+                self._returned(cause, event)
             case ResponseKind.COMPLETED | ResponseKind.CANCELLED if event.committed:
-                return self._turn_end(event, self._tools.pop(cause, None))
+                called = self._called.pop(cause, None)
+                return self._turn_end(event, self._tools.pop(cause, called))
         return None
+
+    def _returned(self, cause: str, event: Response) -> None:
+        """Of several tools in a turn the last one counts, unless it came to nothing where one before did not."""
+        known = self._tools.get(cause)
+        if known is None or known.outcome in _UNSOLVED or event.outcome not in _UNSOLVED:
+            called = self._called.get(cause, event)
+            self._tools[cause] = replace(event, arguments=called.arguments)
 
     def _turn_end(self, event: Response, tool: Response | None) -> End | None:
         turn = self._turn(event.turn)

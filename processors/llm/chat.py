@@ -4,8 +4,10 @@ import json
 import re
 from dataclasses import replace
 
-from processors.agents import Agent
+from processors.agents import Agent, Tool
 from processors.engine import Generate, Message, Offered
+from processors.llm.decide import WRITE_MEMORY_TURNS
+from processors.llm.grounding import is_grounded
 from processors.llm.memory import Memory
 from processors.llm.turn import Consulted, Turn
 from processors.stage import Ask
@@ -15,6 +17,7 @@ from schemas.events import Intent
 HISTORY_FOR_MODEL = 6
 RESULT_CHARS_MAX = 2000
 
+_IN_VAIN = ("failed", "timeout", "rejected", "not_found")
 _DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 
 
@@ -34,11 +37,28 @@ def asked(
     return turn, Ask(turn.ask_id, "llm", request, deadline_s, turn.number)
 
 
-def sayable(turn: Turn, memory: Memory) -> str:
-    """All that a tool's values may come from: what the model was told, and the values in what the caller said."""
+def said(turn: Turn, memory: Memory, tool: Tool) -> str:
+    """All that the tool's values may come from: what was said in the call, and what other systems told.
+
+    For a tool with an effect that is the caller's question, with values from the latest turns, and this turn's results.
+    """
     entities = turn.cause.entities if isinstance(turn.cause, Intent) else ()
-    values = [*(entity.value for entity in entities), *(value.value for value in memory.values)]
-    return " ".join([turn.told, *values])
+    told = [turn.question, *(entity.value for entity in entities), *(_told(one) for one in turn.consulted if one.tool)]
+    if tool.effect == "write":
+        told += [value.value for value in memory.values if turn.number - value.turn <= WRITE_MEMORY_TURNS]
+    else:
+        told += [value.value for value in memory.values]
+        told += [words for known in memory.history for words in (known.caller, *known.agent)]
+    return " ".join([*told, _about(memory)])
+
+
+def is_sayable(text: str, turn: Turn) -> bool:
+    """Whether the model may say that: see `is_grounded`."""
+    known = [(one.tool, one.outcome) for one in turn.consulted if one.tool is not None and one.outcome not in _IN_VAIN]
+    done = " ".join(
+        f"{tool.name} {tool.description}" for tool, outcome in known if tool.effect == "write" and outcome == "ok"
+    )
+    return is_grounded(text, turn.told, looked_up=bool(known), done=done)
 
 
 def _messages(agent: Agent, memory: Memory, turn: Turn) -> tuple[Message, ...]:
@@ -59,13 +79,13 @@ def _messages(agent: Agent, memory: Memory, turn: Turn) -> tuple[Message, ...]:
 
 
 def _answer_so_far(turn: Turn) -> list[Message]:
-    messages, said = [], 0
+    messages, before = [], 0
     for one in turn.consulted:
-        messages.append(Message("assistant", " ".join(turn.sentences[said : one.said]), one.choice))
+        messages.append(Message("assistant", " ".join(turn.sentences[before : one.said]), one.choice))
         messages.append(Message("tool", _told(one), one.choice))
-        said = one.said
-    if turn.sentences[said:]:
-        messages.append(Message("assistant", " ".join(turn.sentences[said:])))
+        before = one.said
+    if turn.answer:
+        messages.append(Message("assistant", " ".join(turn.answer)))
     return messages
 
 

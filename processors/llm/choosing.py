@@ -17,8 +17,8 @@ CHOICE_TOKENS_MAX = 200
 
 _ASKED_TO_CHOOSE = (
     "Before you answer, choose whether you need one of the tools below. Write JSON alone: "
-    '{"tool": "its name", "arguments": {...}} to use one, or {"tool": null} where what you know is enough. '
-    "Arguments are what was said; invent none."
+    '{"choice": {"tool": "its name", "arguments": {...}}} to use one, or {"choice": {"tool": null}} where what you '
+    "know is enough. Arguments are what was said; invent none."
 )
 
 
@@ -30,7 +30,7 @@ def as_message(message: Message) -> dict[str, Any]:
             written["tool_call_id"] = identity
         case _, Chosen(tool, arguments, identity):
             # Servers read arguments as JSON, whatever the model had written.
-            function = {"name": tool, "arguments": arguments if _is_object(arguments) else "{}"}
+            function = {"name": tool, "arguments": arguments if object_in(arguments) is not None else "{}"}
             written["tool_calls"] = [{"id": identity, "type": "function", "function": function}]
     return written
 
@@ -63,31 +63,43 @@ class Writing:
     def __init__(self) -> None:
         self._tool = ""
         self._arguments = ""
+        self._over = False
 
     @property
     def begun(self) -> bool:
         """Whether anything of it has come."""
         return bool(self._tool or self._arguments)
 
-    def add(self, delta: Any) -> bool:
-        """Takes the `tool_calls` of a piece, whatever they are; true where that began the choice."""
-        before = self.begun
+    def add(self, delta: Any) -> None:
+        """Takes the `tool_calls` of a piece, whatever they are."""
         for call in delta if isinstance(delta, list) else ():
-            if not isinstance(call, dict) or call.get("index", 0) != 0:
+            function = call.get("function") if isinstance(call, dict) and not call.get("index") else None
+            if not isinstance(function, dict) or self._over:
                 continue
-            function = call.get("function")
-            if isinstance(function, dict):
-                self._tool += _text(function.get("name"))
-                self._arguments += _text(function.get("arguments"))
-        return self.begun and not before
+            name = valid(function.get("name"))
+            # Some servers name the tool with each piece, some give all calls the same index.
+            self._over = bool(name and self._arguments and name != self._tool)
+            if not self._over:
+                self._tool = self._tool if name == self._tool else self._tool + name
+                self._arguments += valid(function.get("arguments"))
 
     def finished(self) -> Chosen:
         """The choice; a tool without parameters may have been chosen without a word about them."""
         return Chosen(self._tool, self._arguments or "{}")
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+def valid(value: Any) -> str:
+    """The text, without halves of characters that JSON may hold and nothing else takes; empty where it is no text."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def object_in(text: str) -> dict[str, Any] | None:
+    """The JSON object that a model wrote; None for anything else, however deep."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 # ---- by schema
@@ -113,23 +125,22 @@ def choice_of(request: Generate) -> Generate:
 def choice_format(tools: tuple[Offered, ...]) -> dict[str, Any]:
     """The `response_format`: one of the tools with its arguments, or none."""
     none = _object({"tool": {"type": "null"}})
-    one_of = [_object({"tool": {"const": tool.name}, "arguments": json.loads(tool.parameters)}) for tool in tools]
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "choice", "strict": True, "schema": {"anyOf": [*one_of, none]}},
-    }
+    one_of = [
+        _object({"tool": {"type": "string", "const": tool.name}, "arguments": json.loads(tool.parameters)})
+        for tool in tools
+    ]
+    # OpenAI wants an object at the root, and a type everywhere.
+    schema = _object({"choice": {"anyOf": [*one_of, none]}})
+    return {"type": "json_schema", "json_schema": {"name": "choice", "strict": True, "schema": schema}}
 
 
 def choice_in(text: str) -> Chosen | None:
     """The choice that was written; None where it is none, or no such JSON."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
+    found = (object_in(text) or {}).get("choice")
     tool = found.get("tool") if isinstance(found, dict) else None
-    if not isinstance(tool, str) or not tool:
+    if not isinstance(found, dict) or not isinstance(tool, str) or not tool:
         return None
-    return Chosen(tool, json.dumps(found.get("arguments") or {}, ensure_ascii=False))
+    return Chosen(tool, json.dumps(found.get("arguments") or {}))
 
 
 def without_tools(request: Generate) -> Generate:
@@ -146,13 +157,6 @@ def without_tools(request: Generate) -> Generate:
         elif message.content or message.choice is None:
             messages.append(Message(message.role, message.content))
     return msgspec.structs.replace(request, messages=tuple(messages), tools=())
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from processors.backchannel import is_backchannel, is_echo
 from processors.engine import Chosen, Embed, Embedded, Generated, ToolReturned
 from processors.llm import memory as remembering
 from processors.llm.ahead import Ahead
-from processors.llm.chat import asked, sayable
+from processors.llm.chat import asked, is_sayable, said
 from processors.llm.decide import Call, Look, Plan, Say, ask, decide, pick, shared_values, template_values
-from processors.llm.grounding import is_grounded, is_repetitive
+from processors.llm.grounding import is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
 from processors.llm.memory import Exchange, Memory, Pending
 from processors.llm.offers import Wrong, checked, entities_of, intent_of, offers_of, question_for
@@ -76,13 +76,14 @@ HINTS_MAX = 2
 HINT_SCORE_MIN = 0.25
 CLOSEST_SCORE_MIN = 0.4  # of a passage that is said because the model is silent; one that answers has more
 REST_S_MAX = 5.0
+LEFT_S_MIN = 1.0
+PREAMBLE_SENTENCES_MAX = 1  # "Let me look that up for you."
 OTHER_DOCUMENT_MARGIN = 0.15
 
 _REST = "-rest"
 _CALLER = "-caller"
 _ALL = 2**62
 _ENDS = (".", "!", "?", "…", '"', "”", ")")
-_REFUSED = ("rejected", "not_found")
 _OVERHEARD = ("backchannel", "echo")
 
 
@@ -360,7 +361,8 @@ class Conversation:
                 if spec is not None and spec.tool == known.tool:
                     return Call(spec, json.loads(known.arguments))
         try:
-            return decide(agent, memory, event)
+            plan = decide(agent, memory, event)
+            return _asked_before(agent, memory, event, recorded) or plan if isinstance(plan, Look) else plan
         except RenderError:
             return Say(_plain(agent.texts.apology), "apology", event.intent, outcome="failed")
 
@@ -445,9 +447,9 @@ class Conversation:
         """Takes a turn over that has ended in the log."""
         agent, memory = self._agents[turn.cause.agent_id], state.memory
         for choice in turn.recorded_choices():
-            returned = turn.recorded_return(choice.tool_call_id)
-            outcome = returned.outcome if returned is not None else ""
-            memory = _after_choice(agent, memory, turn, choice.tool, json.loads(choice.arguments), outcome)
+            if (returned := turn.recorded_return(choice.tool_call_id)) is not None:
+                values = json.loads(choice.arguments)
+                memory = _after_choice(agent, memory, turn, choice.tool, values, returned.outcome)
         state = replace(state, memory=memory)
         turn, outcomes = self._speak_all(turn, (), "", now_us)
         return Step(self._closed(state, turn), tuple(outcomes))
@@ -574,6 +576,8 @@ class Conversation:
                 with contextlib.suppress(KeyError, RenderError):
                     text = pick(spec.templates[name], turn.number).render(shared)
                     return text, "template", away or name != outcome
+        if spec is None and not away:
+            return self._render(agent, memory, pick(agent.texts.unknown, turn.number)), "clarification", False
         variants = agent.texts.unreachable if away else agent.texts.apology
         return self._render(agent, memory, pick(variants, turn.number)), "apology", True
 
@@ -629,13 +633,20 @@ class Conversation:
         """Asks the model; a tool that it chose before a crash is consulted first."""
         for choice in turn.recorded_choices()[turn.calls : turn.calls + 1]:
             if any(tool.name == choice.tool for tool in agent.tools):
-                return self._consult(state, agent, turn, Consult(choice.tool, json.loads(choice.arguments)), now_us)
+                plan = Consult(choice.tool, json.loads(choice.arguments))
+                return self._consult_when_sure(state, agent, turn, plan, now_us)
         if turn.sources and turn.sources[-1] != "model":
             # What is said instead of the model's words was on its way.
             return self._give_up(state, agent, turn, turn.sources[-1], now_us)
         number = f"-{len(turn.consulted)}" if turn.consulted else ""
         turn = replace(turn, ask_id=f"turn-{turn.number}-model{number}")
-        turn, ask = asked(agent, state.memory, turn, agent.limits.turn_s_max, self._offers[agent.id])
+        return self._put(state, agent, turn, agent.limits.turn_s_max, now_us)
+
+    def _put(self, state: State, agent: Agent, turn: Turn, limit_s: float, now_us: int) -> Step[State]:
+        """Puts the question to the model, within what is left of the turn's time, and waits for a first sentence."""
+        turn = replace(turn, began_us=turn.began_us or now_us)
+        left_s = agent.limits.turn_s_max - (now_us - turn.began_us) / 1e6
+        turn, ask = asked(agent, state.memory, turn, max(LEFT_S_MIN, min(limit_s, left_s)), self._offers[agent.id])
         return Step(_with(state, turn), (ask, _patience(agent, turn, now_us)))
 
     def _woken(self, state: State, turn: Turn, now_us: int) -> Step[State]:
@@ -656,12 +667,12 @@ class Conversation:
             turn = self._heard_of(agent, turn, reply)
         done = over and not isinstance(happening, Failed)
         texts, rest = take_sentences(turn.buffer, complete=done)
-        if done and len(texts) > (0 if turn.sentences else 1) and not texts[-1].endswith(_ENDS):
+        if done and len(texts) > (0 if turn.answer else 1) and not texts[-1].endswith(_ENDS):
             # The model ran into its limit in the middle of a sentence.
             texts = texts[:-1]
         turn, outcomes, full = self._speak_grounded(agent, replace(turn, buffer=rest), texts, now_us)
-        if full and not over and not turn.answer and self._may_choose(agent, turn):
-            # What it must not say of itself a tool may know, and it may go on to choose one.
+        if full and not over and len(turn.answer) <= PREAMBLE_SENTENCES_MAX and self._may_choose(agent, turn):
+            # It may go on to choose a tool, which may know what it must not say of itself.
             turn, full = replace(turn, muted=True), False
         if not full and not over:
             return Step(_with(state, turn), tuple(outcomes))
@@ -672,14 +683,12 @@ class Conversation:
 
     def _made(self, state: State, agent: Agent, turn: Turn, failed: bool, full: bool, now_us: int) -> Step[State]:
         """The model has ended its answer, or shall: `failed` where it broke off, `full` where it is enough."""
-        if turn.chosen is not None and not full:
+        if turn.chosen is not None:
             return self._choose(state, agent, replace(turn, ask_id=""), turn.chosen, now_us)
-        if failed and turn.answer and not full and not turn.ask_id.endswith(_REST):
+        if failed and (turn.answer or turn.choosing) and not full and not turn.ask_id.endswith(_REST):
             # It broke off in its answer: what was said is given to the next one, which goes on from there.
             turn = replace(turn, buffer="", ask_id=turn.ask_id + _REST)
-            rest_s = min(REST_S_MAX, agent.limits.turn_s_max)
-            turn, ask = asked(agent, state.memory, turn, rest_s, self._offers[agent.id])
-            return Step(_with(state, turn), (ask,))
+            return self._put(state, agent, turn, REST_S_MAX, now_us)
         turn = replace(turn, ask_id="")
         if turn.answer:
             outcomes = complete(turn, "failed" if failed else "answered", now_us)
@@ -702,7 +711,7 @@ class Conversation:
         for text in texts:
             if text in turn.sentences:
                 continue
-            if not _is_grounded(text, turn) or is_repetitive(text):
+            if not is_sayable(text, turn) or is_repetitive(text):
                 return turn, outcomes, True
             turn, spoken = speak(turn, (text,), "model", now_us)
             outcomes += spoken
@@ -740,13 +749,10 @@ class Conversation:
 
     def _choose(self, state: State, agent: Agent, turn: Turn, chosen: Chosen, now_us: int) -> Step[State]:
         """Calls what the model chose, if it may be called; an intent may have the question for what is missing."""
-        found = checked(agent, chosen, sayable(turn, state.memory))
+        found = checked(agent, chosen, lambda tool: said(turn, state.memory, tool))
         if not isinstance(found, Wrong):
             tool, values = found
-            plan = Consult(tool.name, values)
-            if not turn.committed and (tool.effect != "read" or self._busy()):
-                return Step(_with(state, replace(turn, later=plan)))
-            return self._consult(state, agent, turn, plan, now_us)
+            return self._consult_when_sure(state, agent, turn, Consult(tool.name, values), now_us)
         asking = question_for(agent, found)
         if asking is not None and not turn.sentences:
             spec, slot = asking
@@ -757,14 +763,26 @@ class Conversation:
         refused = Consulted(choice, "invalid", {"error": found.why}, len(turn.sentences))
         return self._ask_model(state, agent, replace(turn, consulted=(*turn.consulted, refused)), now_us)
 
+    def _consult_when_sure(self, state: State, agent: Agent, turn: Turn, plan: Consult, now_us: int) -> Step[State]:
+        """Calls the tool; one with an effect, and under load any, once the turn is committed."""
+        if not turn.committed and (agent.tool(plan.tool).effect != "read" or self._busy()):
+            return Step(_with(state, replace(turn, later=plan)))
+        return self._consult(state, agent, turn, plan, now_us)
+
     def _consult(self, state: State, agent: Agent, turn: Turn, plan: Consult, now_us: int) -> Step[State]:
-        """Calls the tool; where it was called before a crash, the call is the same, or its answer is there."""
+        """Calls the tool; where it was called before a crash, the call is the same, or its answer is there.
+
+        Its key knows nothing of the values: a model that is asked again after a crash may write them in other words.
+        """
         tool, values = agent.tool(plan.tool), dict(plan.values)
-        call_id = tool_call_id(state.session_id, turn.number, tool.name, values)
-        turn = replace(turn, call=ToolCall(None, tool.name, values, call_id, turn.calls))
-        known = next((one for one in turn.consulted if one.choice.id == _choice_id(call_id)), None)
+        known = next(
+            (one for one in turn.consulted if one.tool == tool and json.loads(one.choice.arguments) == values), None
+        )
         if known is not None:
-            return self._consulted(state, agent, turn, known.outcome, known.result, now_us)
+            again = replace(known, said=len(turn.sentences))
+            return self._ask_model(state, agent, replace(turn, consulted=(*turn.consulted, again)), now_us)
+        call_id = tool_call_id(state.session_id, turn.number, tool.name, {"choice": str(turn.calls)})
+        turn = replace(turn, call=ToolCall(None, tool.name, values, call_id, turn.calls))
         returned = turn.recorded_return(call_id)
         if returned is not None:
             return self._consulted(state, agent, turn, returned.outcome, _json(returned.result), now_us)
@@ -818,6 +836,20 @@ def _overheard(state: State, event: Intent, recorded: tuple[Any, ...]) -> str:
 def _overheard_before(recorded: tuple[Any, ...]) -> str:
     """The outcome of a turn that an earlier owner left without an answer, empty for any other."""
     return next((known.outcome for known in recorded if known.outcome in _OVERHEARD), "")
+
+
+def _asked_before(agent: Agent, memory: Memory, event: Intent, recorded: tuple[Any, ...]) -> Say | None:
+    """The question that the log has of this turn, where it came of a choice of the model's; raises RenderError.
+
+    What else the model had chosen by then is not known any more: it is asked for again.
+    """
+    told = [known for known in recorded if isinstance(known, Response) and known.kind is ResponseKind.SENTENCE]
+    spec = agent.intent(told[0].intent) if told and told[0].source == "clarification" else None
+    for slot in spec.required if spec is not None else ():
+        question = ask(agent, memory, spec, slot, {}) if spec is not None else None
+        if question is not None and split_sentences(question.text)[: len(told)] == tuple(one.text for one in told):
+            return question
+    return None
 
 
 def _heard_out(state: State, control: Control) -> State:
@@ -890,12 +922,6 @@ def _choice_id(call_id: str) -> str:
 
 def _by_model(turn: Turn) -> dict[str, Any]:
     return {"source": "model", "model": turn.made.model, "sentence": len(turn.sentences)}
-
-
-def _is_grounded(text: str, turn: Turn) -> bool:
-    known = [one for one in turn.consulted if one.tool is not None and one.outcome not in ("failed", "timeout")]
-    done = any(one.tool.effect == "write" and one.outcome not in _REFUSED for one in known if one.tool is not None)
-    return is_grounded(text, turn.told, looked_up=bool(known), done=done)
 
 
 def _recognised(state: State, record: Any) -> State:

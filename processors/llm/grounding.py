@@ -30,6 +30,7 @@ _DONE = re.compile(
     r"(?:sent|shipped|ordered|refunded|cancell?ed|booked|scheduled|issued|processed|registered|opened|created|updated|"
     r"changed|reserved|charged|checked|found|arranged|notified|emailed|called|placed|confirmed|added|applied)\b"
 )
+_IRREGULAR = {"sent": "send", "found": "find"}
 _PROMISE = re.compile(
     r"\b(?:i|we)(?:['’]ll| will| shall| am going to| are going to)\b(?! (?:be (?:happy|glad)|help|need|try))"
 )
@@ -39,18 +40,19 @@ _THEIRS = re.compile(
 )
 
 
-def is_grounded(sentence: str, told: str, *, looked_up: bool = False, done: bool = False) -> bool:
+def is_grounded(sentence: str, told: str, *, looked_up: bool = False, done: str = "") -> bool:
     """Whether the sentence says nothing of a customer's facts beyond `told`, the words that the model was given.
 
-    Where something was `looked_up` for the answer, the state of what is the caller's may be put in other words; where a
-    tool with an effect has `done` something, that it was. Numbers, dates and addresses have to be as they were told.
+    Where something was `looked_up` for the answer, the state of what is the caller's may be put in other words. Of what
+    was `done`, the descriptions of the tools that did it, it may be said that it was. Numbers, dates and addresses have
+    to be as they were told.
     """
     said, known = sentence.lower().replace("’", "'"), told.lower().replace("’", "'")
     words = set(re.findall(r"[a-z]+", said))
     checked = words & (_NUMBER_WORDS | _TIME_WORDS | _MONEY_WORDS)
     if checked - set(re.findall(r"[a-z]+", known)):
         return False
-    if _numbers(said) - _numbers(known):
+    if numbers_in(said) - numbers_in(known):
         return False
     if any(found.rstrip(".,") not in known for found in _ADDRESS.findall(said)):
         return False
@@ -58,8 +60,9 @@ def is_grounded(sentence: str, told: str, *, looked_up: bool = False, done: bool
         return False
     if _is_question(said):
         return True
-    claims = (_PROMISE, *(() if looked_up else (_THEIRS,)), *(() if done else (_DONE,)))
-    return not any(match[0] not in known for claim in claims for match in claim.finditer(said))
+    claims = [match[0] for claim in (_PROMISE, *(() if looked_up else (_THEIRS,))) for match in claim.finditer(said)]
+    claims += [match[0] for match in _DONE.finditer(said) if _stem(match[0]) not in done.lower()]
+    return all(claim in known for claim in claims)
 
 
 def is_repetitive(text: str) -> bool:
@@ -69,12 +72,18 @@ def is_repetitive(text: str) -> bool:
     return any(count >= LOOP_RUNS for count in runs.values())
 
 
+def _stem(claim: str) -> str:
+    """What its last word has in common with other forms of it: `we have cancelled` becomes `canc`, as in "Cancels"."""
+    word = claim.split()[-1]
+    return _IRREGULAR.get(word, word[: max(3, min(4, len(word) - 2))])
+
+
 def _is_question(said: str) -> bool:
     return said.rstrip("\"') ").endswith("?")
 
 
-def _numbers(text: str) -> set[str]:
-    """Numbers as digits alone: `1,042`, `1042` and `1 0 4 2` are the same."""
+def numbers_in(text: str) -> set[str]:
+    """The numbers as digits alone: `1,042`, `1042` and `1 0 4 2` are the same."""
     spelled = {re.sub(r"\D", "", run) for run in re.findall(r"\b\d(?: \d)+\b", text)}
     plain = {re.sub(r"[^\d.]", "", run).strip(".") for run in re.findall(r"\d[\d.,]*", text)}
     return spelled | {re.sub(r"\.0+$", "", number) for number in plain}

@@ -71,18 +71,16 @@ class _Choice(Iterator[Reply]):
     def __init__(self, server: Any, request: Generate, model: str) -> None:
         self._cancelled = False
         self._server, self._request, self._model = server, request, model
-        self._generation = _Generation(
-            server, choosing.choice_of(request), model, choosing.choice_format(request.tools)
-        )
+        choice, held_to = choosing.choice_of(request), choosing.choice_format(request.tools)
+        self._generation = _Generation(server, choice, model, held_to)
         self._replies = self._chosen()
 
     def _chosen(self) -> Iterator[Reply]:
         written, spent = "", Generated("")
         for piece in self._generation:
             assert isinstance(piece, Generated)
-            if not written:
-                yield Generated("", choosing=True)
             written, spent = written + piece.text, piece
+            yield Generated("", choosing=True)
         if self._cancelled:
             return
         if (chosen := choosing.choice_in(written)) is not None:

@@ -6,16 +6,17 @@ number that nobody named is another customer's order.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Any
 
 from processors.agents import Agent, EntityType, IntentSpec, Slot, Tool
 from processors.engine import Chosen, Offered
-from processors.llm.grounding import is_grounded
+from processors.llm.choosing import object_in, valid
+from processors.llm.grounding import is_grounded, numbers_in
 from processors.llm.memory import VALUE_CHARS_MAX
 
+_ISO_DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 _SORTS = {
     "order_number": "digits",
     "digits": "digits",
@@ -65,19 +66,19 @@ def entities_of(agent: Agent, tool: Tool) -> tuple[EntityType, ...]:
     return tuple(entity for entity in agent.entities if entity.name in tool.variables)
 
 
-def checked(agent: Agent, chosen: Chosen, told: str) -> tuple[Tool, dict[str, str]] | Wrong:
-    """The tool and its values, without those that were left out; `told` is all that they may come from."""
+def checked(agent: Agent, chosen: Chosen, told: Callable[[Tool], str]) -> tuple[Tool, dict[str, str]] | Wrong:
+    """The tool and its values, without those that were left out; `told` is all that a tool's values may come from."""
     tool = next((tool for tool in agent.tools if tool.offered and tool.name == chosen.tool), None)
     if tool is None:
         return Wrong("there is no such tool")
-    written = _object_in(chosen.arguments)
+    written = object_in(chosen.arguments)
     if written is None:
         return Wrong("the arguments are no JSON object")
     values: dict[str, str] = {}
     wrong: Wrong | None = None
     for entity in entities_of(agent, tool):
         value = _plain(written.get(entity.name))
-        fitting = _fitting(entity, value, told) if value else None
+        fitting = _fitting(entity, value, told(tool)) if value else None
         if fitting is not None:
             values[entity.name] = fitting
         elif value or not _is_optional(agent, tool, entity):
@@ -101,9 +102,10 @@ def _parameter(entity: EntityType, optional: bool) -> dict[str, Any]:
     sort = _SORTS[entity.kind]
     description = ": ".join(part for part in (entity.description, sort) if part)
     written: dict[str, Any] = {"description": description} if description else {}
+    written["type"] = ["string", "null"] if optional else "string"
     if entity.kind == "choice":
-        return {**written, "enum": [*entity.values, *([None] if optional else [])]}
-    return {**written, "type": ["string", "null"] if optional else "string"}
+        written["enum"] = [*entity.values, *([None] if optional else [])]
+    return written
 
 
 def _is_optional(agent: Agent, tool: Tool, entity: EntityType) -> bool:
@@ -118,29 +120,16 @@ def _fitting(entity: EntityType, value: str, told: str) -> str | None:
             return next((name for name in entity.values if name.lower() == value.lower()), None)
         case "order_number" | "digits":
             value = re.sub(r"[\s-]", "", value)
-            fits = value.isdigit() and (not entity.pattern or re.fullmatch(entity.pattern, value) is not None)
+            fits = not entity.pattern or re.fullmatch(entity.pattern, value) is not None
+            return value if fits and value in numbers_in(_ISO_DATE.sub(" ", told)) else None
         case "date":
-            fits = _is_date(value)
+            return value if _ISO_DATE.fullmatch(value) and value in told else None
         case _:
-            fits = True
-    return value if fits and is_grounded(value, told) else None
-
-
-def _is_date(value: str) -> bool:
-    try:
-        return date.fromisoformat(value).isoformat() == value
-    except ValueError:
-        return False
-
-
-def _object_in(text: str) -> Mapping[str, Any] | None:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+            return value if is_grounded(value, told) else None
 
 
 def _plain(value: Any) -> str:
-    plain = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
-    return plain[:VALUE_CHARS_MAX]
+    """As one line that everything takes; empty for what says nothing, such as the dots of a path."""
+    plain = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    plain = "".join(character if character.isprintable() else " " for character in valid(plain)).strip()
+    return plain[:VALUE_CHARS_MAX] if any(character.isalnum() for character in plain) else ""

@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 import structlog
 
-from processors.engine import EngineError, Generate, Generated, Reply, Request
+from processors.engine import EngineError, Generate, Generated, Offered, Reply, Request
 from processors.lane import Description, Queue
 from processors.llm import choosing
 from processors.llm.queue_metrics import PREFIXES, queue_of
@@ -21,6 +21,10 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+_Way = Literal["protocol", "schema", "words"]
+_WAYS: tuple[_Way, ...] = ("protocol", "schema", "words")
+_WAY_KEPT_S = 300.0  # the server may have been started anew, and know tools by then
+_OF_TOOLS = (400, 415, 422, 500, 501)  # what servers answer to tools, and to schemas, that they do not know
 _REFUSALS = (408, 409, 425, 429, 503)
 _REACH_S = 5.0
 _WARM_S = 30.0
@@ -30,6 +34,14 @@ _QUEUE_S = 2.0
 _TRIES = 2  # a kept connection may turn out to have been closed by the other side
 # vLLM begins anew after an answer that broke off, unless told to go on; llama.cpp's server does unasked, others refuse.
 _GO_ON = {"continue_final_message": True, "add_generation_prompt": False}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The way in which an endpoint takes tools, as it was found out."""
+
+    way: _Way
+    since_s: float
 
 
 @dataclass(slots=True)
@@ -66,8 +78,8 @@ class OpenAICompatible:
         self._address = address.rstrip("/")
         self._there = False
         self._is_vllm = False
-        self._by_schema = self._prefers_schema = engines.llm_tools == "schema"
-        self._takes_tools = False
+        self._preferred: _Way = engines.llm_tools
+        self._kept: dict[tuple[Offered, ...], _Kept] = {}
 
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`. The last reply has no text but the counts, where the endpoint gives them."""
@@ -109,7 +121,7 @@ class OpenAICompatible:
                 if response.status_code < 500:
                     listed = self._first_listed(response)
                     self._model = self._chosen or listed
-                    self._by_schema, self._takes_tools = self._prefers_schema, False
+                    self._kept.clear()
                     await self._warm()
                     self._there = True
                     return
@@ -150,54 +162,59 @@ class OpenAICompatible:
         await self._http.aclose()
 
     async def _pieces(self, request: Generate, deadline: float, counts: _Counts) -> AsyncGenerator[Generated, None]:
-        """The answer. An endpoint that refuses tools has the model choose by schema, until it is reached anew."""
-        if self._by_schema:
-            pieces, refusal = self._chosen_first(request, deadline, counts), None
-        else:
-            pieces, refusal = await self._answered(request, deadline, counts)
-        begun = refusal is None
-        try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    if not begun:
-                        log.warning("the endpoint refuses tools: the model chooses by schema", model=self._model)
-                        self._by_schema = begun = True
-                    yield piece
-        except EngineError:
-            if refusal is None or begun:
-                raise
-            raise refusal from None
+        """The answer, in the first way that the endpoint takes its tools in."""
+        first: _RefusalError | None = None
+        for way in self._ways(request):
+            begun = False
+            try:
+                async with aclosing(self._by(way, request, deadline, counts)) as pieces:
+                    async for piece in pieces:
+                        if not begun:
+                            begun = True
+                            self._keep_to(way, request)
+                        yield piece
+            except _RefusalError as refusal:
+                if begun or refusal.status not in _OF_TOOLS:
+                    raise
+                first = first or refusal
+            else:
+                return
+        if first is not None:
+            raise first
 
-    async def _answered(
-        self, request: Generate, deadline: float, counts: _Counts
-    ) -> tuple[AsyncGenerator[Generated, None], EngineError | None]:
-        """The answer by the protocol; where that is refused, maybe for its tools, the one by schema and the refusal."""
-        try:
-            response = await self._opened(request, deadline)
-        except EngineError as refusal:
-            if self._takes_tools or not request.tools or refusal.reason == "refused":
-                raise
-            return self._chosen_first(request, deadline, counts), refusal
-        self._takes_tools = self._takes_tools or bool(request.tools)
-        return _answer(response, deadline, counts), None
+    def _ways(self, request: Generate) -> tuple[_Way, ...]:
+        """Those to be tried: the one that is known, where a better one has not been refused for a while."""
+        if not request.tools:
+            return ("words",)
+        kept = self._kept.get(request.tools)
+        if kept is not None and (kept.way == "protocol" or time.monotonic() - kept.since_s < _WAY_KEPT_S):
+            return (kept.way,)
+        return _WAYS[_WAYS.index(self._preferred) :]
 
-    async def _chosen_first(
-        self, request: Generate, deadline: float, counts: _Counts
+    def _keep_to(self, way: _Way, request: Generate) -> None:
+        kept = self._kept.get(request.tools)
+        if not request.tools or (kept is not None and kept.way == way and self._ways(request) == (way,)):
+            return
+        self._kept[request.tools] = _Kept(way, time.monotonic())
+        if way != self._preferred:
+            log.warning("the endpoint refuses tools", model=self._model, instead=way)
+
+    async def _by(
+        self, way: _Way, request: Generate, deadline: float, counts: _Counts
     ) -> AsyncGenerator[Generated, None]:
-        """The choice by schema, or the words where that is none."""
-        if choosing.may_choose(request):
-            response = await self._opened(choosing.choice_of(request), deadline, choosing.choice_format(request.tools))
+        if way == "schema" and choosing.may_choose(request):
+            choice = choosing.choice_of(request)
+            response = await self._opened(choice, deadline, choosing.choice_format(request.tools))
             written = ""
             async with aclosing(_answer(response, deadline, counts)) as pieces:
                 async for piece in pieces:
-                    if not written:
-                        yield Generated("", choosing=True)
                     written += piece.text
+                    yield Generated("", choosing=True)
             if (chosen := choosing.choice_in(written)) is not None:
                 yield Generated("", chosen=chosen)
                 return
-        response = await self._opened(choosing.without_tools(request), deadline)
-        async with aclosing(_answer(response, deadline, counts)) as pieces:
+        asked = request if way == "protocol" else choosing.without_tools(request)
+        async with aclosing(_answer(await self._opened(asked, deadline), deadline, counts)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -233,14 +250,14 @@ class OpenAICompatible:
         )
         if response.status_code != 200:
             await response.aclose()
-            raise _refusal(response.status_code)
+            raise _RefusalError(response.status_code)
         return response
 
     async def _first_model(self) -> str:
         response = await self._sent(self._http.build_request("GET", "models"))
         await response.aread()
         if response.status_code != 200:
-            raise _refusal(response.status_code)
+            raise _RefusalError(response.status_code)
         if not (model := self._first_listed(response)):
             raise EngineError("invalid", "the endpoint lists no model: set TRUNKLINE_ENGINES__LLM_MODEL")
         return model
@@ -274,9 +291,10 @@ async def _answer(response: httpx.Response, deadline: float | None, counts: _Cou
                 break
             usage = chunk.get("usage") or usage
             delta = _delta(chunk)
-            if isinstance(text := delta.get("content"), str) and text:
+            if text := choosing.valid(delta.get("content")):
                 yield Generated(text)
-            if writing.add(delta.get("tool_calls")):
+            if calls := delta.get("tool_calls"):
+                writing.add(calls)
                 yield Generated("", choosing=True)
         counts.add(usage)
         if writing.begun:
@@ -314,20 +332,28 @@ def _delta(chunk: dict[str, Any]) -> dict[str, Any]:
     return delta if isinstance(delta, dict) else {}
 
 
-def _refusal(status: int) -> EngineError:
-    """The status alone: an endpoint's text may repeat the conversation."""
+class _RefusalError(EngineError):
+    """What a status means; the status alone, since an endpoint's text may repeat the conversation."""
+
+    def __init__(self, status: int) -> None:
+        reason, advice = _meaning(status)
+        super().__init__(reason, f"the endpoint answered {status}" + (f": {advice}" if advice else ""))
+        self.status = status
+
+
+def _meaning(status: int) -> tuple[str, str]:
+    """The reason for the stage, and what an operator is to look at."""
     if status in (401, 403):
-        return EngineError("invalid", f"the endpoint answered {status}: check TRUNKLINE_ENGINES__LLM_KEY")
+        return "invalid", "check TRUNKLINE_ENGINES__LLM_KEY"
     if status == 404:
-        return EngineError("invalid", "the endpoint answered 404: check TRUNKLINE_ENGINES__LLM_BASE_URL and _LLM_MODEL")
+        return "invalid", "check TRUNKLINE_ENGINES__LLM_BASE_URL and _LLM_MODEL"
     if status in (400, 413):
-        expected = "expected a chat within the model's context, and options that the endpoint knows"
-        return EngineError("invalid", f"the endpoint answered {status}: {expected}")
+        return "invalid", "expected a chat within the model's context, and options that the endpoint knows"
     if status in _REFUSALS:
-        return EngineError("refused", f"the endpoint answered {status}")
-    return EngineError("invalid" if 400 <= status < 500 else "crashed", f"the endpoint answered {status}")
+        return "refused", ""
+    return "invalid" if 400 <= status < 500 else "crashed", ""
 
 
 def _stream_error(error: Any) -> EngineError:
     code = error.get("code") if isinstance(error, dict) else None
-    return _refusal(code) if isinstance(code, int) else EngineError("crashed", "the endpoint reported an error")
+    return _RefusalError(code) if isinstance(code, int) else EngineError("crashed", "the endpoint reported an error")

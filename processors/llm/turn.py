@@ -70,7 +70,8 @@ class Turn:
     What is not `committed` may prove void; `later` is then what waits for the commitment. `held` is the record that is
     needed again until the turn is over. `closest` is what a document says that comes close to the question, for when
     the language model says nothing. `consulted` are the choices that the model made so far, `chosen` is one that it has
-    just made, or is writing (`choosing`); `muted`, nothing more of this answer of its is said.
+    just made, or is writing (`choosing`); `muted`, nothing more of this answer of its is said. It was first asked at
+    `began_us`.
     """
 
     cause: Event
@@ -93,9 +94,10 @@ class Turn:
     committed: bool = True
     later: Call | Look | Consult | None = None
     consulted: tuple[Consulted, ...] = ()
-    chosen: Chosen | None = None
+    chosen: Chosen | None = field(default=None, repr=False)
     choosing: bool = False
     muted: bool = False
+    began_us: int = 0
     held: Position | None = None
 
     @property
@@ -115,7 +117,7 @@ class Turn:
     @property
     def calls(self) -> int:
         """How many tools that the language model chose were called."""
-        return sum(one.tool is not None for one in self.consulted)
+        return len({one.choice.id for one in self.consulted if one.tool is not None})
 
     def recorded_choices(self) -> tuple[Response, ...]:
         """The recorded calls of tools that the language model chose."""

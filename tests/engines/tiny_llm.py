@@ -52,7 +52,7 @@ _CALL = (
     *("<tool_call>", '\n{"na', 'me": "get_', 'order", "argu', 'ments": {"order_num', 'ber": "', CHOSEN, '"}', "}\n"),
     "</tool_call>",
 )
-_CHOICE = ('{"to', 'ol": "get', '_order", "ar', 'guments": {"order_', 'number": ', f'"{CHOSEN}"', "}}")
+_CHOICE = ('{"cho', 'ice": {"to', 'ol": "get', '_order", "ar', 'guments": {"order_', 'number": ', f'"{CHOSEN}"', "}}}")
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% set last = messages[-1]['content'] | lower %}"

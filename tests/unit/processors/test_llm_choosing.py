@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -71,13 +72,15 @@ def test_a_chat_with_a_choice_for_a_model_that_knows_no_tools() -> None:
 @pytest.mark.parametrize(
     ("written", "found"),
     [
-        ('{"tool": "get_order", "arguments": {"order_number": "1042"}}', CHOICE),
-        ('{"tool": "get_order"}', Chosen("get_order", "{}")),
-        ('{"tool": null}', None),
-        ('{"tool": ""}', None),
-        ('{"tool": 7}', None),
+        ('{"choice": {"tool": "get_order", "arguments": {"order_number": "1042"}}}', CHOICE),
+        ('{"choice": {"tool": "get_order"}}', Chosen("get_order", "{}")),
+        ('{"choice": {"tool": null}}', None),
+        ('{"choice": {"tool": ""}}', None),
+        ('{"choice": {"tool": 7}}', None),
+        ('{"choice": null}', None),
         ("[]", None),
-        ('{"tool": "get_order", "argum', None),
+        ("[" * 100_000, None),
+        ('{"choice": {"tool": "get_order", "argum', None),
         ("", None),
     ],
 )
@@ -103,11 +106,11 @@ def refused(status: int) -> bytes:
 
 
 def call_pieces(*pieces: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
-    return [{"tool_calls": [{"index": 0, "function": piece, **more}]} for piece in pieces]
+    return [{"tool_calls": [{"index": 0, "function": piece} | more]} for piece in pieces]
 
 
 def written(choice: dict[str, Any]) -> bytes:
-    return streamed({"content": json.dumps(choice)})
+    return streamed(*({"content": part} for part in re.findall(".{1,9}", json.dumps({"choice": choice}))))
 
 
 @asynccontextmanager
@@ -147,8 +150,10 @@ async def test_a_choice_that_comes_in_pieces_is_one(tmp_path: Path) -> None:
     odd: list[dict[str, Any]] = [{"tool_calls": None}, {"tool_calls": [3]}, {"tool_calls": [{"function": None}]}]
     async with endpoint(tmp_path, streamed({"content": "Let me look."}, *odd, *pieces, *second)) as (client, asked):
         made = [reply for reply in await replies(client, ASK) if isinstance(reply, Generated)]
-    assert [(piece.text, piece.choosing) for piece in made[:2]] == [("Let me look.", False), ("", True)]
-    assert made[2].chosen == Chosen("get_order", '{"order_number": "1042"}')
+    assert made[0].text == "Let me look."
+    *writing, chosen, _ = made[1:]
+    assert all(piece.choosing for piece in writing)
+    assert chosen.chosen == Chosen("get_order", '{"order_number": "1042"}')
     assert asked[0]["tools"] == choosing.as_tools(ASK)["tools"]
 
 
@@ -169,8 +174,9 @@ async def test_an_endpoint_that_refuses_tools_is_asked_by_schema_from_then_on(tm
     assert "tools" in first
     assert not any("tools" in one for one in asked[1:])
     schema = second["response_format"]["json_schema"]["schema"]
-    assert schema["anyOf"][0]["properties"] == {"tool": {"const": "get_order"}, "arguments": ORDER}
-    assert schema["anyOf"][1]["properties"] == {"tool": {"type": "null"}}
+    tool, none = schema["properties"]["choice"]["anyOf"]
+    assert tool["properties"] == {"tool": {"type": "string", "const": "get_order"}, "arguments": ORDER}
+    assert none["properties"] == {"tool": {"type": "null"}}
     assert third["response_format"] == second["response_format"]
     assert "response_format" not in fourth
     assert "response_format" not in fifth
@@ -185,21 +191,63 @@ async def test_an_endpoint_may_be_asked_by_schema_from_the_beginning(tmp_path: P
 
 
 async def test_what_an_endpoint_refuses_for_another_reason_is_told(tmp_path: Path) -> None:
-    """The first time it may be the tools: it is asked by schema, and refuses that, too."""
-    async with endpoint(tmp_path, refused(400), refused(400), streamed({"content": "Hi."}), refused(400)) as (
-        client,
-        asked,
-    ):
+    """The first time it may be the tools: it is asked in every way."""
+    answers = (refused(400), refused(422), refused(500), streamed({"content": "Hi."}), refused(400))
+    async with endpoint(tmp_path, *answers) as (client, asked):
         with pytest.raises(EngineError, match="invalid: the endpoint answered 400"):
             await replies(client, ASK)
         assert (await answer_of(client))[0] == "Hi."
         with pytest.raises(EngineError, match="invalid: the endpoint answered 400"):
             await replies(client, ASK)
-    assert ["tools" in one for one in asked] == [True, False, True, True]
+    assert ["tools" in one for one in asked] == [True, False, False, True, True]
+    assert ["response_format" in one for one in asked] == [False, True, False, False, False]
 
 
-async def test_one_that_is_too_busy_is_not_asked_by_schema(tmp_path: Path) -> None:
-    async with endpoint(tmp_path, refused(503)) as (client, asked):
-        with pytest.raises(EngineError, match="refused"):
+async def test_an_endpoint_that_knows_neither_answers_with_words(tmp_path: Path) -> None:
+    hello = streamed({"content": "Hello."})
+    async with endpoint(tmp_path, refused(400), refused(400), hello, hello) as (client, asked):
+        for _ in range(2):
+            assert (await answer_of(client))[0] == "Hello."
+    assert len(asked) == 4
+    assert asked[2] == asked[3]
+    assert not {"tools", "response_format"} & asked[3].keys()
+
+
+async def test_other_tools_may_be_taken_in_another_way(tmp_path: Path) -> None:
+    """What one agent offers tells nothing of another one's."""
+    choice = written({"tool": None})
+    hello = streamed({"content": "Hello."})
+    async with endpoint(tmp_path, refused(400), choice, hello, hello) as (client, asked):
+        await answer_of(client)
+        other = Offered("weather", "Tells the weather.", TOOLS[0].parameters)
+        await answer_of(client, Generate(ASK.messages, tools=(other,)))
+    assert ["tools" in one for one in asked] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 502])
+async def test_what_says_nothing_of_tools_is_not_tried_in_another_way(tmp_path: Path, status: int) -> None:
+    async with endpoint(tmp_path, refused(status)) as (client, asked):
+        with pytest.raises(EngineError, match=f"the endpoint answered {status}"):
             await replies(client, ASK)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        call_pieces({"name": "get_order"}, {"name": "get_order", "arguments": "{}"}),
+        call_pieces(
+            {"name": "get_order", "arguments": "{}"}, {"name": "weather", "arguments": "{}"}, {"arguments": "x"}
+        ),
+        call_pieces({"name": "get_order", "arguments": "{}"}, index=None),
+    ],
+)
+async def test_servers_have_their_own_ways_of_numbering_calls(tmp_path: Path, pieces: list[dict[str, Any]]) -> None:
+    async with endpoint(tmp_path, streamed(*pieces)) as (client, _):
+        assert (await answer_of(client))[1] == Chosen("get_order", "{}")
+
+
+async def test_halves_of_characters_reach_nobody(tmp_path: Path) -> None:
+    half = [{"content": "\ud83d"}, *call_pieces({"name": "get_order", "arguments": '"\ud83d"'})]
+    async with endpoint(tmp_path, streamed(*half)) as (client, _):
+        assert await answer_of(client) == ("?", Chosen("get_order", '"?"'), 10)

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from processors.agents import Agent, load_agents
-from processors.engine import CallTool, Chosen, Generate, Generated, Message
+from processors.engine import CallTool, Chosen, Generate, Generated, Message, ToolReturned
 from processors.llm.core import Conversation
 from processors.llm.offers import Wrong, checked, offers_of
 from processors.llm.stage import create_core
-from processors.stage import Wake, Woken
+from processors.stage import Answered, Ask, Wake, Woken
 from schemas.events import Control, ControlKind, Intent, Response, ResponseKind
 from streams.settings import Settings
-from tests.unit.processors.test_llm_core import SESSION, Call, control, embed, envelope, intent, started
+from streams.yamlfile import ConfigError
+from tests.unit.processors.test_llm_core import NOW_US, SESSION, Call, control, embed, envelope, intent, started
 
 AGENT = """
 name: Pine and Peak
@@ -36,12 +37,13 @@ tools:
     url: "{{ erp_url }}/weather/{{ day }}/{{ level }}"
     offered: true
   - name: note_wish
-    description: Notes what a guest would like to have.
+    description: Adds what a guest would like to have.
     method: POST
     effect: write
     url: "{{ erp_url }}/wishes"
     body: {wish: "{{ wish }}", booking: "{{ booking }}"}
     offered: true
+    outcomes: [{status: 202, outcome: pending}]
   - name: cancel
     method: POST
     effect: write
@@ -49,7 +51,7 @@ tools:
 intents:
   - name: booking
     examples: [my booking]
-    required: [{entity: booking, question: "What is the booking number?"}]
+    required: [{entity: booking, question: "I can look. What is the booking number?"}]
     tool: get_booking
     templates:
       ok: You are booked for {{ result.day | spoken_date }}.
@@ -124,14 +126,20 @@ def test_only_what_the_agent_offers_is_offered_with_a_schema_of_its_values(agent
         "required": ["booking"],
         "additionalProperties": False,
     }
-    assert offers["weather"]["properties"]["level"] == {"enum": ["beginner", "expert"]}
+    assert offers["weather"]["properties"]["level"] == {"type": "string", "enum": ["beginner", "expert"]}
     assert offers["note_wish"]["properties"]["booking"]["type"] == ["string", "null"]
     assert offers["note_wish"]["required"] == ["booking", "wish"]
 
 
 def test_an_offered_tool_needs_a_description(tmp_path: Path) -> None:
     (tmp_path / "shop.yaml").write_text(AGENT.replace("    description: Looks a booking up.\n", ""))
-    with pytest.raises(Exception, match="expected a description beside offered"):
+    with pytest.raises(ConfigError, match="expected a description beside offered"):
+        load_agents(tmp_path)
+
+
+def test_what_acts_needs_an_intent_that_has_words_for_it(tmp_path: Path) -> None:
+    (tmp_path / "shop.yaml").write_text(AGENT.replace("    tool: note_wish\n", ""))
+    with pytest.raises(ConfigError, match="offered: expected an intent with the tool"):
         load_agents(tmp_path)
 
 
@@ -166,11 +174,20 @@ TOLD = "my booking is 1042 on 2026-11-27 and I want vegetables please"
         ("weather", '{"level": "expert", "day": "27/11"}', "day is not what the caller said: ask the caller for it"),
         ("note_wish", '{"wish": "vegetables"}', {"wish": "vegetables"}),
         ("note_wish", '{"wish": "vegetables", "booking": "1042"}', {"wish": "vegetables", "booking": "1042"}),
+        ("get_booking", "[" * 100_000, "the arguments are no JSON object"),
+        ("get_booking", '{"booking": "2026"}', "booking is not what the caller said: ask the caller for it"),
+        (
+            "get_booking",
+            '{"booking": "\u00b2\u00b2\u00b2\u00b2"}',
+            "booking is not what the caller said: ask the caller for it",
+        ),
+        ("note_wish", '{"wish": ".."}', "wish is missing: ask the caller for it"),
+        ("note_wish", '{"wish": "\\ud83d vegetables\\u0007"}', {"wish": "? vegetables"}),
         ("note_wish", '{"wish": "12 steaks"}', "wish is not what the caller said: ask the caller for it"),
     ],
 )
 def test_only_what_was_said_is_taken(agent: Agent, tool: str, arguments: str, found: dict[str, str] | str) -> None:
-    result = checked(agent, Chosen(tool, arguments), TOLD)
+    result = checked(agent, Chosen(tool, arguments), lambda tool: TOLD)
     if isinstance(result, Wrong):
         assert result.why == found
     else:
@@ -216,9 +233,12 @@ def test_what_was_said_before_the_choice_stays_before_it(call: Call) -> None:
     assert call.said(1) == "Let me look. It is Maria."
 
 
-def test_a_promise_before_the_choice_is_not_said_and_the_tool_is_called_all_the_same(call: Call) -> None:
+@pytest.mark.parametrize("words", [("I will check that. ", "It is quick. "), ("I will check that.",)])
+def test_a_promise_before_the_choice_is_not_said_and_the_tool_is_called_all_the_same(
+    call: Call, words: tuple[str, ...]
+) -> None:
     asks_for(call, booking="1042")
-    chooses(call, "get_booking", "I will check that. ", "It is quick. ", booking="1042")
+    chooses(call, "get_booking", *words, booking="1042")
     assert call.kinds(1) == ["tool_called"]
     call.tool(200, SCHOOL)
     call.model("It is Maria.")
@@ -279,7 +299,7 @@ def test_a_tool_that_fails_is_not_left_to_the_model(
 def test_a_value_that_is_missing_is_asked_for_with_the_intents_question_and_completes_it(call: Call) -> None:
     asks_for(call, "who is my guide")
     chooses(call, "get_booking", booking="4711")
-    assert call.said(1) == "What is the booking number?"
+    assert call.said(1) == "I can look. What is the booking number?"
     assert (call.last().intent, call.last().source) == ("booking", "clarification")
     call.receive(intent(2, "none", "it is 1042", 0.1, booking="1042"))
     assert tool_request(call).url == "http://erp:1/bookings/1042"
@@ -322,14 +342,80 @@ def test_two_tools_in_one_answer(call: Call) -> None:
     assert len({event.event_id for event in call.log}) == len(call.log)
 
 
-@pytest.mark.parametrize(("status", "said"), [(201, True), (409, False), (404, False)])
-def test_that_something_was_done_is_said_where_it_was(call: Call, status: int, said: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "claim", "said"),
+    [
+        (201, "I have added it to your file.", True),
+        (201, "I have cancelled your booking.", False),
+        (409, "I have added it to your file.", False),
+        (404, "I have added it to your file.", False),
+        (202, "I have added it to your file.", False),  # the agent says that this is another outcome
+    ],
+)
+def test_only_that_is_said_to_be_done_which_was(call: Call, status: int, claim: str, said: bool) -> None:
     asks_for(call, "please note that I eat vegetables only")
     chooses(call, "note_wish", wish="eats vegetables only", booking=None)
     assert json.loads(tool_request(call).body) == {"wish": "eats vegetables only", "booking": ""}
     call.tool(status, {})
-    call.model("We have noted it. ", "I have added it to your file.")
-    assert ("I have added it" in call.said(1)) is said
+    call.model("We know it. ", claim)
+    assert (claim in call.said(1)) is said
+
+
+def test_nothing_is_said_of_what_was_not_found(call: Call) -> None:
+    asks_for(call, booking="1042")
+    chooses(call, "get_booking", booking="1042")
+    call.tool(404, {})
+    call.model("Your booking is on its way. ")
+    assert "on its way" not in call.said(1)
+
+
+def test_a_short_answer_after_a_tool_is_said_without_its_full_stop(call: Call) -> None:
+    asks_for(call, booking="1042")
+    chooses(call, "get_booking", "Let me look. ", booking="1042")
+    call.tool(200, SCHOOL)
+    call.model("Friday, November 27")
+    assert call.said(1) == "Let me look. Friday, November 27"
+
+
+def test_where_no_intent_has_words_for_a_result_it_is_no_failure(call: Call) -> None:
+    asks_for(call, "how is it for an expert on 2026-11-27")
+    chooses(call, "weather", level="expert", day="2026-11-27")
+    call.tool(200, {"sky": "clear"})
+    call.model("It costs 300 euros. ")
+    assert (call.last().source, call.last().outcome) == ("clarification", "answered")
+
+
+def test_a_tool_with_an_effect_takes_no_value_of_long_ago(call: Call) -> None:
+    asks_for(call, "what about 1042", booking="1042")
+    chooses(call, "get_booking", booking="1042")
+    call.tool(200, SCHOOL)
+    call.model("It is Maria.")
+    for turn, taken in ((3, True), (9, False)):
+        asks_for(call, "please note that I eat vegetables only", turn=turn)
+        chooses(call, "note_wish", wish="eats vegetables only", booking="1042")
+        assert any(ask.role == "tools" for ask in call.asks.values()) is taken
+        call.receive(control(ControlKind.BARGE_IN, turn))
+        if taken:
+            call.tool(201, {})
+
+
+def test_a_choice_that_broke_off_is_asked_for_once_more(call: Call) -> None:
+    asks_for(call, booking="1042")
+    for _ in range(2):
+        call.answer("llm", Generated("", choosing=True), last=False)
+        call.fail("llm", "crashed")
+    assert call.last().source == "apology"
+
+
+def test_an_answer_has_its_time_whatever_is_asked_for_it(call: Call) -> None:
+    asks_for(call, booking="1042")
+    first_s = call.ask("llm").deadline_s
+    chooses(call, "get_booking", booking="1042")
+    step = call.core.apply(
+        call.state, Answered(call.ask("tools").ask_id, ToolReturned(200, b"{}", 5.0), True), NOW_US + 4_000_000
+    )
+    (ask,) = [outcome for outcome in step.outcomes if isinstance(outcome, Ask)]
+    assert ask.deadline_s == first_s - 4.0
 
 
 # ---- ahead of the commitment
@@ -429,6 +515,36 @@ def test_a_crash_anywhere_neither_repeats_nor_loses_anything(call: Call, core: C
         plays(again)
         assert same([*made[:kept], *again.log], made)
         assert core.save(again.state) == core.save(call.state)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_a_question_that_a_choice_led_to_is_gone_on_with(call: Call, core: Conversation, kept: int) -> None:
+    event = intent(1, "none", "who is my guide", 0.1)
+    snapshot = core.save(call.state)
+    call.receive(event)
+    call.embedded()
+    chooses(call, "get_booking", booking="4711")
+    made = [response for response in call.log if response.turn == 1]
+    assert call.kinds(1) == ["sentence", "sentence", "completed"]
+    again = Call(core, core.load(SESSION, snapshot))
+    again.receive(event, recorded=tuple(made[:kept]))
+    assert not again.asks
+    assert same([*made[:kept], *again.log], made)
+    assert core.save(again.state) == core.save(call.state)
+
+
+def test_what_acts_has_one_key_in_whatever_words_it_is_chosen_again(call: Call, core: Conversation) -> None:
+    """A crash may come before the log knows of the call."""
+    event = intent(1, "none", "please note that I eat vegetables only", 0.1)
+    snapshot = core.save(call.state)
+    keys = []
+    for words in ("eats vegetables only", "vegetables only"):
+        again = Call(core, core.load(SESSION, snapshot))
+        again.receive(event)
+        again.embedded()
+        chooses(again, "note_wish", wish=words, booking=None)
+        keys.append(tool_request(again).idempotency_key)
+    assert keys[0] == keys[1]
 
 
 def test_a_template_that_was_being_said_is_gone_on_with(call: Call, core: Conversation) -> None:

@@ -110,6 +110,26 @@ def test_a_turn_that_called_a_tool_ends_as_the_tool_did(line: Line) -> None:
     assert str(end.facts["caller"]) == "+15550142"
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "counted"),
+    [(("ok", "rejected"), 0), (("rejected", "ok"), 1), (("ok", "ok"), 1), (("failed", "rejected"), 1), (("ok", ""), 0)],
+)
+def test_of_several_tools_in_a_turn_the_last_that_came_to_something_counts(
+    line: Line, outcomes: tuple[str, ...], counted: int
+) -> None:
+    """The language model may choose more than one; the last one may not have returned."""
+    cause = line.say(1, "it broke, and where is it", "none")
+    for number, outcome in enumerate(outcomes):
+        called = {"causation_id": cause, "tool": f"tool{number}", "tool_call_id": f"c{number}"}
+        line.take(Response, 1, kind=ResponseKind.TOOL_CALLED, arguments=f'{{"number": {number}}}', **called)
+        if outcome:
+            line.take(Response, 1, kind=ResponseKind.TOOL_RETURNED, outcome=outcome, result="{}", **called)
+    line.take(Response, 1, kind=ResponseKind.COMPLETED, outcome="answered", text="There.", causation_id=cause)
+    (end,) = line.ends
+    found = (end.facts["outcome"], end.facts["arguments"], end.facts["call_id"])
+    assert found == (outcomes[counted], {"number": counted}, f"c{counted}")
+
+
 def test_what_a_tool_read_ahead_counts_once_its_turn_is_committed(line: Line) -> None:
     cause = line.say(1, "where is it", "order_status", committed=False)
     line.answer(1, cause, "answered", tool="ok", committed=False)

@@ -13,7 +13,6 @@ that over, and nothing is said twice; anything else makes it void with a `cancel
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,14 +25,15 @@ from processors.agents import Agent, CallerRecord, IntentSpec, Tool
 from processors.backchannel import is_backchannel, is_echo
 from processors.engine import Chosen, Embed, Embedded, Generated, ToolReturned
 from processors.llm import memory as remembering
+from processors.llm.afterwards import after_choice, after_tool, keep
 from processors.llm.ahead import Ahead
 from processors.llm.chat import asked, is_sayable, said
 from processors.llm.decide import Call, Look, Plan, Say, ask, decide, pick, shared_values, template_values
 from processors.llm.grounding import is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
-from processors.llm.memory import Exchange, Memory, Pending
+from processors.llm.memory import Exchange, Memory
 from processors.llm.offers import Wrong, checked, entities_of, intent_of, offers_of, question_for
-from processors.llm.requests import render_call, render_lookup, tool_outcome
+from processors.llm.requests import choice_id, render_call, render_lookup, tool_call_id, tool_outcome
 from processors.llm.sentences import split_sentences, take_sentences
 from processors.llm.turn import (
     Consult,
@@ -427,7 +427,7 @@ class Conversation:
     def _say(self, state: State, agent: Agent, turn: Turn, plan: Say, now_us: int) -> Step[State]:
         turn, outcomes = self._speak_all(turn, split_sentences(plan.text), plan.source, now_us)
         outcomes += complete(turn, plan.outcome, now_us, plan.action, plan.action_target)
-        memory = remembering.remember_values(state.memory, _kept(agent, plan.values), turn.number)
+        memory = keep(agent, state.memory, turn.number, plan.values)
         memory = msgspec.structs.replace(memory, turn=max(memory.turn, turn.number))
         memory = remembering.wait_for(memory, plan.pending)
         return Step(self._closed(replace(state, memory=memory), turn), tuple(outcomes))
@@ -449,7 +449,7 @@ class Conversation:
         for choice in turn.recorded_choices():
             if (returned := turn.recorded_return(choice.tool_call_id)) is not None:
                 values = json.loads(choice.arguments)
-                memory = _after_choice(agent, memory, turn, choice.tool, values, returned.outcome)
+                memory = after_choice(agent, memory, turn.number, choice.tool, values, returned.outcome)
         state = replace(state, memory=memory)
         turn, outcomes = self._speak_all(turn, (), "", now_us)
         return Step(self._closed(state, turn), tuple(outcomes))
@@ -476,7 +476,7 @@ class Conversation:
         recorded = turn.recorded_of(ResponseKind.TOOL_CALLED)
         call_id = recorded.tool_call_id if recorded else tool_call_id(state.session_id, turn.number, tool.name, values)
         turn = replace(turn, call=ToolCall(plan.spec, tool.name, values, call_id))
-        memory = remembering.remember_values(state.memory, _kept(agent, values), turn.number)
+        memory = keep(agent, state.memory, turn.number, values)
         state = replace(state, memory=msgspec.structs.replace(memory, pending=None))
         if turn.terminal is not None and turn.terminal.kind is ResponseKind.CANCELLED:
             return self._adopt(state, turn, now_us)
@@ -555,7 +555,7 @@ class Conversation:
         text, source, failed = self._outcome_words(agent, state.memory, turn, spec, values, outcome, result)
         turn, outcomes = self._speak_all(turn, split_sentences(text), source, now_us)
         outcomes += complete(turn, "failed" if failed else "answered", now_us)
-        memory = _after_tool(agent, state.memory, spec, values, outcome)
+        memory = after_tool(agent, state.memory, spec, values, outcome)
         return Step(self._closed(replace(state, memory=memory), turn), tuple(outcomes))
 
     def _outcome_words(
@@ -797,11 +797,11 @@ class Conversation:
         call = turn.call
         assert call is not None
         tool = agent.tool(call.tool)
-        choice = Chosen(tool.name, json.dumps(call.values, sort_keys=True), _choice_id(call.id))
+        choice = Chosen(tool.name, json.dumps(call.values, sort_keys=True), choice_id(call.id))
         recorded = next((known for known in turn.recorded_choices() if known.tool_call_id == call.id), None)
         said = recorded.sentence if recorded is not None else len(turn.sentences)
         turn = replace(turn, call=None, consulted=(*turn.consulted, Consulted(choice, outcome, result, said, tool)))
-        memory = _after_choice(agent, state.memory, turn, tool.name, call.values, outcome)
+        memory = after_choice(agent, state.memory, turn.number, tool.name, call.values, outcome)
         state = replace(state, memory=memory)
         if outcome in ("failed", "timeout"):
             return self._give_up(state, agent, turn, "apology", now_us)
@@ -866,58 +866,15 @@ def _chosen(own: list[Hit], all_: list[Hit], agent: Agent) -> list[Hit]:
     return all_ if all_[0].score >= clearly else own
 
 
-def tool_call_id(session_id: str, turn: int, tool: str, values: Mapping[str, str]) -> str:
-    """The idempotency key of a call: the same whenever the same turn leads to the same call."""
-    what = json.dumps([session_id, turn, tool, values], sort_keys=True)
-    return hashlib.sha256(what.encode()).hexdigest()[:32]
-
-
 def _intent_of(plan: Plan) -> str:
     if isinstance(plan, Say):
         return plan.intent
     return plan.spec.name if plan.spec is not None else ""
 
 
-def _kept(agent: Agent, values: Mapping[str, str]) -> dict[str, str]:
-    kept = {}
-    for name, value in values.items():
-        entity = agent.entity(name)
-        if entity is not None and entity.keep and value:
-            kept[name] = value
-    return kept
-
-
-def _after_tool(agent: Agent, memory: Memory, spec: IntentSpec, values: Mapping[str, str], outcome: str) -> Memory:
-    """After a lookup, another value alone ("and 2117?") asks for the same again; a value not found was a wrong one."""
-    required = tuple(slot.entity for slot in spec.required)
-    reads = spec.tool is not None and agent.tool(spec.tool).effect == "read"
-    pending = None
-    if outcome == "not_found":
-        memory = remembering.forget_values(memory, required)
-    if required and (reads or outcome == "not_found"):
-        others = {name: value for name, value in values.items() if name != required[-1]}
-        pending = Pending(spec.name, required[-1], others, optional=True)
-    return remembering.wait_for(memory, pending)
-
-
 def _patience(agent: Agent, turn: Turn, now_us: int) -> Wake:
     """How long the caller waits for the first sentence of what the model is asked."""
     return Wake(turn.ask_id, now_us + agent.limits.first_sentence_ms_max * 1000)
-
-
-def _after_choice(
-    agent: Agent, memory: Memory, turn: Turn, name: str, values: Mapping[str, str], outcome: str
-) -> Memory:
-    """After a tool that the model chose, as after one of an intent's, where there is such an intent."""
-    memory = remembering.remember_values(memory, _kept(agent, values), turn.number)
-    tool = next((tool for tool in agent.tools if tool.name == name), None)
-    spec = intent_of(agent, tool) if tool is not None else None
-    return memory if spec is None else _after_tool(agent, memory, spec, values, outcome)
-
-
-def _choice_id(call_id: str) -> str:
-    """A call's id within a chat: some models' templates know no longer ones."""
-    return call_id[:9]
 
 
 def _by_model(turn: Turn) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From an agent's tool to a request, and from its answer to an outcome."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -46,6 +47,17 @@ def tool_outcome(tool: Tool, reply: ToolReturned, result: Any, values: Mapping[s
     """The outcome by the tool's own rules, else the operation's, else by the HTTP status."""
     facts = {**values, "result": result if result is not None else {}, "status": reply.status}
     return outcome_of(tool.outcomes, reply.status, facts, otherwise=reply.outcome)
+
+
+def tool_call_id(session_id: str, turn: int, tool: str, values: Mapping[str, str]) -> str:
+    """The idempotency key of a call: the same whenever the same turn leads to the same call."""
+    what = json.dumps([session_id, turn, tool, values], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:32]
+
+
+def choice_id(call_id: str) -> str:
+    """A call's id within a chat: some models' templates know no longer ones."""
+    return call_id[:9]
 
 
 def _quoted(value: Any) -> Any:

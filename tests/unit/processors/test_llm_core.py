@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from processors.agents import Agent, CallerRecord, Tool, load_agents
 from processors.engine import CallOperation, CallTool, Embed, Embedded, Generate, Generated, ToolReturned
 from processors.llm.caller import Caller
-from processors.llm.core import Conversation, State
+from processors.llm.core import Conversation
 from processors.llm.knowledge import KnowledgeIndex, Vectors
 from processors.llm.memory import Exchange, Memory, heard_until, remember_turn
 from processors.llm.requests import render_call, tool_call_id
 from processors.llm.stage import create_core
+from processors.llm.state import State
 from processors.stage import (
     Answered,
     Ask,

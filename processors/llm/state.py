@@ -1,0 +1,56 @@
+"""What the llm stage knows of a call while it is under way."""
+
+from dataclasses import dataclass, field, replace
+
+from processors.llm.ahead import Ahead
+from processors.llm.memory import Memory
+from processors.llm.turn import Turn
+from processors.stage import Position
+from schemas.events import Intent
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is remembered, the turns that are open (the last one that is not void is speaking), and one ahead.
+
+    `saying` is the turn whose reply the caller is hearing, or is about to, -1 for none; the last one was heard to its
+    end, or cut, at `heard_at`. After a crash that is not known, and counts as heard.
+    """
+
+    session_id: str
+    memory: Memory = field(default_factory=Memory)
+    open: tuple[Turn, ...] = field(default=(), repr=False)
+    ahead: Ahead | None = field(default=None, repr=False)
+    saying: int = -1
+    heard_at: int = 0
+
+    @property
+    def held(self) -> set[Position]:
+        """Records that are needed again after a crash, since they began what is not over."""
+        ahead = {self.ahead.position} if self.ahead is not None else set()
+        return ahead | {turn.held for turn in self.open if turn.held is not None}
+
+    @property
+    def speaking(self) -> Turn | None:
+        """The turn that is being answered."""
+        return next((turn for turn in self.open if not turn.void), None)
+
+    def is_over_reply(self, intent: Intent) -> bool:
+        """Whether a reply was still being made or heard when the words of the intent were said."""
+        unheard = self.speaking is not None or self.saying >= 0
+        return unheard or (intent.speech_ended_at is not None and intent.speech_ended_at < self.heard_at)
+
+    @property
+    def said(self) -> str:
+        """The latest words of the agent."""
+        if self.speaking is not None and self.speaking.sentences:
+            return " ".join(self.speaking.sentences)
+        return " ".join(next((known.agent for known in reversed(self.memory.history) if known.agent), ()))
+
+    def with_turn(self, turn: Turn) -> "State":
+        """With the turn as it is now, behind all others."""
+        return replace(self, open=(*self.without(turn), turn))
+
+    def without(self, turn: Turn) -> tuple[Turn, ...]:
+        """All other open turns."""
+        return tuple(known for known in self.open if known.number != turn.number)

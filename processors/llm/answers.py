@@ -13,7 +13,7 @@ from processors.agents import Agent, IntentSpec, Tool
 from processors.engine import Chosen, Embed, Embedded, Generated, ToolReturned
 from processors.llm import memory as remembering
 from processors.llm.afterwards import after_choice, after_tool, keep
-from processors.llm.chat import asked, is_sayable, said
+from processors.llm.chat import asked, is_sayable, sources_of
 from processors.llm.decide import Call, Look, Plan, Say, ask, pick, shared_values, template_values
 from processors.llm.grounding import is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
@@ -410,7 +410,7 @@ class Answers:
         That is what an intent's template says of the tool that was chosen, or what a document has that comes close.
         """
         failed, documents = source == "apology", tuple[str, ...]()
-        last = turn.consulted[-1] if turn.consulted else None
+        last = next((one for one in reversed(turn.consulted) if one.tool is not None), None)
         if last is not None and last.tool is not None:
             spec, values = intent_of(agent, last.tool), json.loads(last.choice.arguments)
             text, source, failed = self._outcome_words(
@@ -434,7 +434,7 @@ class Answers:
 
     def _choose(self, state: State, agent: Agent, turn: Turn, chosen: Chosen, now_us: int) -> Step[State]:
         """Calls what the model chose, if it may be called; an intent may have the question for what is missing."""
-        found = checked(agent, chosen, lambda tool: said(turn, state.memory, tool))
+        found = checked(agent, chosen, lambda tool: sources_of(turn, state.memory, tool))
         if not isinstance(found, Wrong):
             tool, values = found
             return self._consult_when_sure(state, agent, turn, Consult(tool.name, values), now_us)

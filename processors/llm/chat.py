@@ -37,7 +37,7 @@ def asked(
     return turn, Ask(turn.ask_id, "llm", request, deadline_s, turn.number)
 
 
-def said(turn: Turn, memory: Memory, tool: Tool) -> str:
+def sources_of(turn: Turn, memory: Memory, tool: Tool) -> str:
     """All that the tool's values may come from: what was said in the call, and what other systems told.
 
     For a tool with an effect that is the caller's question, with values from the latest turns, and this turn's results.

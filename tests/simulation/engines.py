@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from processors.engine import (
     CallTool,
+    Chosen,
     Embed,
     Embedded,
     EngineError,
@@ -98,10 +99,19 @@ class Engines:
 
     def _llm(self, request: Generate) -> list[tuple[float, Reply]]:
         self.generated += 1
+        if request.may_choose and request.messages[-1].role == "user" and "cats" in request.messages[-1].content:
+            return self._choice()
         said = f"That is a good question, in my {_ORDINALS[self.generated % 7]} opinion."
         more = f"I would gladly think about it {_ORDINALS[(self.generated // 7) % 7]} again."
         words = f"{said} {more} ".split(" ")
         return [(self.ms(5, 25), Generated(f"{word} ", "simulated")) for word in words if word]
+
+    def _choice(self) -> list[tuple[float, Reply]]:
+        """Of a tool with an effect, each time in other words."""
+        problem = f"Somebody has a {_ORDINALS[self.generated % 7]} question about cats."
+        chosen = Chosen("open_ticket", json.dumps({"problem": problem, "order_number": None}))
+        last = Generated("", "simulated", chosen=chosen)
+        return [(self.ms(5, 25), Generated("", choosing=True)), (self.ms(20, 200), last)]
 
     def _tts(self, request: Speak) -> list[tuple[float, Reply]]:
         pcm, pieces, at = voice(request.text), [], 0

@@ -242,15 +242,15 @@ def _dead_letters(platform: Platform) -> Iterator[str]:
 
 def _effects(platform: Platform) -> Iterator[str]:
     lines = [line for caller in platform.callers for line in caller.spoken]
-    for what, done, intent in (
-        ("returns", platform.erp.returns, "start_return"),
-        ("tickets", platform.erp.tickets, ""),
+    hung_up = any(caller.ear.over == "hung_up" for caller in platform.callers)
+    returns = sum(line.intent == "start_return" for line in lines)
+    tickets = sum(line.text.startswith("The zipper") for line in lines)
+    # The language model chooses to open one, unless it is too late for that, or the caller speaks over it.
+    chosen = sum("cats" in line.text for line in lines)
+    for what, done, wanted, more in (
+        ("returns", platform.erp.returns, returns, 0),
+        ("tickets", platform.erp.tickets, tickets, chosen),
     ):
-        if what == "returns":
-            wanted = sum(line.intent == intent for line in lines)
-        else:
-            wanted = sum(line.text.startswith("The zipper") for line in lines)
-        hung_up = any(caller.ear.over == "hung_up" for caller in platform.callers)
         least = 0 if platform.plan.engines_fail or hung_up else wanted
-        if not least <= len(done) <= wanted:
-            yield f"{len(done)} {what} were registered for {wanted}"
+        if not least <= len(done) <= wanted + more:
+            yield f"{len(done)} {what} were registered for {wanted} to {wanted + more}"

@@ -38,8 +38,10 @@ AFTERMATH_S = 70.0  # longer than anything that a stage waits for after a call, 
 
 @cache
 def agents() -> Mapping[str, Agent]:
-    """The demo agent."""
-    return load_agents(REPOSITORY / "infra" / "agents")
+    """The demo agent, whose language model may open a ticket."""
+    (shop,) = load_agents(REPOSITORY / "infra" / "agents").values()
+    tools = [tool.model_copy(update={"offered": tool.name == "open_ticket"}) for tool in shop.tools]
+    return {shop.id: shop.model_copy(update={"tools": tuple(tools)})}
 
 
 @cache

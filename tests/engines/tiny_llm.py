@@ -6,8 +6,8 @@ be stopped, killed or closed in its middle. The chat template begins the story w
 the answer. A chat that ends with sentences of the answer is gone on with: the last word of each is a token, which is
 followed by the next sentence.
 
-Where tools are offered and the caller speaks of an order, it chooses one, in the way of Hermes and Qwen, or in JSON
-where it is to write JSON alone; where a tool has answered, it says what the tool told. The tokens of choices are longer
+Where tools are offered and the caller speaks of an order, it chooses one, in the way of Hermes and Qwen, or in JSON, or
+there none, where it is to write JSON alone; where a tool has answered, it says what the tool told. The tokens of choices are longer
 than a character, and as they are written, since servers that hold a model to a schema compare them with it.
 
 Run by the interpreter of vLLM's environment.
@@ -44,21 +44,23 @@ CHOSEN = "1042"
 TOLD = ("Your parcel is on its way.", "It left the warehouse in good shape.")
 SPEAKERS = ("system", "user", "assistant", "tool")
 STORY_BEGINS, ANSWER_BEGINS, END, UNKNOWN = "<|story|>", "<|answer|>", "<|end|>", "<|unknown|>"
-CALL_BEGINS, CHOICE_BEGINS, TOLD_BEGINS = "<|call|>", "<|choice|>", "<|told|>"
+CALL_BEGINS, CHOICE_BEGINS, NONE_BEGINS, TOLD_BEGINS = "<|call|>", "<|choice|>", "<|none|>", "<|told|>"
 CONTEXT_TOKENS = 8192
 
-# Each token follows another one, so that none may be in both.
+# Each token follows another one, so that none may be in two of them.
 _CALL = (
     *("<tool_call>", '\n{"na', 'me": "get_', 'order", "argu', 'ments": {"order_num', 'ber": "', CHOSEN, '"}', "}\n"),
     "</tool_call>",
 )
 _CHOICE = ('{"cho', 'ice": {"to', 'ol": "get', '_order", "ar', 'guments": {"order_', 'number": ', f'"{CHOSEN}"', "}}}")
+_NONE = ('{"ch', 'oice": {"t', 'ool": n', "ull}}")
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% set last = messages[-1]['content'] | lower %}"
     "{% if not add_generation_prompt %}"
+    "{% elif 'write json alone' in (messages[0]['content'] | lower) %}"
+    "{{ '<|choice|>' if 'order' in last and 'answered: ' not in last else '<|none|>' }}"
     "{% elif messages[-1]['role'] == 'tool' or 'answered: ' in last %}{{ '<|told|>' }}"
-    "{% elif 'write json alone' in (messages[0]['content'] | lower) and 'order' in last %}{{ '<|choice|>' }}"
     "{% elif tools and 'order' in last %}{{ '<|call|>' }}"
     "{% elif 'story' in last %}{{ '<|story|>' }}"
     "{% else %}{{ '<|answer|>' }}{% endif %}"
@@ -85,7 +87,7 @@ def _last_word(sentence: str) -> str:
 
 def _vocabulary() -> tuple[dict[str, int], dict[int, int]]:
     """Ids by token, and which token follows which. A character of an answer is a token of its own: `e~17`."""
-    begins = (STORY_BEGINS, ANSWER_BEGINS, CALL_BEGINS, CHOICE_BEGINS, TOLD_BEGINS)
+    begins = (STORY_BEGINS, ANSWER_BEGINS, CALL_BEGINS, CHOICE_BEGINS, NONE_BEGINS, TOLD_BEGINS)
     tokens = [UNKNOWN, END, *begins, *(f"<|{speaker}|>" for speaker in SPEAKERS)]
     tokens += sorted({*string.printable, *"".join(STORY + ANSWER + TOLD)})
     following: dict[int, int] = {}
@@ -112,6 +114,7 @@ def _vocabulary() -> tuple[dict[str, int], dict[int, int]]:
         say(" ".join(TOLD), tokens.index(TOLD_BEGINS)),
         write(_CALL, tokens.index(CALL_BEGINS)),
         write(_CHOICE, tokens.index(CHOICE_BEGINS)),
+        write(_NONE, tokens.index(NONE_BEGINS)),
     ):
         following[last] = tokens.index(END)
     for sentence, end in zip(ANSWER, ends, strict=True):

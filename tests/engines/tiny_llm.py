@@ -7,7 +7,7 @@ the answer. A chat that ends with sentences of the answer is gone on with: the l
 followed by the next sentence.
 
 Where tools are offered and the caller speaks of an order, it chooses one, in the way of Hermes and Qwen; where it is to
-write JSON alone, in JSON, or none. Where a tool has answered, it says what the tool told. The tokens of choices are longer
+write JSON alone, in JSON, or none. Where a tool has answered, it says what the tool told. Tokens of choices are longer
 than a character, and as they are written, since servers that hold a model to a schema compare them with it.
 
 Run by the interpreter of vLLM's environment.

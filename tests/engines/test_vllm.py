@@ -6,7 +6,7 @@ Nothing here is timed: the server has all the time that a busy machine may need.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,6 +73,19 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.1)
 
 
+@asynccontextmanager
+async def crawling(vllm: VllmServer) -> AsyncIterator[None]:
+    """The server works for a tenth of the time, so that its answers last until they were looked at."""
+    looked = asyncio.Event()
+    crawl = asyncio.create_task(vllm.crawl(looked.is_set))
+    try:
+        yield
+    finally:
+        looked.set()
+        await crawl
+        vllm.go_on()
+
+
 async def begun(stack: AsyncExitStack, stream: AsyncGenerator[Reply, None]) -> AsyncGenerator[Reply, None]:
     """The stream after its first piece; it is closed with the stack."""
     await stack.enter_async_context(cast("Any", aclosing(stream)))
@@ -121,7 +134,8 @@ async def test_the_model_chooses_a_tool_and_says_what_it_told(vllm: VllmServer, 
 async def test_closed_streams_leave_the_server_nothing_to_do(client: EngineClient, vllm: VllmServer) -> None:
     async with AsyncExitStack() as stack:
         await asyncio.gather(*(begun(stack, client.ask(ASK_FOR_STORY, LONG_S)) for _ in range(SLOTS)))
-        await until(lambda: has(vllm, RUNNING, SLOTS))
+        async with crawling(vllm):
+            await until(lambda: has(vllm, RUNNING, SLOTS))
     await until(lambda: has(vllm, RUNNING, 0))
 
 
@@ -145,10 +159,11 @@ async def test_the_queue_is_read_from_the_metrics(client: OpenAICompatible, vllm
         async def told(queue: Queue) -> bool:
             return await client.queue() == queue
 
-        await until(lambda: told(Queue(1, SLOTS)))
-        further.cancel()
-        await asyncio.wait({further})
-        await until(lambda: told(Queue(0, SLOTS)))
+        async with crawling(vllm):
+            await until(lambda: told(Queue(1, SLOTS)))
+            further.cancel()
+            await asyncio.wait({further})
+            await until(lambda: told(Queue(0, SLOTS)))
     await until(lambda: told(Queue(0, 0)))
 
 

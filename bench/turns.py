@@ -107,7 +107,8 @@ class Judge:
         assert isinstance(self.engine, WhisperEngine)
         reply = read(self.engine, Transcribe(one.pcm, vocabulary=self._rules.vocabulary))
         sure = reply.words[-1].confidence if reply.words else 1.0
-        return Judged(reply.text, pause_needed_ms(reply.text, self._rules, sure), one.lasted_ms, reply.compute_ms)
+        needed_ms = pause_needed_ms(reply.text, self._rules, sure, reply.complete)
+        return Judged(reply.text, needed_ms, one.lasted_ms, reply.compute_ms)
 
     def whole(self, clip: Clip) -> Iterator[Judged]:
         """The recording's own pauses, and its end as the last."""

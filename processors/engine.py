@@ -38,7 +38,11 @@ class HeardWord(msgspec.Struct, frozen=True):
 
 
 class Transcribed(msgspec.Struct, frozen=True, tag=True):
-    """What was heard; an empty text means no speech. `doubtful`: such words are read by more than one model."""
+    """What was heard; an empty text means no speech. `doubtful`: such words are read by more than one model.
+
+    `complete` is how probable (0 to 1) it is that a sentence ends with these words, by the words alone; None where that
+    is not known.
+    """
 
     text: str
     words: tuple[HeardWord, ...]
@@ -47,6 +51,7 @@ class Transcribed(msgspec.Struct, frozen=True, tag=True):
     model: str
     compute_ms: float
     doubtful: bool = False
+    complete: float | None = None
 
 
 class Embed(msgspec.Struct, frozen=True, tag=True):

@@ -133,6 +133,9 @@ class EngineSettings(BaseModel):
     stt_model: str = Field("", description="a name of models.yaml; empty: the first one listed for the engine")
     embeddings: str = "minilm"
     embeddings_model: str = Field("", description="as stt_model")
+    completeness: str = Field(
+        "smollm2", description="the language model that tells whole English sentences from broken off ones; empty: none"
+    )
     llm: str = "llama-cpp"
     llm_base_url: str = Field("", description="OpenAI-compatible endpoint, for llm=openai")
     llm_base_urls: tuple[str, ...] = Field(

@@ -21,23 +21,28 @@ _BATCH_TOKENS = 128  # a prompt is read in pieces of this size; between two of t
 _DONE = object()
 
 
+def served(path: Path, threads: int, slots: int, context_tokens: int, gpu: bool = False) -> Any:
+    """The runtime with that model loaded, in this process; each of its slots has a context of that size."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = slots * context_tokens
+    params.n_parallel = slots
+    params.n_batch = params.n_ubatch = _BATCH_TOKENS
+    params.n_gpu_layers = -1 if gpu else 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that wait leave the cores to the others
+    params.cache_ram_mib = 0
+    params.verbosity = -1
+    # The library also listens on a loopback port, which nobody is to use.
+    params.api_keys = [secrets.token_urlsafe(32)]
+    return xllamacpp.Server(params)
+
+
 class LlamaCpp:
     """An `Engine` for the role llm. Prompts that begin as the slot's last one did are not read again."""
 
     def __init__(self, path: Path, name: str, licence: str, threads: int, gpu: bool = False) -> None:
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx = SLOTS * CONTEXT_TOKENS
-        params.n_parallel = SLOTS
-        params.n_batch = params.n_ubatch = _BATCH_TOKENS
-        params.n_gpu_layers = -1 if gpu else 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-        params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that wait leave the cores to the others
-        params.cache_ram_mib = 0
-        params.verbosity = -1
-        # The library also listens on a loopback port, which nobody is to use.
-        params.api_keys = [secrets.token_urlsafe(32)]
-        self._server = xllamacpp.Server(params)
+        self._server = served(path, threads, SLOTS, CONTEXT_TOKENS, gpu)
         self._name = name
         self._licence = licence
         self._device = "cuda" if gpu else "cpu"

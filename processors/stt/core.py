@@ -425,7 +425,8 @@ class _Work:
         """Whether the pause is long enough for the words."""
         rules = self._rules_of(speech)
         sure = reading.words[-1].confidence if reading.words else 1.0
-        needed_ms = min(pause_needed_ms(reading.text, rules, sure), _completion_ms(speech, rules))
+        needed_ms = pause_needed_ms(reading.text, rules, sure, reading.complete)
+        needed_ms = min(needed_ms, _completion_ms(speech, rules))
         return speech.sealed or _lasted(speech, needed_ms)
 
     def _have_best(self, speech: Utterance) -> Utterance:
@@ -626,7 +627,16 @@ def _reading(reply: Transcribed, origin: int, covers: int) -> Reading:
         Word(word.word, begin_ms + word.start_ms, begin_ms + word.end_ms, word.confidence) for word in reply.words
     )
     text = reply.text.strip()
-    return Reading(text, words, reply.confidence, reply.language, reply.model, reply.compute_ms, covers)
+    return Reading(
+        text,
+        words,
+        reply.confidence,
+        reply.language,
+        reply.model,
+        reply.compute_ms,
+        covers,
+        complete=reply.complete,
+    )
 
 
 def _recorded_reading(event: Transcript, covers: int) -> Reading:

@@ -1,8 +1,9 @@
 """Endpointing by words: how long a pause must be before the caller's turn counts as over.
 
 Recognition closes nearly every text with a full stop, also one that breaks off in mid-sentence; but then it is not sure
-of it. So what counts beside the words is how sure it was of their end. How sure it was of the last word tells nothing:
-a rare word ends a sentence as well as a common one.
+of it. So what counts beside the words is how sure it was of their end, and whether a language model would end a
+sentence there (`completeness.py`). How sure it was of the last word tells nothing: a rare word ends a sentence as well
+as a common one.
 """
 
 import re
@@ -41,6 +42,8 @@ _OPEN = ("...", "…", "-", "–", "—", ",", ";", ":")
 # Chosen on speech over the telephone, cut behind its words: see `bench/turns.py` and docs/performance.md.
 _SURE = 0.8
 _UNSURE = 0.6
+WHOLE = 0.1
+BROKEN_OFF = 0.02
 _NUMBER_KINDS = frozenset({"order_number", "digits"})
 
 
@@ -61,12 +64,13 @@ class SttRules:
     numbers: tuple[str, ...] = ()
 
 
-def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0) -> int:
+def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: float | None = None) -> int:
     """The silence after which these words are the whole of what the caller wants to say.
 
-    `sure` is the confidence (0 to 1) in the mark that ends the sentence. `turn_ms` when
-    they sound complete (or when nothing was said), `completion_ms` when they break off, end without a mark or with a
-    number that may still be going on, and half way between where the words do not tell.
+    `sure` is the confidence (0 to 1) in the mark that ends the sentence, `complete` the probability that a sentence
+    ends there by its words alone, None where that is not known. `turn_ms` when they sound complete (or when nothing was
+    said), `completion_ms` when they break off, end without a mark or with a number that may still be going on, and half
+    way between where the words do not tell.
     """
     text = text.strip()
     if not text:
@@ -79,8 +83,10 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0) -> int:
         return rules.turn_ms if asked or _is_whole(text, rules.numbers) else rules.completion_ms
     if text[-1] in _ENDS and words[-1] in _CLOSES:
         return rules.turn_ms
-    if text[-1] not in _ENDS or sure < _UNSURE:
+    if text[-1] not in _ENDS or sure < _UNSURE or (complete is not None and complete < BROKEN_OFF):
         return rules.completion_ms
+    if complete is not None and complete >= WHOLE:
+        return rules.turn_ms
     may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
     if sure >= _SURE and not may_go_on:
         return rules.turn_ms

@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 
+import structlog
+
 from processors import models
 from processors.engine import Engine
+from processors.stt.completeness import Completeness
 from processors.stt.reader import WhisperReader
 from processors.stt.together import Together
 from processors.stt.whisper import WhisperEngine
 from streams.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 _ON_A_GPU = 16
 
@@ -18,7 +23,21 @@ def _faster_whisper(settings: Settings) -> Engine:
     engines = settings.engines
     together = Together(batch_max(settings), engines.batch_wait_ms / 1000 if engines.device == "cuda" else 0.0)
     second = _reader(settings, others[0], together) if others else None
-    return WhisperEngine(_reader(settings, first, together), second, first.licence, together, engines.device)
+    quick = _reader(settings, first, together)
+    complete = _completeness(settings)
+    return WhisperEngine(quick, second, first.licence, together, engines.device, complete=complete)
+
+
+def _completeness(settings: Settings) -> Completeness | None:
+    """What tells whole sentences; none where its model is not here, since then the marks tell, less well."""
+    name = settings.engines.completeness
+    if not name:
+        return None
+    try:
+        return Completeness(models.resolve(settings, name).path)
+    except models.ModelError:
+        log.warning("no model tells whole sentences: marks alone do", model=name)
+        return None
 
 
 def _reader(settings: Settings, model: models.Model, together: Together) -> WhisperReader:

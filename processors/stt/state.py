@@ -72,7 +72,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A reading of the utterance up to the sample `covers`; word times count from the call's first sample."""
+    """A reading of the utterance up to the sample `covers`; word times count from the call's first sample.
+
+    `complete` is as in `Transcribed`; the log does not have it.
+    """
 
     text: str
     words: tuple[Word, ...]
@@ -82,6 +85,7 @@ class Reading:
     compute_ms: float
     covers: int
     revision: int = 0
+    complete: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from processors.engine import Capabilities, EngineError, HeardWord, Reply, Request, Transcribe, Transcribed
+from processors.stt.completeness import LANGUAGE as COMPLETE_LANGUAGE
 from processors.stt.cores import one_is_free
 from processors.stt.reader import LANGUAGE_CODES, SAMPLE_RATE_HZ, SENTENCE_ENDS, Reader, Reading
 from processors.stt.together import Together, Unwanted
@@ -52,11 +53,14 @@ class WhisperEngine:
         device: str = "cpu",
         now_s: Callable[[], float] = time.perf_counter,
         free: Callable[[], bool] = one_is_free,
+        complete: Callable[[str], float] | None = None,
     ) -> None:
         """`together` is that of the readers: as many readings are under way as it makes at once.
 
-        `free` says whether a core has nothing to do.
+        `free` says whether a core has nothing to do; `complete`, how probable it is that a sentence ends there.
         """
+        self._complete = complete
+        self._judging = ThreadPoolExecutor(1, thread_name_prefix="completeness")
         self._free = free if device == "cpu" else lambda: False
         self._apart = ThreadPoolExecutor(1, thread_name_prefix="second-opinion")
         self._ahead: Future[Any] | None = None
@@ -85,6 +89,8 @@ class WhisperEngine:
         for reader in self._readers:
             encoded = reader.encode(silence)
             reader.align(encoded, reader.read(encoded, 1.0, Transcribe(silence), "en"), 1.0)
+        if self._complete is not None:
+            self._complete("Hello")
 
     def answer(self, request: Request) -> "Transcription":
         """One `Transcribed`; `refused` for a language that no model knows, `invalid` for what is no PCM of 30 s."""
@@ -137,6 +143,7 @@ class WhisperEngine:
         if not heard:
             return None
         _, _, reading = heard[-1]
+        complete = self._judged(heard[0][2], request)
         words: tuple[HeardWord, ...] = ()
         if not reading.silent:
             words = estimated(reading, duration_ms) if request.partial and not reading.words else _timed(heard, seconds)
@@ -148,7 +155,14 @@ class WhisperEngine:
             model=reading.model,
             compute_ms=(self._now_s() - started_s - self._together.others_s) * 1000,
             doubtful=not heard[0][2].silent and _budget_s(heard[0][2]) > 0,
+            complete=complete.result() if complete is not None else None,
         )
+
+    def _judged(self, reading: Reading, request: Transcribe) -> "Future[float] | None":
+        """Whether that is a sentence, found out beside the alignment; the larger model completes what broke off."""
+        if self._complete is None or request.partial or reading.silent or reading.language != COMPLETE_LANGUAGE:
+            return None
+        return self._judging.submit(self._complete, reading.text)
 
     def _heard(
         self,

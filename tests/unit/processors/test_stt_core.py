@@ -297,6 +297,27 @@ def test_an_agents_numbers_are_known_to_its_ear() -> None:
     assert rules_of(agents)("shop").numbers == ("[0-9]{4}",)
 
 
+@pytest.mark.parametrize(
+    ("text", "sure", "complete", "pause_ms"),
+    [
+        ("Where is my order?", 0.7, 0.4, 300),  # the mark is in doubt, the words are not
+        ("Where is my order?", 0.7, 0.05, 600),
+        ("Where is my order?", 0.95, 0.05, 300),
+        ("Had he married a more amiable.", 0.95, 0.001, 900),  # and the other way round
+        ("Where is my order?", 0.5, 0.9, 900),  # a sentence that the voice goes on after
+        ("Where is my order,", 0.95, 0.9, 900),
+        ("Where is my", 0.95, 0.9, 900),
+        ("The number is 10", 0.95, 0.9, 900),
+        ("I have seen it.", 0.95, 0.3, 300),
+        ("Yes, please.", 0.2, 0.0, 300),
+    ],
+)
+def test_whether_the_words_are_a_sentence_counts_beside_the_mark(
+    text: str, sure: float, complete: float, pause_ms: int
+) -> None:
+    assert pause_needed_ms(text, SttRules(), sure, complete) == pause_ms
+
+
 @pytest.mark.parametrize(("sure", "least_ms"), [(0.9, 272), (0.75, 592), (0.3, 880)])
 def test_the_last_words_confidence_decides_the_pause(sure: float, least_ms: int) -> None:
     def doubtful(request: Transcribe) -> Transcribed:

@@ -147,8 +147,8 @@ class EngineSettings(BaseModel):
     llm_between_tokens_s: float = Field(2.5, gt=0, description="one that pauses for so long in its answer has failed")
     llm_tools: Literal["protocol", "schema"] = Field(
         "protocol",
-        description="how an endpoint's model chooses a tool: OpenAI's tools, or a first answer held to a JSON schema, as "
-        "is done with any endpoint that refuses tools",
+        description="how an endpoint's model chooses a tool: OpenAI's tools, or a first answer held to a JSON schema, "
+        "as is done with any endpoint that refuses tools",
     )
     llm_model: str = Field("", description="as stt_model; for llm=openai the name that the endpoint knows")
     llm_key: SecretStr = SecretStr("")

@@ -152,6 +152,8 @@ class TtsCore:
                 return self._sentence(state, response, recorded, now_us)
             case ResponseKind.COMPLETED if response.turn > state.void_turn:
                 return self._next(replace(state, queue=(*state.queue, response)), now_us)
+            case ResponseKind.COMPLETED:
+                return Step(state, (Emit(_end_of_turn(response, state, now_us)),))
             case ResponseKind.CANCELLED if not response.committed:
                 return self._leave(state, response, now_us)
             case ResponseKind.CANCELLED:
@@ -284,11 +286,16 @@ class TtsCore:
         return Step(following.state, (*outcomes, *stopped, *following.outcomes))
 
     def _void(self, state: State, turn: int, now_us: int) -> Step[State]:
-        """Silences that turn and those before it, whatever has been queued of them."""
+        """Silences that turn and those before it, whatever has been queued of them; of each the end is told."""
         state = replace(state, void_turn=max(state.void_turn, turn))
+        ends = [
+            Emit(_end_of_turn(item, state, now_us))
+            for item in state.queue
+            if isinstance(item, Response) and item.kind is ResponseKind.COMPLETED and item.turn <= turn
+        ]
         state, stopped = _without(state, lambda response: response.turn <= turn)
         following = self._next(state, now_us)
-        return Step(following.state, (*stopped, *following.outcomes))
+        return Step(following.state, (*stopped, *ends, *following.outcomes))
 
     def save(self, state: State) -> bytes:
         """The answers' positions; nothing waits while no ask is open."""

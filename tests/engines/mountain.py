@@ -69,8 +69,8 @@ class FirstAnswer:
             await self._server.crawl(lambda: self.said >= self._enough)
 
 
-def environment(folder: Path, *servers: VllmServer) -> dict[str, str]:
-    """For a platform with that agent, `mountain`, over these servers; `folder` gets the agent's file.
+def environment(folder: Path, *urls: str) -> dict[str, str]:
+    """For a platform with that agent, `mountain`, over the servers at these URLs; `folder` gets the agent's file.
 
     A server may be stopped for a while, and does not count as ill for that.
     """
@@ -80,7 +80,7 @@ def environment(folder: Path, *servers: VllmServer) -> dict[str, str]:
     return _UNHURRIED | {
         "TRUNKLINE_AGENTS_DIR": str(agents),
         "TRUNKLINE_ENGINES__LLM": "openai",
-        "TRUNKLINE_ENGINES__LLM_BASE_URLS": json.dumps([server.url for server in servers]),
+        "TRUNKLINE_ENGINES__LLM_BASE_URLS": json.dumps(urls),
         "TRUNKLINE_ENGINES__LLM_KEY": KEY,
         "TRUNKLINE_ENGINES__LLM_MODEL": MODEL,
         "TRUNKLINE_ENGINES__LLM_FIRST_TOKEN_S": str(LONG_S),

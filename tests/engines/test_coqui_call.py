@@ -4,8 +4,7 @@ The caller speaks over the first answer, and hears the second one to its end.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +25,12 @@ from schemas.events import (
     Transcript,
     TranscriptKind,
 )
-from tests.engines.mountain import LONG_S, PATIENCE, QUESTIONS, FirstAnswer, environment
+from tests.engines.mountain import LONG_S, PATIENCE, QUESTIONS, environment
 from tests.engines.tiny_coqui import make_xtts
 from tests.engines.tiny_llm import ANSWER
 from tests.support.calls import events_of
-from tests.support.platform import Platform, running_platform
+from tests.support.paced import PacedWay, paced_way
+from tests.support.platform import Platform, in_thread, running_platform
 from tests.support.vllm_server import VllmServer
 
 VOICE = "xtts-tiny"
@@ -39,48 +39,54 @@ SAID_BEFORE = 2  # the answer stops there: it has begun, and is not over before 
 
 
 @pytest.fixture
-def platform(vllm: VllmServer, tmp_path: Path) -> Iterator[Platform]:
+async def way(vllm: VllmServer) -> AsyncIterator[PacedWay]:
+    async with paced_way(vllm.url) as way:
+        yield way
+
+
+@pytest.fixture
+async def platform(way: PacedWay, tmp_path: Path) -> AsyncIterator[Platform]:
     coqui = {
         "TRUNKLINE_ENGINES__TTS": "coqui",
         "TRUNKLINE_ENGINES__TTS_DIR": str(make_xtts(tmp_path / VOICE)),
         "TRUNKLINE_ENGINES__REPLICAS": "1",
     }
-    with running_platform(**environment(tmp_path, vllm), **coqui) as running:
+    # In a thread, since the way to the server is in this one.
+    async with in_thread(running_platform(**environment(tmp_path, way.url), **coqui)) as running:
         yield running
 
 
 class Held:
-    """The server, stopped in its first answer until the caller's second question is known."""
+    """The server's first answer, held in its middle until the caller's second question is known."""
 
-    def __init__(self, server: VllmServer) -> None:
-        self._server = server
-        self._first = FirstAnswer(server, SAID_BEFORE)
-        self._holding = asyncio.create_task(self._first.hold())
+    def __init__(self, way: PacedWay) -> None:
+        self._way = way
+        self._said = 0
 
     def on_event(self, event: CallEvent) -> None:
-        """Lets the server go on once it is to answer again."""
-        self._first.on_event(event)
-        if (event.type, event.message.get("turn")) == ("final", 2):
-            self._holding.cancel()
-            self._server.go_on()
+        """Follows the first turn, and lets the second answer pass."""
+        match event.type, event.message.get("turn"):
+            case "speech_started", 1:
+                self._way.slow()
+            case "sentence", 1:
+                self._said += 1
+                if self._said == SAID_BEFORE:
+                    self._way.hold()
+            case "final", 2:
+                self._way.go_on()
 
-    async def over(self) -> None:
-        """Returns when nothing is left to hold; raises what went wrong with that."""
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._holding
 
-
-async def test_a_caller_speaks_over_one_answer_and_hears_the_next(platform: Platform, vllm: VllmServer) -> None:
+async def test_a_caller_speaks_over_one_answer_and_hears_the_next(
+    platform: Platform, way: PacedWay, vllm: VllmServer
+) -> None:
     first, second = load_turns(QUESTIONS)
-    held = Held(vllm)
     result = await place_call(
         platform.url,
         [replace(first, listens_ms=LISTENS_MS), second],
         agent="mountain",
-        on_event=held.on_event,
+        on_event=Held(way).on_event,
         patience=PATIENCE,
     )
-    await held.over()
     events = counted(distinct(await events_of(platform, result.session_id)))
     findings = [*check_turns(result, events), *check_sentences(events)]
     assert [finding.detail for finding in findings] == ["a completed at the client: 1 is missing"]  # it was cut short

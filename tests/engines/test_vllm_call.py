@@ -39,7 +39,7 @@ async def second(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Vllm
 
 @pytest.fixture
 def platform(vllm: VllmServer, second: VllmServer, tmp_path: Path) -> Iterator[Platform]:
-    with running_platform(**environment(tmp_path, vllm, second)) as running:
+    with running_platform(**environment(tmp_path, vllm.url, second.url)) as running:
         yield running
 
 
@@ -73,7 +73,7 @@ class Fate:
 
 async def test_the_model_chooses_a_tool_in_a_call_and_says_what_it_told(vllm: VllmServer, tmp_path: Path) -> None:
     """The caller names an order where the agent has no intent for it: the demo's ERP is asked all the same."""
-    with running_platform(**environment(tmp_path, vllm)) as platform:
+    with running_platform(**environment(tmp_path, vllm.url)) as platform:
         files = [REPOSITORY / "infra" / "demo" / "2_number.wav", QUESTIONS[0]]
         result = await place_call(platform.url, load_turns(files), agent="mountain", patience=PATIENCE)
         events = counted(distinct(await events_of(platform, result.session_id)))

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +84,13 @@ def running_platform(**environment: str) -> Iterator[Platform]:
     finally:
         running.run("down")
         shutil.rmtree(data_dir, ignore_errors=True)
+
+
+@asynccontextmanager
+async def in_thread(starting: AbstractContextManager[Platform]) -> AsyncIterator[Platform]:
+    """The platform, started and stopped in a thread, while this one goes on."""
+    running = await asyncio.to_thread(starting.__enter__)
+    try:
+        yield running
+    finally:
+        await asyncio.to_thread(starting.__exit__, None, None, None)

@@ -133,6 +133,17 @@ def test_barge_in_cancels_what_is_spoken_and_queued_and_silences_the_rest_of_the
     state, outcomes = played(state, received(a_sentence(2)), received(completed()), received(a_sentence(0, turn=2)))
     assert outcomes[0] == Drop("interrupted_turn")
     assert [ask.ask_id for ask in asks(outcomes)] == ["r2-0/1"]
+    assert [chunk.kind for chunk in chunks(outcomes)] == [SpeechChunkKind.END_OF_TURN]
+
+
+@pytest.mark.parametrize("interrupted_first", [True, False])
+def test_a_whole_answer_that_is_interrupted_ends_its_turn_once(interrupted_first: bool) -> None:
+    """Whether the end of its words was known by then or comes later."""
+    barge_in = Control(**envelope("b", 1), kind=ControlKind.BARGE_IN)
+    last = [received(barge_in), received(completed())]
+    _, outcomes = played(CORE.start("s1"), received(a_sentence(0)), *(last if interrupted_first else reversed(last)))
+    (end,) = chunks(outcomes)
+    assert (end.kind, end.turn) == (SpeechChunkKind.END_OF_TURN, 1)
 
 
 def test_a_cancelled_answer_ends_its_turn() -> None:

@@ -70,7 +70,8 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: flo
     `sure` is the confidence (0 to 1) in the mark that ends the sentence, `complete` the probability that a sentence
     ends there by its words alone, None where that is not known. `turn_ms` when they sound complete (or when nothing was
     said), `completion_ms` when they break off, end without a mark or with a number that may still be going on. Where
-    the mark is in doubt, a quarter of the way between for words that are a sentence, and half of it for others.
+    the mark is in doubt, a quarter of the way between for words that are a sentence, half of it where nothing is known
+    of that.
     """
     text = text.strip()
     if not text:
@@ -89,8 +90,8 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: flo
     if sure >= _SURE and not may_go_on:
         return rules.turn_ms
     between_ms = rules.completion_ms - rules.turn_ms
-    if complete is not None and complete >= WHOLE:
-        return rules.turn_ms + between_ms // 4
+    if complete is not None:
+        return rules.turn_ms + between_ms // 4 if complete >= WHOLE else rules.completion_ms
     return rules.completion_ms if sure < _SURE and may_go_on else rules.turn_ms + between_ms // 2
 
 

@@ -22,6 +22,7 @@ AUDIO_MS_MIN = 60
 
 # A reading that comes later than that after it was asked for is worse for the caller than one the model is unsure of.
 SECOND_BUDGET_S = 0.9
+COMPLETE_WAIT_S = 0.03
 # What is hardly more than a guess would be answered wrongly: better late.
 GUESSED_BELOW = -0.4  # average log probability of a token
 GUESSED_BUDGET_S = 2.0
@@ -61,6 +62,8 @@ class WhisperEngine:
         """
         self._complete = complete
         self._judging = ThreadPoolExecutor(1, thread_name_prefix="completeness")
+        self._judged_ahead: Future[float] = Future()
+        self._judged_ahead.set_result(0.0)
         self._free = free if device == "cpu" else lambda: False
         self._apart = ThreadPoolExecutor(1, thread_name_prefix="second-opinion")
         self._ahead: Future[Any] | None = None
@@ -155,14 +158,22 @@ class WhisperEngine:
             model=reading.model,
             compute_ms=(self._now_s() - started_s - self._together.others_s) * 1000,
             doubtful=not heard[0][2].silent and _budget_s(heard[0][2]) > 0,
-            complete=complete.result() if complete is not None else None,
+            complete=_in_time(complete),
         )
 
     def _judged(self, reading: Reading, request: Transcribe) -> "Future[float] | None":
-        """Whether that is a sentence, found out beside the alignment; the larger model completes what broke off."""
-        if self._complete is None or request.partial or reading.silent or reading.language != COMPLETE_LANGUAGE:
+        """Whether that is a sentence, found out beside the alignment; the larger model completes what broke off.
+
+        While a core has nothing to do, what was said so far is judged, too: the model remembers what it has read, and
+        judges the end so much sooner.
+        """
+        if self._complete is None or reading.silent or reading.language != COMPLETE_LANGUAGE:
             return None
-        return self._judging.submit(self._complete, reading.text)
+        if not request.partial:
+            return self._judging.submit(self._complete, reading.text)
+        if self._judged_ahead.done() and self._free():
+            self._judged_ahead = self._judging.submit(self._complete, reading.text)
+        return None
 
     def _heard(
         self,
@@ -236,6 +247,14 @@ class WhisperEngine:
         """The second model took that many times as long as the first, for the same audio in the same moment."""
         kept = _SECOND_RATIO_KEPT * self._second_ratio + (1 - _SECOND_RATIO_KEPT) * ratio
         self._second_ratio = min(kept, _SECOND_RATIO_MAX)
+
+
+def _in_time(complete: "Future[float] | None") -> float | None:
+    """What is known by now, or in a moment: callers wait for the reading, and the marks tell much of it."""
+    try:
+        return complete.result(COMPLETE_WAIT_S) if complete is not None else None
+    except TimeoutError:
+        return None
 
 
 def _code(language: str) -> str:

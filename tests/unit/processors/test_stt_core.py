@@ -302,7 +302,7 @@ def test_an_agents_numbers_are_known_to_its_ear() -> None:
     [
         ("Where is my order?", 0.7, 0.4, 450),  # the mark is in doubt, the words are not
         ("Where is my order?", 0.95, 0.4, 300),
-        ("Where is my order?", 0.7, 0.05, 600),
+        ("Where is my order?", 0.7, 0.05, 900),
         ("Where is my order?", 0.95, 0.05, 300),
         ("Had he married a more amiable.", 0.95, 0.001, 900),  # and the other way round
         ("Where is my order?", 0.5, 0.9, 900),  # a sentence that the voice goes on after
@@ -310,7 +310,7 @@ def test_an_agents_numbers_are_known_to_its_ear() -> None:
         ("Where is my", 0.95, 0.9, 900),
         ("The number is 10", 0.95, 0.9, 900),
         ("I have seen it.", 0.95, 0.3, 450),
-        ("I have seen it.", 0.95, 0.05, 600),
+        ("I have seen it.", 0.95, 0.05, 900),
         ("Yes, please.", 0.2, 0.0, 300),
     ],
 )

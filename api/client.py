@@ -396,8 +396,8 @@ class _Call:
         return heard is not None and heard[0] == turn and heard[2] >= listens_ms
 
     def _told_of(self, turn: int | None) -> bool:
-        """Whether it is known how the turn ended; nobody says so of one that was cut."""
-        ends = ("completed", "clear")
+        """Whether it is known how the turn ended, or that it was cut."""
+        ends = ("completed", "cancelled", "clear")
         return any(event.type in ends and event.message.get("turn") == turn for event in self._events)
 
     def _heard_of(self, turn: int) -> bool:

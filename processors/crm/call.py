@@ -203,6 +203,8 @@ class Call:
         if known is None or known.outcome in _UNSOLVED or event.outcome not in _UNSOLVED:
             called = self._called.get(cause, event)
             self._tools[cause] = replace(event, arguments=called.arguments)
+            if len(self._tools) > AHEAD_MAX:
+                del self._tools[next(iter(self._tools))]
 
     def _turn_end(self, event: Response, tool: Response | None) -> End | None:
         turn = self._turn(event.turn)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -23,7 +24,8 @@ log = structlog.get_logger(__name__)
 
 _Way = Literal["protocol", "schema", "words"]
 _WAYS: tuple[_Way, ...] = ("protocol", "schema", "words")
-_WAY_KEPT_S = 300.0  # the server may have been started anew, and know tools by then
+# The server may have been started anew, and know tools by then; and a chat may only have been too long with its tools.
+_KEPT_S: dict[_Way, float] = {"protocol": math.inf, "schema": 300.0, "words": 30.0}
 _OF_TOOLS = (400, 415, 422, 500, 501)  # what servers answer to tools, and to schemas, that they do not know
 _REFUSALS = (408, 409, 425, 429, 503)
 _REACH_S = 5.0
@@ -176,6 +178,7 @@ class OpenAICompatible:
             except _RefusalError as refusal:
                 if begun or refusal.status not in _OF_TOOLS:
                     raise
+                self._kept.pop(request.tools, None)
                 first = first or refusal
             else:
                 return
@@ -187,13 +190,15 @@ class OpenAICompatible:
         if not request.tools:
             return ("words",)
         kept = self._kept.get(request.tools)
-        if kept is not None and (kept.way == "protocol" or time.monotonic() - kept.since_s < _WAY_KEPT_S):
+        if kept is not None and time.monotonic() - kept.since_s < _KEPT_S[kept.way]:
             return (kept.way,)
         return _WAYS[_WAYS.index(self._preferred) :]
 
     def _keep_to(self, way: _Way, request: Generate) -> None:
         kept = self._kept.get(request.tools)
-        if not request.tools or (kept is not None and kept.way == way and self._ways(request) == (way,)):
+        if not choosing.may_choose(request):
+            return  # such tools are taken by servers, too, which refuse others
+        if kept is not None and kept.way == way and self._ways(request) == (way,):
             return
         self._kept[request.tools] = _Kept(way, time.monotonic())
         if way != self._preferred:

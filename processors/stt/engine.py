@@ -35,8 +35,8 @@ def _completeness(settings: Settings) -> Completeness | None:
         return None
     try:
         return Completeness(models.resolve(settings, name).path)
-    except models.ModelError:
-        log.warning("no model tells whole sentences: marks alone do", model=name)
+    except (models.ModelError, RuntimeError) as error:
+        log.warning("no model tells whole sentences: marks alone do", model=name, error=type(error).__name__)
         return None
 
 

@@ -11,11 +11,15 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import structlog
+
 from processors.engine import Capabilities, EngineError, HeardWord, Reply, Request, Transcribe, Transcribed
 from processors.stt.completeness import LANGUAGE as COMPLETE_LANGUAGE
 from processors.stt.cores import one_is_free
 from processors.stt.reader import LANGUAGE_CODES, SAMPLE_RATE_HZ, SENTENCE_ENDS, Reader, Reading
 from processors.stt.together import Together, Unwanted
+
+log = structlog.get_logger(__name__)
 
 AUDIO_MS_MAX = 30_000
 AUDIO_MS_MIN = 60
@@ -93,7 +97,7 @@ class WhisperEngine:
             encoded = reader.encode(silence)
             reader.align(encoded, reader.read(encoded, 1.0, Transcribe(silence), "en"), 1.0)
         if self._complete is not None:
-            self._complete("Hello")
+            _in_time(self._judging.submit(self._complete, "Hello"))
 
     def answer(self, request: Request) -> "Transcription":
         """One `Transcribed`; `refused` for a language that no model knows, `invalid` for what is no PCM of 30 s."""
@@ -254,7 +258,11 @@ def _in_time(complete: "Future[float] | None") -> float | None:
     try:
         return complete.result(COMPLETE_WAIT_S) if complete is not None else None
     except TimeoutError:
-        return None
+        if complete is not None:
+            complete.cancel()
+    except Exception as error:  # whatever its runtime raises of odd texts: the words are there all the same
+        log.warning("whether words are a sentence cannot be told", error=type(error).__name__)
+    return None
 
 
 def _code(language: str) -> str:

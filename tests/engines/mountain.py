@@ -10,7 +10,9 @@ from tests.engines.conftest import KEY
 from tests.support.vllm_server import MODEL, VllmServer
 
 LONG_S = 240.0
-PATIENCE = Patience(start_s=60.0, greeting_s=60.0, final_s=LONG_S, reply_s=LONG_S, hang_up_s=60.0, resume_s=LONG_S)
+PATIENCE = Patience(
+    start_s=60.0, greeting_s=60.0, final_s=LONG_S, reply_s=LONG_S, told_s=LONG_S, hang_up_s=60.0, resume_s=LONG_S
+)
 QUESTIONS = [REPOSITORY / "infra" / "demo" / name for name in ("3_returns.wav", "4_stock.wav")]
 APOLOGY = "I am sorry, something went wrong."
 AGENT = f"""

@@ -57,14 +57,14 @@ async def platform(way: PacedWay, tmp_path: Path) -> AsyncIterator[Platform]:
 
 
 class Held:
-    """The server's first answer, held in its middle until the caller's second question is known."""
+    """The server's first answer, which comes to its middle and no further."""
 
     def __init__(self, way: PacedWay) -> None:
         self._way = way
         self._said = 0
 
     def on_event(self, event: CallEvent) -> None:
-        """Follows the first turn, and lets the second answer pass."""
+        """Follows the first turn; the second answer comes as it is made."""
         match event.type, event.message.get("turn"):
             case "speech_started", 1:
                 self._way.slow()
@@ -73,7 +73,7 @@ class Held:
                 if self._said == SAID_BEFORE:
                     self._way.hold()
             case "final", 2:
-                self._way.go_on()
+                self._way.fast()
 
 
 async def test_a_caller_speaks_over_one_answer_and_hears_the_next(

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 PIECE_BYTES = 2048  # some ten tokens of a streamed chat
-PACE_S = 0.05
+PACE_S = 0.2
 
 
 class PacedWay:
@@ -18,46 +18,52 @@ class PacedWay:
         self._to = urlsplit(server_url)
         self.url = ""
         self._fast = asyncio.Event()
-        self._open = asyncio.Event()
         self._fast.set()
-        self._open.set()
+        self._gates: set[asyncio.Event] = set()
 
     def slow(self) -> None:
         """From now on answers come a few tokens at a time."""
         self._fast.clear()
 
-    def hold(self) -> None:
-        """From now on nothing comes back."""
-        self._open.clear()
-
-    def go_on(self) -> None:
-        """Everything comes back at once again."""
+    def fast(self) -> None:
+        """From now on they come as they are made."""
         self._fast.set()
-        self._open.set()
+
+    def hold(self) -> None:
+        """Nothing more comes of the answers that are under way; further requests are answered."""
+        for gate in self._gates:
+            gate.clear()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection; either side's end is the other's."""
         there, back = await asyncio.open_connection(self._to.hostname, self._to.port)
-        ways = [asyncio.create_task(_copied(reader, back)), asyncio.create_task(self._returned(there, writer))]
+        gate = asyncio.Event()
+        self._gates.add(gate)
+        ways = [
+            asyncio.create_task(_asked(reader, back, gate)),
+            asyncio.create_task(self._answered(there, writer, gate)),
+        ]
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for way in ways:
             way.cancel()
         await asyncio.gather(*ways, return_exceptions=True)
+        self._gates.discard(gate)
         for one in (back, writer):
             one.close()
 
-    async def _returned(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
         while data := await reader.read(PIECE_BYTES):
             if not self._fast.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._fast.wait(), PACE_S)
-            await self._open.wait()
+            await gate.wait()
             writer.write(data)
             await writer.drain()
 
 
-async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
     while data := await reader.read(PIECE_BYTES):
+        gate.set()
         writer.write(data)
         await writer.drain()
 

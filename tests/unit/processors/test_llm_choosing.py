@@ -224,6 +224,15 @@ async def test_other_tools_may_be_taken_in_another_way(tmp_path: Path) -> None:
     assert ["tools" in one for one in asked] == [True, False, False, True]
 
 
+async def test_tools_that_may_not_be_chosen_tell_nothing_of_the_way(tmp_path: Path) -> None:
+    """vLLM without a parser takes them, and refuses those that may be."""
+    hello = streamed({"content": "Hello."})
+    async with endpoint(tmp_path, hello, refused(400), written({"tool": None}), hello) as (client, asked):
+        await answer_of(client, AFTER)
+        await answer_of(client)
+    assert ["tools" in one for one in asked] == [True, True, False, False]
+
+
 @pytest.mark.parametrize("status", [401, 404, 429, 502])
 async def test_what_says_nothing_of_tools_is_not_tried_in_another_way(tmp_path: Path, status: int) -> None:
     async with endpoint(tmp_path, refused(status)) as (client, asked):

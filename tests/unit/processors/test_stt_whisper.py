@@ -1,6 +1,7 @@
 """When a reading is trusted: scripted readers around the real engine logic, and the guard against loops."""
 
 import itertools
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -336,3 +337,47 @@ def test_what_the_device_computes_with_is_a_setting() -> None:
 def test_a_device_or_compute_type_there_is_not_is_named(compute_type: str, device: str, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         _supported(compute_type, device)
+
+
+# ---- whether the words are a sentence
+
+
+def judged_by(complete: Callable[[str], float], text: str = "hello there", **request: Any) -> float | None:
+    engine = WhisperEngine(ScriptedReader("quick", text), complete=complete, free=lambda: True)
+    engine.warm()
+    reply = ask(engine, **request)
+    assert reply.text == text
+    return reply.complete
+
+
+def test_the_quick_readers_words_are_judged_unless_they_are_rough_or_in_another_language() -> None:
+    asked: list[str] = []
+
+    def complete(text: str) -> float:
+        asked.append(text)
+        return 0.5
+
+    assert judged_by(complete) == 0.5
+    assert asked[-1] == "hello there"
+    assert judged_by(complete, partial=True) is None
+    engine = WhisperEngine(ScriptedReader("quick", languages=("de",)), complete=complete)
+    count = len(asked)
+    assert ask(engine, language="de").complete is None
+    assert len(asked) == count
+
+
+def test_a_judgement_that_fails_or_comes_late_costs_no_words() -> None:
+    late = threading.Event()
+
+    def waits(text: str) -> float:
+        late.wait()
+        return 0.5
+
+    def fails(text: str) -> float:
+        raise KeyError("choices")
+
+    try:
+        assert judged_by(fails) is None
+        assert judged_by(waits) is None
+    finally:
+        late.set()

@@ -9,6 +9,9 @@ from processors.templates import ExpressionText
 
 OutcomeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=30)]
 
+AWAY = frozenset({"failed", "timeout"})  # the system did not answer
+IN_VAIN = AWAY | {"rejected", "not_found"}
+
 _OUTCOMES = {404: "not_found", 410: "not_found", 408: "timeout", 504: "timeout", 429: "failed"}
 
 

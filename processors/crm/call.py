@@ -1,7 +1,6 @@
 """A call as the CRM sees it: a fold of its events, and what it came to. Pure."""
 
 import hmac
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -10,6 +9,8 @@ from typing import Any
 
 from processors.llm.caller import Caller
 from processors.llm.memory import Memory, recognise
+from processors.llm.requests import json_in
+from processors.outcomes import IN_VAIN
 from schemas.event import Event
 from schemas.events import Intent, IntentKind, Response, ResponseKind, Session, SessionKind
 
@@ -20,7 +21,6 @@ QUOTES_MAX = 4
 QUOTE_CHARS_MAX = 160
 _PSEUDONYM_CHARS = 32
 
-_UNSOLVED = frozenset({"not_found", "rejected", "failed", "timeout"})
 _CLEAR = frozenset({"clarification", "apology"})
 
 
@@ -40,7 +40,7 @@ class Exchange:
     @property
     def is_solved(self) -> bool:
         """Whether the caller got what was asked for."""
-        return bool(self.reply) and self.outcome not in _UNSOLVED and self.source not in _CLEAR
+        return bool(self.reply) and self.outcome not in IN_VAIN and self.source not in _CLEAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ class Call:
                     self._tools.pop(oldest := next(iter(self._called)), None)
                     del self._called[oldest]
             case ResponseKind.TOOL_RETURNED if event.turn == 0:
-                self.record = recognise(Memory(), _json(event.result)).record
+                self.record = recognise(Memory(), json_in(event.result)).record
             case ResponseKind.TOOL_RETURNED:
                 self._returned(cause, event)
             case ResponseKind.COMPLETED | ResponseKind.CANCELLED if event.committed:
@@ -200,7 +200,7 @@ class Call:
     def _returned(self, cause: str, event: Response) -> None:
         """Of several tools in a turn the last one counts, unless it came to nothing where one before did not."""
         known = self._tools.get(cause)
-        if known is None or known.outcome in _UNSOLVED or event.outcome not in _UNSOLVED:
+        if known is None or known.outcome in IN_VAIN or event.outcome not in IN_VAIN:
             called = self._called.get(cause, event)
             self._tools[cause] = replace(event, arguments=called.arguments)
             if len(self._tools) > AHEAD_MAX:
@@ -221,12 +221,12 @@ class Call:
             return None
         facts = {
             **self.facts(event),
-            "arguments": (_json(tool.arguments) if tool is not None else None) or {},
+            "arguments": (json_in(tool.arguments) if tool is not None else None) or {},
             "call_id": tool.tool_call_id if tool is not None else "",
             "intent": event.intent or turn.intent,
             "outcome": turn.outcome,
             "reply": turn.reply,
-            "result": (_json(tool.result) if tool is not None else None) or {},
+            "result": (json_in(tool.result) if tool is not None else None) or {},
             "sentiment": turn.sentiment,
             "text": turn.text,
             "turn": event.turn,
@@ -250,13 +250,6 @@ def _label(turn: Exchange) -> str:
 
 def _clip(text: str) -> str:
     return text if len(text) <= QUOTE_CHARS_MAX else text[: QUOTE_CHARS_MAX - 1] + "…"
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text) if text else None
-    except ValueError:
-        return None
 
 
 def _rfc3339(time_us: int) -> str:

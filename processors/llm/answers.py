@@ -19,7 +19,7 @@ from processors.llm.grounding import is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
 from processors.llm.memory import Exchange, Memory
 from processors.llm.offers import Wrong, checked, entities_of, intent_of, offers_of, question_for
-from processors.llm.requests import choice_id, render_call, tool_call_id, tool_outcome
+from processors.llm.requests import choice_id, json_in, render_call, tool_call_id, tool_outcome
 from processors.llm.sentences import split_sentences, take_sentences
 from processors.llm.state import State
 from processors.llm.turn import (
@@ -33,6 +33,7 @@ from processors.llm.turn import (
     respond,
     speak,
 )
+from processors.outcomes import AWAY
 from processors.stage import (
     Answered,
     Ask,
@@ -91,6 +92,11 @@ class Answers:
                 return self._consult(state, agent, turn, plan, now_us)
             case _:
                 assert_never(plan)
+
+    def waits(self, agent: Agent, plan: Call | Look | Consult) -> bool:
+        """What has effects waits for the commitment, and under load all that takes an engine's time."""
+        tool = "" if isinstance(plan, Look) else plan.spec.tool or "" if isinstance(plan, Call) else plan.tool
+        return (bool(tool) and agent.tool(tool).effect != "read") or self._busy()
 
     def acts(self, turn: Turn) -> bool:
         """Whether a tool with an effect is under way."""
@@ -205,12 +211,13 @@ class Answers:
         agent, call = self._agents[turn.cause.agent_id], turn.call
         assert call is not None
         tool: Tool = agent.tool(call.tool)
-        text, compute_ms = "", 0.0
+        text, result, compute_ms = "", None, 0.0
         if isinstance(happening, Failed):
             outcome = "timeout" if happening.reason == "timeout" else "failed"
         elif isinstance(happening.reply, ToolReturned):
             text, compute_ms = happening.reply.body.decode("utf-8", "replace"), happening.reply.compute_ms
-            outcome = tool_outcome(tool, happening.reply, json_in(text), call.values)
+            result = json_in(text)
+            outcome = tool_outcome(tool, happening.reply, result, call.values)
         else:
             outcome = "failed"
         returned = respond(
@@ -220,14 +227,14 @@ class Answers:
             now_us,
             tool=tool.name,
             tool_call_id=call.id,
-            result=text if json_in(text) is not None else "",
+            result=text if result is not None else "",
             outcome=outcome,
             compute_ms=compute_ms,
         )
         if turn.void:
             return Step(self.closed(state, turn), (returned, *cancelled(turn, now_us)))
         answer = self._tool_answer if call.spec is not None else self._consulted
-        step = answer(state, agent, replace(turn, ask_id=""), outcome, json_in(text), now_us)
+        step = answer(state, agent, replace(turn, ask_id=""), outcome, result, now_us)
         return Step(step.state, (returned, *step.outcomes))
 
     def _tool_answer(
@@ -254,7 +261,7 @@ class Answers:
         result: Any,
     ) -> tuple[str, str, bool]:
         """What the intent's template says for the outcome, else an apology; its source, and whether it failed."""
-        away = outcome in ("failed", "timeout")
+        away = outcome in AWAY
         if spec is not None:
             shared = template_values(agent, memory, spec, values, result=result or {}, outcome=outcome)
             for name in dict.fromkeys((outcome, "failed")):
@@ -450,7 +457,7 @@ class Answers:
 
     def _consult_when_sure(self, state: State, agent: Agent, turn: Turn, plan: Consult, now_us: int) -> Step[State]:
         """Calls the tool; one with an effect, and under load any, once the turn is committed."""
-        if not turn.committed and (agent.tool(plan.tool).effect != "read" or self._busy()):
+        if not turn.committed and self.waits(agent, plan):
             return Step(state.with_turn(replace(turn, later=plan)))
         return self._consult(state, agent, turn, plan, now_us)
 
@@ -488,7 +495,7 @@ class Answers:
         turn = replace(turn, call=None, consulted=(*turn.consulted, Consulted(choice, outcome, result, said, tool)))
         memory = after_choice(agent, state.memory, turn.number, tool.name, call.values, outcome)
         state = replace(state, memory=memory)
-        if outcome in ("failed", "timeout"):
+        if outcome in AWAY:
             return self._give_up(state, agent, turn, "apology", now_us)
         return self._ask_model(state, agent, turn, now_us)
 
@@ -517,14 +524,6 @@ def _sum(made: Made, piece: Generated) -> Made:
         made.tokens_out + piece.tokens_out,
         made.compute_ms + piece.compute_ms,
     )
-
-
-def json_in(text: str) -> Any:
-    """What the JSON text says; None where it is none."""
-    try:
-        return json.loads(text) if text else None
-    except ValueError:
-        return None
 
 
 def plain(variants: tuple[Any, ...]) -> str:

@@ -1,24 +1,21 @@
 """What the language model is asked: the chat of a turn, its fixed part first, so that it is read once for all turns."""
 
 import json
-import re
 from dataclasses import replace
 
 from processors.agents import Agent, Tool
 from processors.engine import Generate, Message, Offered
 from processors.llm.decide import WRITE_MEMORY_TURNS
-from processors.llm.grounding import is_grounded
+from processors.llm.grounding import ISO_DATE, is_grounded
 from processors.llm.memory import Memory
 from processors.llm.turn import Consulted, Turn
+from processors.outcomes import IN_VAIN
 from processors.stage import Ask
 from processors.templates import spoken_date
 from schemas.events import Intent
 
 HISTORY_FOR_MODEL = 6
 RESULT_CHARS_MAX = 2000
-
-_IN_VAIN = ("failed", "timeout", "rejected", "not_found")
-_DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 
 
 def asked(
@@ -54,7 +51,7 @@ def sources_of(turn: Turn, memory: Memory, tool: Tool) -> str:
 
 def is_sayable(text: str, turn: Turn) -> bool:
     """Whether the model may say that: see `is_grounded`."""
-    known = [(one.tool, one.outcome) for one in turn.consulted if one.tool is not None and one.outcome not in _IN_VAIN]
+    known = [(one.tool, one.outcome) for one in turn.consulted if one.tool is not None and one.outcome not in IN_VAIN]
     done = " ".join(
         f"{tool.name} {tool.description}" for tool, outcome in known if tool.effect == "write" and outcome == "ok"
     )
@@ -100,4 +97,4 @@ def _about(memory: Memory) -> str:
 
 def _spoken_dates(told: str) -> str:
     """The dates as people say them, since the model may do so, too."""
-    return " ".join(spoken_date(found) for found in dict.fromkeys(_DATE.findall(told)))
+    return " ".join(spoken_date(found) for found in dict.fromkeys(ISO_DATE.findall(told)))

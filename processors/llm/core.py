@@ -24,11 +24,11 @@ from processors.backchannel import is_backchannel, is_echo
 from processors.engine import ToolReturned
 from processors.llm import memory as remembering
 from processors.llm.ahead import Ahead
-from processors.llm.answers import Answers, json_in, plain
+from processors.llm.answers import Answers, plain
 from processors.llm.decide import Call, Look, Plan, Say, ask, decide, pick, shared_values
 from processors.llm.knowledge import KnowledgeIndex
 from processors.llm.memory import Memory
-from processors.llm.requests import render_lookup, tool_call_id
+from processors.llm.requests import json_in, render_lookup, tool_call_id
 from processors.llm.sentences import split_sentences
 from processors.llm.state import State
 from processors.llm.turn import (
@@ -82,7 +82,6 @@ class Conversation:
         committed. What was already said of an answer stays said, so that a repeated step may find it otherwise.
         """
         self._agents = agents
-        self._busy = busy
         self._answers = Answers(agents, knowledge, variables, short, busy)
 
     def start(self, session_id: str) -> State:
@@ -242,16 +241,11 @@ class Conversation:
         state = replace(state, memory=msgspec.structs.replace(state.memory, turn=event.turn))
         plan = self._plan(agent, state.memory, event, recorded)
         turn = opened(event, event.turn, recorded, _intent_of(plan))
-        if not isinstance(plan, Say) and not turn.committed and self._waits(agent, plan):
+        if not isinstance(plan, Say) and not turn.committed and self._answers.waits(agent, plan):
             return Step(state.with_turn(replace(turn, later=plan)))
         return self._answers.follow(state, agent, turn, plan, now_us)
 
     # ---- ahead of the commitment
-
-    def _waits(self, agent: Agent, plan: Call | Look) -> bool:
-        """What has effects waits for the commitment, and under load all that takes an engine's time."""
-        acts = isinstance(plan, Call) and agent.tool(plan.spec.tool or "").effect != "read"
-        return acts or self._busy()
 
     def _go_ahead(self, state: State, ahead: Ahead, step: Step[State], now_us: int) -> Step[State]:
         """Takes over a step that was taken beside the conversation."""

@@ -10,6 +10,7 @@ from collections import Counter
 from processors.llm.sentences import word_set
 
 LOOP_RUNS = 3
+ISO_DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 
 _NUMBER_WORDS = word_set(
     "zero two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "

@@ -13,10 +13,9 @@ from typing import Any
 from processors.agents import Agent, EntityType, IntentSpec, Slot, Tool
 from processors.engine import Chosen, Offered
 from processors.llm.choosing import object_in, valid
-from processors.llm.grounding import is_grounded, numbers_in
+from processors.llm.grounding import ISO_DATE, is_grounded, numbers_in
 from processors.llm.memory import VALUE_CHARS_MAX
 
-_ISO_DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 _SORTS = {
     "order_number": "digits",
     "digits": "digits",
@@ -121,9 +120,9 @@ def _fitting(entity: EntityType, value: str, told: str) -> str | None:
         case "order_number" | "digits":
             value = re.sub(r"[\s-]", "", value)
             fits = not entity.pattern or re.fullmatch(entity.pattern, value) is not None
-            return value if fits and value in numbers_in(_ISO_DATE.sub(" ", told)) else None
+            return value if fits and value in numbers_in(ISO_DATE.sub(" ", told)) else None
         case "date":
-            return value if _ISO_DATE.fullmatch(value) and value in told else None
+            return value if ISO_DATE.fullmatch(value) and value in told else None
         case _:
             return value if is_grounded(value, told) else None
 

@@ -49,6 +49,14 @@ def tool_outcome(tool: Tool, reply: ToolReturned, result: Any, values: Mapping[s
     return outcome_of(tool.outcomes, reply.status, facts, otherwise=reply.outcome)
 
 
+def json_in(text: str) -> Any:
+    """What the JSON text says; None where it is none."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None
+
+
 def tool_call_id(session_id: str, turn: int, tool: str, values: Mapping[str, str]) -> str:
     """The idempotency key of a call: the same whenever the same turn leads to the same call."""
     what = json.dumps([session_id, turn, tool, values], sort_keys=True)

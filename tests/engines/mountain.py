@@ -1,13 +1,12 @@
 """What calls over production engines have in common: an agent that leaves everything to the language model."""
 
-import asyncio
 import json
 from pathlib import Path
 
-from api.client import CallEvent, Patience
+from api.client import Patience
 from streams.settings import REPOSITORY
 from tests.engines.conftest import KEY
-from tests.support.vllm_server import MODEL, VllmServer
+from tests.support.vllm_server import MODEL
 
 LONG_S = 240.0
 PATIENCE = Patience(
@@ -44,31 +43,6 @@ _UNHURRIED = {
     f"TRUNKLINE_LOAD__{name}": "1000000"
     for name in ("DEPTH_MAX", "OLDEST_MS_MAX", "WAITING_MS_MAX", "MACHINE_MAX", "REPLY_MS_MAX")
 } | {"TRUNKLINE_LOAD__UTILISATION_MAX": "1"}
-
-
-class FirstAnswer:
-    """The answer to the caller's first question, held in its middle: the server crawls, and then stands still."""
-
-    def __init__(self, server: VllmServer, enough: int) -> None:
-        """It stands still once the caller knows that many sentences."""
-        self._server = server
-        self._enough = enough
-        self._asked = asyncio.Event()
-        self.said = 0
-
-    def on_event(self, event: CallEvent) -> None:
-        """Follows what the caller learns of the first turn."""
-        match event.type, event.message.get("turn"):
-            case "final", 1:
-                self._asked.set()
-            case "sentence", 1:
-                self.said += 1
-
-    async def hold(self) -> None:
-        """Returns when the server stands still."""
-        async with asyncio.timeout(LONG_S):
-            await self._asked.wait()
-            await self._server.crawl(lambda: self.said >= self._enough)
 
 
 def environment(folder: Path, *urls: str) -> dict[str, str]:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from api.client import TurnSummary, load_turns, place_call
+from api.client import CallEvent, TurnSummary, load_turns, place_call
 from bench.faults.checks import check_heard, check_sentences, check_turns, counted, distinct
 from schemas.events import Response, ResponseKind, Transcript, TranscriptKind
 from streams.settings import REPOSITORY
 from tests.engines.conftest import KEY
-from tests.engines.mountain import APOLOGY, LONG_S, PATIENCE, QUESTIONS, FirstAnswer, environment
+from tests.engines.mountain import APOLOGY, LONG_S, PATIENCE, QUESTIONS, environment
 from tests.engines.tiny_llm import ANSWER, CHOSEN, TOLD
 from tests.support.calls import events_of
 from tests.support.platform import Platform, running_platform
@@ -41,6 +41,31 @@ async def second(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Vllm
 def platform(vllm: VllmServer, second: VllmServer, tmp_path: Path) -> Iterator[Platform]:
     with running_platform(**environment(tmp_path, vllm.url, second.url)) as running:
         yield running
+
+
+class FirstAnswer:
+    """The answer to the caller's first question, held in its middle: the server crawls, and then stands still."""
+
+    def __init__(self, server: VllmServer, enough: int) -> None:
+        """It stands still once the caller knows that many sentences."""
+        self._server = server
+        self._enough = enough
+        self._asked = asyncio.Event()
+        self.said = 0
+
+    def on_event(self, event: CallEvent) -> None:
+        """Follows what the caller learns of the first turn."""
+        match event.type, event.message.get("turn"):
+            case "final", 1:
+                self._asked.set()
+            case "sentence", 1:
+                self.said += 1
+
+    async def hold(self) -> None:
+        """Returns when the server stands still."""
+        async with asyncio.timeout(LONG_S):
+            await self._asked.wait()
+            await self._server.crawl(lambda: self.said >= self._enough)
 
 
 class Fate:

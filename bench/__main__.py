@@ -48,6 +48,7 @@ class Options:
 
 def _voice(options: Options, found: Findings) -> None:
     with platform_directory(voice.ENVIRONMENT) as directory:
+        wait_for_calm(directory)
         voice.measure_voice(Trunkline(directory), voice.scenes(options.quick), options.quick, found)
 
 
@@ -75,6 +76,7 @@ def _arrivals(options: Options, found: Findings) -> None:
 
 def _idle(options: Options, found: Findings) -> None:
     with platform_directory() as directory:
+        wait_for_calm(directory)
         found.add(soak.measure_idle(directory, 10.0 if options.quick else 30.0))
 
 

@@ -89,8 +89,8 @@ def frames(pcm: bytes, agent: str) -> Iterator[AudioFrame]:
 
 
 def read(engine: WhisperEngine, request: Transcribe) -> Transcribed:
-    """The engine's reading, here and now."""
-    reply = next(engine.answer(request))
+    """The engine's reading that counts, here and now."""
+    *_, reply = engine.answer(request)
     assert isinstance(reply, Transcribed)
     return reply
 

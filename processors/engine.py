@@ -41,7 +41,8 @@ class Transcribed(msgspec.Struct, frozen=True, tag=True):
     """What was heard; an empty text means no speech. `doubtful`: such words are read by more than one model.
 
     `complete` is how probable (0 to 1) it is that a sentence ends with these words, by the words alone; None where that
-    is not known.
+    is not known. `provisional`: a surer reading of the same audio follows, perhaps with other words; the times of these
+    are estimated. `compute_ms` is what it took since the reply before.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Transcribed(msgspec.Struct, frozen=True, tag=True):
     compute_ms: float
     doubtful: bool = False
     complete: float | None = None
+    provisional: bool = False
 
 
 class Embed(msgspec.Struct, frozen=True, tag=True):

@@ -159,8 +159,9 @@ class Ladder:
     async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
         """See `EngineClient`. Fails with the last engine's error once no rung is left.
 
-        Speech that breaks off is gone on with by the next rung. An answer of the language model is not, since another
-        would go on differently: who asked knows what was said of it, and may ask for the rest.
+        Speech that breaks off is gone on with by the next rung; a reading that was provisional is begun anew. An answer
+        of the language model is not gone on with, since another would go on differently: who asked knows what was said
+        of it, and may ask for the rest.
         """
         self.start()
         self._hedges = min(HEDGES_BURST, self._hedges + HEDGES_AN_ASK)
@@ -318,7 +319,7 @@ class _Ask:
                     return
                 except EngineError as error:
                     self._note(attempt, error)
-                    if not isinstance(self._request, Speak) or self._left_s <= 0:
+                    if not isinstance(self._request, Speak | Transcribe) or self._left_s <= 0:
                         raise
                     await self._drop(attempt)
         finally:

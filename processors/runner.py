@@ -18,7 +18,7 @@ import structlog
 
 from processors import metrics
 from processors.choices import History
-from processors.engine import CallTool, Embed, EngineClient, EngineError, Transcribe
+from processors.engine import CallTool, Embed, EngineClient, EngineError, Reply, Request, Transcribe, Transcribed
 from processors.generations import ForTurns
 from processors.pipeline import Stage
 from processors.session import Live, Seen, Unit, read_snapshot
@@ -358,7 +358,7 @@ class Runner(Generic[StateT]):
         try:
             async with aclosing(self._engine(live, ask).ask(ask.request, ask.deadline_s)) as replies:
                 async for reply in replies:
-                    last = isinstance(ask.request, Transcribe | Embed | CallTool)
+                    last = _is_last(ask.request, reply)
                     self._step(live, Answered(ask.ask_id, reply, last), unit)
                     if last or live.asks.get(ask.ask_id) is not asyncio.current_task():
                         return
@@ -561,3 +561,10 @@ class Runner(Generic[StateT]):
     def _done(self, units: list[Unit]) -> None:
         for unit in units:
             self._on_done(unit.position)
+
+
+def _is_last(request: Request, reply: Reply) -> bool:
+    """Whether nothing follows, so that nobody need wait for the engine to say so."""
+    if isinstance(request, Transcribe):
+        return not (isinstance(reply, Transcribed) and reply.provisional)
+    return isinstance(request, Embed | CallTool)

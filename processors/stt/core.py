@@ -222,7 +222,10 @@ class _Work:
             self.state = replace(self.state, language=self.state.language or session.language)
 
     def answered(self, ask_id: str, reply: Any) -> None:
-        """A reading came: of all speech so far, or of a part that speech has overtaken."""
+        """A reading came: of all speech so far, or of a part that speech has overtaken.
+
+        A provisional one of all speech is worked on ahead; of a part it will do, since nobody waits for a surer one.
+        """
         speech = self.state.speech
         if speech is None or speech.asked is None or speech.asked.ask_id != ask_id:
             return
@@ -230,23 +233,35 @@ class _Work:
         if not isinstance(reply, Transcribed):
             self.failed(ask_id, "invalid")
             return
+        whole = asked.best and asked.covers == speech.end
+        reading = _reading(reply, speech.windows[0].start, asked.covers)
+        if reply.provisional:
+            if whole:
+                self._take(speech, reading)
+                self._judge()
+                return
+            self.outcomes.append(Cancel(ask_id))
         if self._pace is not None and not asked.best:
             self._pace.took(reply.compute_ms)
-        reading = _reading(reply, speech.windows[0].start, asked.covers)
         wait = self._partials_apart * max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
         speech = self._set(asked=None, failures=0, partial_due=speech.position + wait, doubtful=reply.doubtful)
-        if asked.best and asked.covers == speech.end:
-            self._set(reading=reading)
+        if whole:
+            self._take(speech, reading)
         elif reading.text and not speech.sealed and (speech.partial is None or speech.partial.text != reading.text):
             self._publish(reading, 0)
         self._judge()
 
     def failed(self, ask_id: str, reason: str) -> None:
-        """A partial that failed is not missed; the best reading is asked for again, a bounded number of times."""
+        """A partial that failed is not missed; the best reading is asked for again, a bounded number of times.
+
+        Where a provisional one is there, that is the best.
+        """
         speech = self.state.speech
         if speech is None or speech.asked is None or speech.asked.ask_id != ask_id:
             return
-        if speech.asked.best:
+        if speech.asked.best and speech.reading is not None:
+            self._set(asked=None, reading=replace(speech.reading, settled=True))
+        elif speech.asked.best:
             self._set(asked=None, failures=speech.failures + 1, failure=reason)
         else:
             self._set(asked=None, partial_due=speech.position + 2 * samples(PARTIAL_EVERY_MS))
@@ -263,6 +278,18 @@ class _Work:
         elif name == _LOADED and self.state.ending:
             self._stall()
         self._release()
+
+    def _take(self, speech: Utterance, reading: Reading) -> None:
+        """A reading of all speech so far: where it says what the one before it said, it is the same revision."""
+        before = speech.reading
+        if before is not None:
+            compute_ms = before.compute_ms + reading.compute_ms
+            if not reading.text:  # words that were heard once count for more than silence
+                reading = replace(before, settled=reading.settled)
+            same = before.text == reading.text
+            reading = replace(reading, compute_ms=compute_ms, revision=before.revision if same else 0)
+            self._set(published=speech.published and same)
+        self._set(reading=reading)
 
     # ---- from frames to windows
 
@@ -423,6 +450,8 @@ class _Work:
 
     def _is_over(self, speech: Utterance, reading: Reading) -> bool:
         """Whether the pause is long enough for the words."""
+        if not reading.settled:
+            return False
         rules = self._rules_of(speech)
         sure = reading.words[-1].confidence if reading.words else 1.0
         needed_ms = pause_needed_ms(reading.text, rules, sure, reading.complete)
@@ -431,11 +460,12 @@ class _Work:
 
     def _have_best(self, speech: Utterance) -> Utterance:
         """Sees to it that the best reading of all speech so far is there, or asked for."""
-        if speech.reading is not None or (speech.asked and speech.asked.best and speech.asked.covers == speech.end):
+        settled = speech.reading is not None and speech.reading.settled
+        if settled or (speech.asked and speech.asked.best and speech.asked.covers == speech.end):
             return speech
-        for event in speech.recorded:
+        for event in speech.recorded if speech.reading is None else ():
             if event.kind is TranscriptKind.PARTIAL and event.pause_ms and event.audio_end_ms == ms(speech.end):
-                return self._set(reading=_recorded_reading(event, speech.end), published=True)
+                speech = self._set(reading=_recorded_reading(event, speech.end), published=True)
         if speech.failures >= (ATTEMPTS_MAX_SEALED if speech.sealed else ATTEMPTS_MAX):
             return speech
         if speech.asked is not None:
@@ -636,6 +666,7 @@ def _reading(reply: Transcribed, origin: int, covers: int) -> Reading:
         reply.compute_ms,
         covers,
         complete=reply.complete,
+        settled=not reply.provisional,
     )
 
 
@@ -649,4 +680,5 @@ def _recorded_reading(event: Transcript, covers: int) -> Reading:
         event.compute_ms,
         covers,
         event.revision,
+        settled=False,
     )

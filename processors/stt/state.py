@@ -74,7 +74,8 @@ class Asked:
 class Reading:
     """A reading of the utterance up to the sample `covers`; word times count from the call's first sample.
 
-    `complete` is as in `Transcribed`; the log does not have it.
+    `complete` is as in `Transcribed`; the log does not have it. One that is not `settled` is worked on ahead, but ends
+    no turn: a surer one of the same speech is on its way.
     """
 
     text: str
@@ -86,6 +87,7 @@ class Reading:
     covers: int
     revision: int = 0
     complete: float | None = None
+    settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,21 @@
 """Speech to text by a quick Whisper model and, where that is unsure, a second, larger one.
 
-The second one reads if a caller who waits can wait that long. A reading nobody wants any more ends between two steps of
-it, since a step cannot be interrupted. What one model does is in `reader.py`.
+The quick one's words are told at once, so that others work ahead on them while the rest is found out: when each was
+said, whether they are a sentence, what the second model makes of it. That one reads if a caller who waits can wait that
+long. A reading nobody wants any more ends between two steps of it, since a step cannot be interrupted. What one model
+does is in `reader.py`.
 """
 
+import contextlib
 import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import structlog
 
 from processors.engine import Capabilities, EngineError, HeardWord, Reply, Request, Transcribe, Transcribed
@@ -26,7 +31,8 @@ AUDIO_MS_MIN = 60
 
 # A reading that comes later than that after it was asked for is worse for the caller than one the model is unsure of.
 SECOND_BUDGET_S = 0.9
-COMPLETE_WAIT_S = 0.03
+# Meanwhile others work on the words already.
+COMPLETE_WAIT_S = 0.06
 # What is hardly more than a guess would be answered wrongly: better late.
 GUESSED_BELOW = -0.4  # average log probability of a token
 GUESSED_BUDGET_S = 2.0
@@ -44,6 +50,20 @@ _SECOND_RATIO_KEPT = 0.8
 UNSURE_BELOW = -0.25  # average log probability of a token
 
 _Heard = tuple[Reader, Any, Reading]  # by whom, the audio as that one encoded it, and what it made of it
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that is answered: the languages it may be in, and whether it was withdrawn."""
+
+    request: Transcribe
+    duration_ms: int
+    candidates: Sequence[str]
+    stopped: Callable[[], bool]
+
+    @property
+    def seconds(self) -> float:
+        return self.duration_ms / 1000
 
 
 class WhisperEngine:
@@ -100,7 +120,10 @@ class WhisperEngine:
             _in_time(self._judging.submit(self._complete, "Hello"))
 
     def answer(self, request: Request) -> "Transcription":
-        """One `Transcribed`; `refused` for a language that no model knows, `invalid` for what is no PCM of 30 s."""
+        """A rough reading; or the best one, mostly with a provisional one before it.
+
+        `refused` for a language that no model knows, `invalid` for what is no PCM of 30 s.
+        """
         stopped = threading.Event()
         return Transcription(self._answer(request, stopped.is_set), stopped)
 
@@ -120,13 +143,9 @@ class WhisperEngine:
         if duration_ms < AUDIO_MS_MIN:
             yield Transcribed("", (), 0.0, language, readers[0].name, 0.0)
             return
-        try:
-            with self._together.reading(not request.partial, lambda: not stopped()):
-                reply = self._transcribed(readers, request, duration_ms, candidates, stopped)
-        except Unwanted:
-            return
-        if reply is not None:
-            yield reply
+        asked = _Asked(request, duration_ms, candidates, stopped)
+        with contextlib.suppress(Unwanted), self._together.reading(not request.partial, lambda: not stopped()):
+            yield from self._readings(readers, asked)
 
     def _candidates(self, request: Transcribe, language: str) -> list[str]:
         """What languages the speech may be in, the probable one first; without those that no model knows beside it."""
@@ -135,38 +154,54 @@ class WhisperEngine:
         known = [one for one in others if any(reader.speaks(one) for reader in beside)]
         return list(dict.fromkeys((language, *known)))
 
-    def _transcribed(
-        self,
-        readers: Sequence[Reader],
-        request: Transcribe,
-        duration_ms: int,
-        candidates: Sequence[str],
-        stopped: Callable[[], bool],
-    ) -> Transcribed | None:
-        """The reply; None where it was stopped before there was one. Its `compute_ms` is this reading's share."""
-        started_s = self._now_s()
-        seconds = duration_ms / 1000
-        heard = self._heard(readers, request, seconds, candidates, stopped)
-        if not heard:
-            return None
-        _, _, reading = heard[-1]
-        complete = self._judged(heard[0][2], request)
+    def _readings(self, readers: Sequence[Reader], asked: "_Asked") -> Generator[Transcribed]:
+        """The first reader's words as soon as they are there, then what counts in the end.
+
+        That is the second reader's reading where the first is unsure and the caller can wait for it. Nothing (more)
+        comes where it was stopped. Each `compute_ms` is this reading's share of the time since the one before.
+        """
+        first, *others = readers
+        second = others[0] if others and not (asked.request.partial or asked.request.quick) else None
+        ahead = self._begun_ahead(second, asked.request)
+        began_s, mine_s = self._now_s(), self._mine_s
+        heard = self._first(first, asked)
+        if heard is None:
+            return
+        _, _, reading = heard
+        spent_s = self._now_s() - began_s
+        complete = self._judged(reading, asked.request)
+        if not asked.request.partial and _is_probable(reading):
+            words = estimated(reading, asked.duration_ms)
+            yield _reply(reading, words, self._mine_s - mine_s, provisional=True)
+            mine_s = self._mine_s
+        every = [heard]
+        if second is not None and not reading.silent and spent_s * (1 + self._second_ratio) <= _budget_s(reading):
+            opinion = self._opinion(second, ahead, reading, asked, spent_s)
+            if opinion is None:
+                return
+            if not (opinion[2].silent or (opinion[2].suspect and not reading.suspect)):
+                every.append(opinion)
+        yield self._settled(every, asked, complete, mine_s)
+
+    def _settled(
+        self, heard: "Sequence[_Heard]", asked: "_Asked", complete: "Future[float] | None", mine_s: float
+    ) -> Transcribed:
+        """The last reading with its words' times, and whether they are a sentence."""
+        first, reading = heard[0][2], heard[-1][2]
         words: tuple[HeardWord, ...] = ()
         if not reading.silent:
-            words = estimated(reading, duration_ms) if request.partial and not reading.words else _timed(heard, seconds)
-        return Transcribed(
-            text="" if reading.silent else reading.text,
-            words=words,
-            confidence=0.0 if reading.silent else reading.confidence,
-            language=reading.language,
-            model=reading.model,
-            compute_ms=(self._now_s() - started_s - self._together.others_s) * 1000,
-            doubtful=not heard[0][2].silent and _budget_s(heard[0][2]) > 0,
-            complete=_in_time(complete),
-        )
+            rough = asked.request.partial and not reading.words
+            words = estimated(reading, asked.duration_ms) if rough else _timed(heard, asked.seconds)
+        reply = _reply(reading, words, self._mine_s - mine_s, doubtful=not first.silent and _budget_s(first) > 0)
+        return msgspec.structs.replace(reply, complete=_in_time(complete))
+
+    @property
+    def _mine_s(self) -> float:
+        """A clock that stands still while others' readings are at work."""
+        return self._now_s() - self._together.others_s
 
     def _judged(self, reading: Reading, request: Transcribe) -> "Future[float] | None":
-        """Whether that is a sentence, found out beside the alignment; the larger model completes what broke off.
+        """Whether that is a sentence, found out beside what follows; the larger model completes what broke off.
 
         While a core has nothing to do, what was said so far is judged, too: the model remembers what it has read, and
         judges the end so much sooner.
@@ -179,62 +214,34 @@ class WhisperEngine:
             self._judged_ahead = self._judging.submit(self._complete, reading.text)
         return None
 
-    def _heard(
-        self,
-        readers: Sequence[Reader],
-        request: Transcribe,
-        seconds: float,
-        candidates: Sequence[str],
-        stopped: Callable[[], bool],
-    ) -> "list[_Heard]":
-        """The first reader's reading, and the second's where the first is unsure and the caller can wait for it.
-
-        The last one counts; none where it was stopped before there was one.
-        """
-        first, *others = readers
-        second = others[0] if others and not (request.partial or request.quick) else None
-        ahead = self._begun_ahead(second, request)
-        began_s = self._now_s()
-        encoded = first.encode(request.pcm)
-        if stopped():
-            return []
-        language = _spoken(first, encoded, candidates)
-        reading = first.read(encoded, seconds, request, language)
-        if stopped():
-            return []
-        spent_s = self._now_s() - began_s
-        in_time = spent_s * (1 + self._second_ratio) <= _budget_s(reading)
-        if second is None or reading.silent or not in_time:
-            return [(first, encoded, reading)]
-        opinion = self._opinion(second, ahead, reading, request, seconds, stopped)
-        if opinion is None:
-            return []
-        if ahead is None:
-            self._measured((self._now_s() - began_s - spent_s) / max(spent_s, 1e-3))
-        encoded_second, other = opinion
-        if other.silent or (other.suspect and not reading.suspect):
-            return [(first, encoded, reading)]
-        return [(first, encoded, reading), (second, encoded_second, other)]
-
     @staticmethod
+    def _first(reader: Reader, asked: "_Asked") -> "_Heard | None":
+        """What the first reader makes of it; None where it was stopped."""
+        encoded = reader.encode(asked.request.pcm)
+        if asked.stopped():
+            return None
+        language = _spoken(reader, encoded, asked.candidates)
+        reading = reader.read(encoded, asked.seconds, asked.request, language)
+        return None if asked.stopped() else (reader, encoded, reading)
+
     def _opinion(
-        second: Reader,
-        ahead: "Future[Any] | None",
-        reading: Reading,
-        request: Transcribe,
-        seconds: float,
-        stopped: Callable[[], bool],
-    ) -> tuple[Any, Reading] | None:
-        """The audio as the second reader encoded it, and its reading; None where it was stopped before."""
-        encoded = ahead.result() if ahead is not None else second.encode(request.pcm)
-        if stopped():
+        self, second: Reader, ahead: "Future[Any] | None", reading: Reading, asked: "_Asked", first_s: float
+    ) -> "_Heard | None":
+        """What the second reader makes of it, of which the first one's reading took `first_s`; None where stopped."""
+        began_s = self._now_s()
+        encoded = ahead.result() if ahead is not None else second.encode(asked.request.pcm)
+        if asked.stopped():
             return None
         # What the first one is unsure of, the other seldom says as well.
         likely = reading.logprob >= UNSURE_BELOW and not reading.suspect
-        other = second.confirm(encoded, reading, seconds, request) if likely else None
-        if other is None and not stopped():
-            other = second.read(encoded, seconds, request, reading.language)
-        return None if other is None or stopped() else (encoded, other)
+        other = second.confirm(encoded, reading, asked.seconds, asked.request) if likely else None
+        if other is None and not asked.stopped():
+            other = second.read(encoded, asked.seconds, asked.request, reading.language)
+        if other is None or asked.stopped():
+            return None
+        if ahead is None:
+            self._measured((self._now_s() - began_s) / max(first_s, 1e-3))
+        return second, encoded, other
 
     def _begun_ahead(self, second: Reader | None, request: Transcribe) -> "Future[Any] | None":
         """The second reader's encoding, begun beside the first one's reading where it will probably be wanted.
@@ -253,6 +260,21 @@ class WhisperEngine:
         self._second_ratio = min(kept, _SECOND_RATIO_MAX)
 
 
+def _reply(
+    reading: Reading, words: tuple[HeardWord, ...], took_s: float, doubtful: bool = False, provisional: bool = False
+) -> Transcribed:
+    return Transcribed(
+        text="" if reading.silent else reading.text,
+        words=words,
+        confidence=0.0 if reading.silent else reading.confidence,
+        language=reading.language,
+        model=reading.model,
+        compute_ms=took_s * 1000,
+        doubtful=doubtful,
+        provisional=provisional,
+    )
+
+
 def _in_time(complete: "Future[float] | None") -> float | None:
     """What is known by now, or in a moment: callers wait for the reading, and the marks tell much of it."""
     try:
@@ -263,6 +285,11 @@ def _in_time(complete: "Future[float] | None") -> float | None:
     except Exception as error:  # whatever its runtime raises of odd texts: the words are there all the same
         log.warning("whether words are a sentence cannot be told", error=type(error).__name__)
     return None
+
+
+def _is_probable(reading: Reading) -> bool:
+    """Whether it is hardly changed by what follows, so that working ahead on it is worth its while."""
+    return not (reading.silent or reading.suspect) and reading.logprob >= GUESSED_BELOW
 
 
 def _code(language: str) -> str:

@@ -66,7 +66,7 @@ def test_several_threads_get_their_own_answers(complete: Completeness) -> None:
 
 def heard(settings: Settings, partial: bool = False) -> Transcribed:
     engine = create(settings)
-    (reply,) = engine.answer(Transcribe(pcm(recorded(next(iter(WORDS)))), partial=partial))
+    *_, reply = engine.answer(Transcribe(pcm(recorded(next(iter(WORDS)))), partial=partial))
     assert isinstance(reply, Transcribed)
     return reply
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from processors.engine import (
@@ -91,7 +92,13 @@ class Engines:
 
     def _stt(self, request: Transcribe) -> list[tuple[float, Reply]]:
         compute_ms = self.ms(20, 90)
-        return [(compute_ms, transcribe(request.pcm, compute_ms))]
+        settled = transcribe(request.pcm, compute_ms)
+        if request.partial or not settled.text or self.world.random.random() < 0.3:
+            return [(compute_ms, settled)]
+        # Where nothing fails, what it says at first may be wrong.
+        wrong = not self.is_stormy() and self.world.random.random() < 0.3
+        first = replace(settled, text=f"{settled.text} um" if wrong else settled.text, provisional=True)
+        return [(compute_ms, first), (self.ms(10, 400), replace(settled, compute_ms=compute_ms / 2))]
 
     def _embeddings(self, request: Embed) -> list[tuple[float, Reply]]:
         vectors = embed(request.texts).astype("<f4").tobytes()

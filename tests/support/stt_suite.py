@@ -63,9 +63,11 @@ def errors(reference: str, text: str) -> int:
 
 
 async def transcribe(client: SocketEngine, samples: Samples, **request: Any) -> Transcribed:
-    """The one reading of the audio; raises EngineError."""
-    (reading,) = await replies(client, Transcribe(pcm(samples), **request), ASK_S)
+    """The reading of the audio that counts, after what was provisional; raises EngineError."""
+    *before, reading = await replies(client, Transcribe(pcm(samples), **request), ASK_S)
+    assert all(isinstance(one, Transcribed) and one.provisional for one in before)
     assert isinstance(reading, Transcribed)
+    assert not reading.provisional
     return reading
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from processors.breaker import Breaker, State
 from processors.engine import (
@@ -75,9 +76,10 @@ class Engine:
             return [EngineError(self.does["fails"])]
         match request:
             case Transcribe():
-                return [Transcribed(self.does.get("text", self.name), (), 0.9, "en", self.name, 1.0)]
+                reading = Transcribed(self.does.get("text", self.name), (), 0.9, "en", self.name, 1.0)
+                made: list[Any] = [replace(reading, provisional=True), reading] if "breaks" in self.does else [reading]
             case Generate():
-                made: list[Any] = [Generated(f"{self.name}{index} ") for index in range(4)]
+                made = [Generated(f"{self.name}{index} ") for index in range(4)]
             case Speak():
                 voice = self.does.get("voice", "voice")
                 made = [Spoken(loud(index + 100 * (voice != "voice")), voice) for index in range(4)]
@@ -375,6 +377,14 @@ def test_the_second_endpoint_answers_where_the_first_does_not() -> None:
         one = ladder("llm", Engine("a", fails="crashed"), Engine("b", fails="crashed"), Engine("second"))
         assert (await answers(one, CHAT))[0].text == "second0 "
         await one.close()
+
+    run(test)
+
+
+def test_a_reading_that_breaks_off_is_begun_anew_by_another() -> None:
+    async def test() -> None:
+        got = await answers(ladder("stt", Engine("a", breaks=1), Engine("b")), AUDIO)
+        assert [(reply.text, reply.provisional) for reply in got] == [("a", True), ("b", False)]
 
     run(test)
 

@@ -170,8 +170,11 @@ class Ear:
     def reply(self) -> None:
         while self.asks:
             ask = self.asks.pop(0)
-            reply = self.answer(ask.request)
-            self.step(Failed(ask.ask_id, reply) if isinstance(reply, str) else Answered(ask.ask_id, reply, last=True))
+            self.tell(ask, self.answer(ask.request))
+
+    def tell(self, ask: Ask, reply: Transcribed | str) -> None:
+        """What the engine says, or why it failed."""
+        self.step(Failed(ask.ask_id, reply) if isinstance(reply, str) else Answered(ask.ask_id, reply, last=True))
 
     def hear(self, frames: list[AudioFrame], first_offset: int = 0, answer_every: int = 1) -> None:
         for number, event in enumerate(frames):

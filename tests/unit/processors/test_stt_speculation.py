@@ -1,8 +1,11 @@
 """What stt publishes for others to work ahead on: when, and under which revision."""
 
+from typing import Any
+
 import pytest
 
-from processors.engine import Transcribe, Transcribed
+from processors.engine import HeardWord, Transcribe, Transcribed
+from processors.stage import Ask
 from processors.stt.core import SttCore
 from schemas.events import TranscriptKind
 from tests.unit.processors.test_stt_core import Ear, ScriptedDetector, cut, cut_from, heard, read, silence, speech
@@ -63,3 +66,103 @@ def test_under_load_nothing_is_read_before_the_hesitation() -> None:
     assert ear.requests == []
     ear.hear(cut_from(silence(60), ear))
     assert len(ear.requests) == 1
+
+
+# ---- provisional readings
+
+
+def provisionally(text: str = "a blue tent.", compute_ms: float = 100.0) -> Transcribed:
+    return said(text, compute_ms=compute_ms, provisional=True)
+
+
+def said(text: str, **fields: Any) -> Transcribed:
+    words = tuple(HeardWord(word, 100 * n, 100 * n + 90, 0.9) for n, word in enumerate(text.split()))
+    return Transcribed(text, words, 0.9, "en", "scripted", **{"compute_ms": 40.0, **fields})
+
+
+def paused_after(reply: Transcribed, pause_ms: int = 200) -> tuple[Ear, Ask]:
+    """A caller who has paused, and the ask whose first reply has come."""
+    ear = Ear()
+    ear.hear(cut(silence(384) + speech(512) + silence(pause_ms), [320]), answer_every=10_000)
+    (ask,) = ear.asks
+    ear.tell(ask, reply)
+    return ear, ask
+
+
+def test_a_provisional_reading_is_worked_on_ahead_and_the_same_words_are_the_same_revision() -> None:
+    ear, ask = paused_after(provisionally())
+    assert ear.kinds() == ["speech_started", "partial"]
+    ear.tell(ask, said("a blue tent."))
+    ear.asks.clear()
+    ear.hear(cut_from(silence(300), ear))
+    assert ear.kinds() == ["speech_started", "partial", "final"]
+    partial, final = ear.log[1:]
+    assert (final.text, final.revision, final.compute_ms) == (partial.text, partial.revision, 140.0)
+    assert partial.pause_ms > 0
+
+
+def test_no_turn_ends_with_a_provisional_reading() -> None:
+    ear, ask = paused_after(provisionally(), pause_ms=200)
+    ear.hear(cut_from(silence(1500), ear), answer_every=10_000)
+    assert ear.finals() == []
+    ear.tell(ask, said("a blue bag."))
+    (final,) = ear.finals()
+    assert (final.text, final.revision) == ("a blue bag.", 2)
+
+
+def test_other_words_while_the_pause_is_judged_are_another_revision() -> None:
+    ear, ask = paused_after(provisionally("one"))
+    ear.tell(ask, said("two"))
+    assert [(event.text, event.revision) for event in ear.log[1:]] == [("one", 1), ("two", 2)]
+    ear.asks.clear()
+    ear.hear(cut_from(speech(300), ear))
+    assert [event.revision for event in ear.log if event.kind is TranscriptKind.SPEECH_RESUMED] == [2]
+
+
+def test_speech_makes_a_provisional_reading_void_and_its_ask_is_nobodys() -> None:
+    ear, ask = paused_after(provisionally())
+    ear.hear(cut_from(speech(96), ear), answer_every=10_000)
+    assert ear.kinds() == ["speech_started", "partial", "speech_resumed"]
+    ear.tell(ask, said("a blue tent now."))
+    assert [event.text for event in ear.log if event.kind is TranscriptKind.PARTIAL] == ["a blue tent.", "a blue tent now."]
+    assert ear.log[-1].pause_ms == 0
+
+
+def test_where_speech_has_overtaken_it_a_provisional_reading_will_do() -> None:
+    ear = Ear()
+    ear.hear(cut(silence(384) + speech(512) + silence(100) + speech(96), [320]), answer_every=10_000)
+    (ask,) = ear.asks
+    ear.tell(ask, provisionally())
+    assert ear.asks == []
+    assert (ear.log[-1].text, ear.log[-1].pause_ms) == ("a blue tent.", 0)
+
+
+def test_where_the_surer_reading_fails_the_provisional_one_counts() -> None:
+    ear, ask = paused_after(provisionally())
+    ear.tell(ask, "crashed")
+    ear.asks.clear()
+    ear.hear(cut_from(silence(300), ear))
+    assert [(final.text, final.failure) for final in ear.finals()] == [("a blue tent.", "")]
+    assert len(ear.requests) == 1
+
+
+def test_words_that_were_heard_once_count_for_more_than_silence() -> None:
+    ear, ask = paused_after(provisionally())
+    ear.tell(ask, said(""))
+    ear.asks.clear()
+    ear.hear(cut_from(silence(300), ear))
+    assert [final.text for final in ear.finals()] == ["a blue tent."]
+
+
+@pytest.mark.parametrize(("now", "revision"), [("a blue tent.", 1), ("a blue bag.", 2)])
+def test_after_a_crash_a_provisional_reading_is_settled_anew(now: str, revision: int) -> None:
+    """What others work on is known from the log; that it was no more than provisional is not."""
+    before, _ = paused_after(provisionally())
+    again = Ear(log=list(before.log))
+    for event in before.log:
+        again.recorded.setdefault(event.causation_id or "", []).append(event)
+    again.hear(cut(silence(384) + speech(512) + silence(400), [320]), answer_every=10_000)
+    assert again.kinds() == ["speech_started", "partial"]
+    (ask,) = again.asks
+    again.tell(ask, said(now))
+    assert [(final.text, final.revision) for final in again.finals()] == [(now, revision)]

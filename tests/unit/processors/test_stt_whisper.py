@@ -64,10 +64,17 @@ class ScriptedReader:
         return replace(reading, model=self.name, words=words) if self.confirms else None
 
 
+def replies(engine: WhisperEngine, **request: Any) -> list[Transcribed]:
+    found = []
+    for reply in engine.answer(Transcribe(SECOND, **request)):
+        assert isinstance(reply, Transcribed)
+        found.append(reply)
+    return found
+
+
 def ask(engine: WhisperEngine, **request: Any) -> Transcribed:
-    reply = next(iter(engine.answer(Transcribe(SECOND, **request))))
-    assert isinstance(reply, Transcribed)
-    return reply
+    """The reading that counts."""
+    return replies(engine, **request)[-1]
 
 
 @pytest.mark.parametrize(
@@ -188,10 +195,40 @@ def test_a_slow_second_model_is_asked_less_but_never_ruled_out() -> None:
 @pytest.mark.parametrize("stopped_in", ["quick", "second"])
 def test_a_reading_nobody_wants_ends_after_the_step_at_work(stopped_in: str) -> None:
     quick, second = ScriptedReader("quick", logprob=-0.5), ScriptedReader("second")
-    replies = WhisperEngine(quick, second).answer(Transcribe(SECOND))
-    {"quick": quick, "second": second}[stopped_in].reading = replies.cancel
-    assert list(replies) == []
+    answer = WhisperEngine(quick, second).answer(Transcribe(SECOND))
+    {"quick": quick, "second": second}[stopped_in].reading = answer.cancel
+    assert list(answer) == []
     assert (quick.reads, second.reads) == (1, stopped_in == "second")
+
+
+@pytest.mark.parametrize(
+    ("quick", "request_", "models"),
+    [
+        ({}, {}, [("quick", True), ("quick", False)]),
+        ({}, {"quick": True}, [("quick", True), ("quick", False)]),
+        ({"logprob": -0.3}, {}, [("quick", True), ("second", False)]),
+        ({"text": "it is 1042"}, {}, [("quick", True), ("second", False)]),
+        ({"logprob": -0.5}, {}, [("second", False)]),
+        ({"suspect": True}, {}, [("second", False)]),
+        ({"no_speech": 0.9, "logprob": -0.9}, {}, [("quick", False)]),
+        ({}, {"partial": True}, [("quick", False)]),
+    ],
+)
+def test_the_first_ones_words_are_told_at_once_unless_they_are_rough_or_a_guess(
+    quick: dict[str, Any], request_: dict[str, Any], models: list[tuple[str, bool]]
+) -> None:
+    engine = WhisperEngine(ScriptedReader("quick", **quick), ScriptedReader("second"))
+    found = replies(engine, **request_)
+    assert [(reply.model, reply.provisional) for reply in found] == models
+    assert all("".join(word.word for word in reply.words) == reply.text.replace(" ", "") for reply in found[:-1])
+
+
+def test_each_reading_says_what_it_took_since_the_one_before() -> None:
+    watch = Watch()
+    quick = ScriptedReader("quick", logprob=-0.3, reading=watch.takes(0.1))
+    second = ScriptedReader("second", reading=watch.takes(0.25))
+    engine = WhisperEngine(quick, second, now_s=watch)
+    assert [reply.compute_ms for reply in replies(engine)] == pytest.approx([100, 250])
 
 
 @pytest.mark.parametrize("samples", [960, 16_000, 95_999, 160_000, 479_000])

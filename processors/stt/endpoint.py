@@ -42,7 +42,9 @@ _OPEN = ("...", "…", "-", "–", "—", ",", ";", ":")
 # Chosen on speech over the telephone, cut behind its words: see `bench/turns.py` and docs/performance.md.
 _SURE = 0.8
 _UNSURE = 0.6
-WHOLE = 0.1
+_IMPROBABLE = 0.4
+WHOLE = 0.25
+_PERHAPS_WHOLE = 0.1
 BROKEN_OFF = 0.02
 _NUMBER_KINDS = frozenset({"order_number", "digits"})
 
@@ -69,9 +71,8 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: flo
 
     `sure` is the confidence (0 to 1) in the mark that ends the sentence, `complete` the probability that a sentence
     ends there by its words alone, None where that is not known. `turn_ms` when they sound complete (or when nothing was
-    said), `completion_ms` when they break off, end without a mark or with a number that may still be going on. Where
-    the mark is in doubt, a quarter of the way between for words that are a sentence, half of it where nothing is known
-    of that.
+    said), `completion_ms` when they break off, end without a mark or with a number that may still be going on; between
+    them where mark and words tell different things.
     """
     text = text.strip()
     if not text:
@@ -82,17 +83,31 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: flo
     if _is_number(words[-1]):
         asked = text[-1] in _ASKS and sure >= _SURE
         return rules.turn_ms if asked or _is_whole(text, rules.numbers) else rules.completion_ms
-    if text[-1] in _ENDS and words[-1] in _CLOSES:
-        return rules.turn_ms
-    if text[-1] not in _ENDS or sure < _UNSURE or (complete is not None and complete < BROKEN_OFF):
+    if text[-1] not in _ENDS:
         return rules.completion_ms
-    may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
-    if sure >= _SURE and not may_go_on:
+    if words[-1] in _CLOSES:
         return rules.turn_ms
-    between_ms = rules.completion_ms - rules.turn_ms
-    if complete is not None:
-        return rules.turn_ms + between_ms // 4 if complete >= WHOLE else rules.completion_ms
-    return rules.completion_ms if sure < _SURE and may_go_on else rules.turn_ms + between_ms // 2
+    may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
+    way = _way_by_mark(sure, may_go_on) if complete is None else _way(sure, may_go_on, complete)
+    return rules.turn_ms + round(way * (rules.completion_ms - rules.turn_ms))
+
+
+def _way_by_mark(sure: float, may_go_on: bool) -> float:
+    """How far it is from the shorter pause to the longer (0 to 1), where nothing is known of the words."""
+    if sure < _UNSURE or (sure < _SURE and may_go_on):
+        return 1.0
+    return 0.5 if may_go_on or sure < _SURE else 0.0
+
+
+def _way(sure: float, may_go_on: bool, complete: float) -> float:
+    """How far it is from the shorter pause to the longer (0 to 1), by mark and words."""
+    if complete < BROKEN_OFF or sure < _IMPROBABLE:
+        return 1.0
+    if complete >= WHOLE:
+        return 0.0 if sure >= _UNSURE else 0.5
+    if sure >= _SURE and not may_go_on:
+        return 0.0
+    return 0.25 if sure >= _UNSURE and complete >= _PERHAPS_WHOLE else 1.0
 
 
 def _is_number(word: str) -> bool:

@@ -31,8 +31,12 @@ AUDIO_MS_MIN = 60
 
 # A reading that comes later than that after it was asked for is worse for the caller than one the model is unsure of.
 SECOND_BUDGET_S = 0.9
-# Meanwhile others work on the words already.
+# So long a reading waits for the judgement whether its words are a sentence, while others work on them already: longer
+# where the mark is in doubt, which alone would have the caller wait longer still; not at all where other callers wait.
 COMPLETE_WAIT_S = 0.06
+COMPLETE_WAIT_DOUBTFUL_S = 0.25
+_MARK_SURE = 0.8
+_WARM_S = 5.0
 # What is hardly more than a guess would be answered wrongly: better late.
 GUESSED_BELOW = -0.4  # average log probability of a token
 GUESSED_BUDGET_S = 2.0
@@ -117,7 +121,7 @@ class WhisperEngine:
             encoded = reader.encode(silence)
             reader.align(encoded, reader.read(encoded, 1.0, Transcribe(silence), "en"), 1.0)
         if self._complete is not None:
-            _in_time(self._judging.submit(self._complete, "Hello"))
+            _in_time(self._judging.submit(self._complete, "Hello"), _WARM_S)
 
     def answer(self, request: Request) -> "Transcription":
         """A rough reading; or the best one, mostly with a provisional one before it.
@@ -193,7 +197,9 @@ class WhisperEngine:
             rough = asked.request.partial and not reading.words
             words = estimated(reading, asked.duration_ms) if rough else _timed(heard, asked.seconds)
         reply = _reply(reading, words, self._mine_s - mine_s, doubtful=not first.silent and _budget_s(first) > 0)
-        return msgspec.structs.replace(reply, complete=_in_time(complete))
+        sure = bool(words) and words[-1].confidence >= _MARK_SURE
+        wait_s = 0.0 if asked.request.quick else COMPLETE_WAIT_S if sure else COMPLETE_WAIT_DOUBTFUL_S
+        return msgspec.structs.replace(reply, complete=_in_time(complete, wait_s))
 
     @property
     def _mine_s(self) -> float:
@@ -275,10 +281,10 @@ def _reply(
     )
 
 
-def _in_time(complete: "Future[float] | None") -> float | None:
-    """What is known by now, or in a moment: callers wait for the reading, and the marks tell much of it."""
+def _in_time(complete: "Future[float] | None", wait_s: float) -> float | None:
+    """What is known by then: callers wait for the reading, and the marks tell much of it."""
     try:
-        return complete.result(COMPLETE_WAIT_S) if complete is not None else None
+        return complete.result(wait_s) if complete is not None else None
     except TimeoutError:
         if complete is not None:
             complete.cancel()

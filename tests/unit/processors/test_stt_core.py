@@ -303,16 +303,20 @@ def test_an_agents_numbers_are_known_to_its_ear() -> None:
 @pytest.mark.parametrize(
     ("text", "sure", "complete", "pause_ms"),
     [
-        ("Where is my order?", 0.7, 0.4, 450),  # the mark is in doubt, the words are not
-        ("Where is my order?", 0.95, 0.4, 300),
+        ("Where is my order?", 0.6, 0.25, 300),  # the mark is in doubt, the words are not
+        ("Where is my order?", 0.7, 0.2, 450),
+        ("Where is my order?", 0.95, 0.2, 300),
         ("Where is my order?", 0.7, 0.05, 900),
         ("Where is my order?", 0.95, 0.05, 300),
         ("Had he married a more amiable.", 0.95, 0.001, 900),  # and the other way round
-        ("Where is my order?", 0.5, 0.9, 900),  # a sentence that the voice goes on after
+        ("Where is my order?", 0.5, 0.9, 600),
+        ("Where is my order?", 0.3, 0.9, 900),  # a sentence that the voice goes on after
+        ("Where is my order?", 0.5, 0.2, 900),
         ("Where is my order,", 0.95, 0.9, 900),
         ("Where is my", 0.95, 0.9, 900),
         ("The number is 10", 0.95, 0.9, 900),
-        ("I have seen it.", 0.95, 0.3, 450),
+        ("I have seen it.", 0.95, 0.3, 300),
+        ("I have seen it.", 0.95, 0.2, 450),
         ("I have seen it.", 0.95, 0.05, 900),
         ("Yes, please.", 0.2, 0.0, 300),
     ],

@@ -53,8 +53,10 @@ _NUMBER_KINDS = frozenset({"order_number", "digits"})
 class SttRules:
     """What an agent says about listening: the pauses that decide, words to expect, and the language.
 
-    `numbers` are the patterns (regular expressions) of numbers that are whole once they match. Where `languages` are
-    several, callers may speak any of them and change between utterances; `language` is the one they begin with.
+    `numbers` are the patterns (regular expressions) of numbers that are whole once they match. `sentences` are what
+    callers are expected to say, as `spoken` gives it: whole, whatever they look like to a language model. Where
+    `languages` are several, callers may speak any of them and change between utterances; `language` is the one they
+    begin with.
     """
 
     hesitation_ms: int = 100
@@ -64,6 +66,12 @@ class SttRules:
     language: str = "en"
     languages: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    sentences: frozenset[str] = frozenset()
+
+
+def spoken(text: str) -> str:
+    """The words alone, in lower case: what a text sounds like."""
+    return " ".join(re.findall(r"[\w'-]+", text.lower()))
 
 
 def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: float | None = None) -> int:
@@ -77,7 +85,7 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: flo
     text = text.strip()
     if not text:
         return rules.turn_ms
-    words = re.findall(r"[\w'-]+", text.lower())
+    words = spoken(text).split()
     if not words or text.endswith(_OPEN) or words[-1] in _GOES_ON:
         return rules.completion_ms
     if _is_number(words[-1]):
@@ -87,6 +95,8 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: flo
         return rules.completion_ms
     if words[-1] in _CLOSES:
         return rules.turn_ms
+    if complete is not None and " ".join(words) in rules.sentences:
+        complete = 1.0
     may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
     way = _way_by_mark(sure, may_go_on) if complete is None else _way(sure, may_go_on, complete)
     return rules.turn_ms + round(way * (rules.completion_ms - rules.turn_ms))
@@ -130,6 +140,7 @@ def rules_of(agents: Mapping[str, Agent]) -> Callable[[str], SttRules]:
             vocabulary=agent.vocabulary,
             language=agent.languages[0],
             languages=agent.languages if len(agent.languages) > 1 else (),
+            sentences=frozenset(spoken(example) for intent in agent.intents for example in intent.examples),
             numbers=tuple(one.pattern for one in agent.entities if one.kind in _NUMBER_KINDS and one.pattern),
         )
         for name, agent in agents.items()

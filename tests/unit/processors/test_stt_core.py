@@ -295,9 +295,13 @@ def test_a_number_of_known_form_is_over_with_its_last_digit(text: str, pause_ms:
     assert pause_needed_ms(text, SttRules(numbers=("[0-9]{4}",)), 0.5) == pause_ms
 
 
-def test_an_agents_numbers_are_known_to_its_ear() -> None:
-    agents = load_agents(REPOSITORY / "infra" / "agents")
-    assert rules_of(agents)("shop").numbers == ("[0-9]{4}",)
+def test_an_agents_numbers_and_sentences_are_known_to_its_ear() -> None:
+    rules = rules_of(load_agents(REPOSITORY / "infra" / "agents"))("shop")
+    assert rules.numbers == ("[0-9]{4}",)
+    # A language model would hardly end a sentence there.
+    assert pause_needed_ms("I want a human.", SttRules(), 0.9, 0.002) == rules.completion_ms
+    assert pause_needed_ms("I want a human.", rules, 0.9, 0.002) == rules.turn_ms
+    assert pause_needed_ms("I want a.", rules, 0.9, 0.002) == rules.completion_ms
 
 
 @pytest.mark.parametrize(

@@ -283,11 +283,13 @@ class _Work:
         """A reading of all speech so far: where it says what the one before it said, it is the same revision."""
         before = speech.reading
         if before is not None:
-            compute_ms = before.compute_ms + reading.compute_ms
+            took_ms = reading.compute_ms
             if not reading.text:  # words that were heard once count for more than silence
                 reading = replace(before, settled=reading.settled)
             same = before.text == reading.text
-            reading = replace(reading, compute_ms=compute_ms, revision=before.revision if same else 0)
+            if same or not speech.published:  # else a revision of its own has told it
+                took_ms += before.compute_ms
+            reading = replace(reading, compute_ms=took_ms, revision=before.revision if same else 0)
             self._set(published=speech.published and same)
         self._set(reading=reading)
 

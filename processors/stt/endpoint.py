@@ -45,7 +45,7 @@ _UNSURE = 0.6
 _IMPROBABLE = 0.4
 WHOLE = 0.25
 _PERHAPS_WHOLE = 0.1
-BROKEN_OFF = 0.02
+BROKEN_OFF = 0.05
 _NUMBER_KINDS = frozenset({"order_number", "digits"})
 
 

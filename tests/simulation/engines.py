@@ -56,12 +56,13 @@ def embed(texts: tuple[str, ...]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class Illness:
-    """How engines fail while it storms, as shares of asks."""
+    """How engines fail while it storms, as shares of asks; `hasty` ears begin with other words, or with none, while it does not."""
 
     crash: float = 0.0
     hang: float = 0.0
     slow: float = 0.0
     garbage: float = 0.0
+    hasty: float = 0.0
 
 
 @dataclass(slots=True)
@@ -93,10 +94,10 @@ class Engines:
     def _stt(self, request: Transcribe) -> list[tuple[float, Reply]]:
         compute_ms = self.ms(20, 90)
         settled = transcribe(request.pcm, compute_ms)
-        if request.partial or not settled.text or self.world.random.random() < 0.3:
+        if request.partial or not settled.text or self.world.random.random() < self.illness.hasty:
             return [(compute_ms, settled)]
-        # Where nothing fails, what it says at first may be wrong.
-        wrong = not self.is_stormy() and self.world.random.random() < 0.3
+        # Where an ask may fail, its first words may be those that count.
+        wrong = not self.is_stormy() and self.world.random.random() < self.illness.hasty
         first = replace(settled, text=f"{settled.text} um" if wrong else settled.text, provisional=True)
         return [(compute_ms, first), (self.ms(10, 400), replace(settled, compute_ms=compute_ms / 2))]
 

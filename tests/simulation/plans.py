@@ -88,4 +88,4 @@ def _illness(chance: random.Random) -> Illness:
     shares = dict.fromkeys(("crash", "hang", "slow", "garbage"), 0.0)
     for kind in chance.sample(sorted(shares), chance.randint(1, 4)):
         shares[kind] = chance.choice((0.05, 0.2))
-    return Illness(**shares)
+    return Illness(**shares, hasty=chance.choice((0.0, 0.3)))

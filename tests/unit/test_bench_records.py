@@ -25,7 +25,7 @@ def test_a_call_of_every_seed_writes_as_much(tmp_path: Path) -> None:
     one, other = (sizes(tmp_path / str(seed), seed) for seed in (1, 2))
     assert [size.topic for size in one] == [size.topic for size in other]
     for a, b in zip(one, other, strict=True):
-        assert a.a_turn == pytest.approx(b.a_turn, rel=0.1)
+        assert a.a_turn == pytest.approx(b.a_turn, rel=0.1, abs=0.25)  # or one record in the four turns
         assert a.mean_bytes == pytest.approx(b.mean_bytes, rel=0.05)
 
 

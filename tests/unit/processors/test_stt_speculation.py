@@ -107,7 +107,7 @@ def test_no_turn_ends_with_a_provisional_reading() -> None:
     assert ear.finals() == []
     ear.tell(ask, said("a blue bag."))
     (final,) = ear.finals()
-    assert (final.text, final.revision) == ("a blue bag.", 2)
+    assert (final.text, final.revision, final.compute_ms) == ("a blue bag.", 2, 40.0)
 
 
 def test_other_words_while_the_pause_is_judged_are_another_revision() -> None:

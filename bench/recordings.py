@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -89,10 +90,9 @@ def frames(pcm: bytes, agent: str) -> Iterator[AudioFrame]:
 
 
 def read(engine: WhisperEngine, request: Transcribe) -> Transcribed:
-    """The engine's reading that counts, here and now."""
-    *_, reply = engine.answer(request)
-    assert isinstance(reply, Transcribed)
-    return reply
+    """The engine's reading that counts, here and now; its `compute_ms` are those of all of the answer."""
+    replies = [reply for reply in engine.answer(request) if isinstance(reply, Transcribed)]
+    return msgspec.structs.replace(replies[-1], compute_ms=sum(reply.compute_ms for reply in replies))
 
 
 def quietest(samples: Samples, at_ms: int) -> int:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from prometheus_client import Counter, Histogram
 
 from processors.breaker import State
-from processors.engine import Embed, EngineError, Reply, Request, Speak, Spoken, Transcribe
+from processors.engine import Embed, EngineError, Reply, Request, Speak, Spoken, Transcribe, Transcribed
 from processors.lane import Lane, Reachable, Shared
 from processors.memory import OUT_OF_MEMORY
 from processors.replies import Checker, GarbageError, sounds
@@ -240,6 +240,7 @@ class _Attempt:
     def __init__(self, rung: Rung, request: Request, ladder: Ladder, deadline_s: float) -> None:
         self.rung = rung
         self.began_s = ladder.clock.monotonic_s()
+        self.seen = False
         self._ladder = ladder
         self._told = False
         self._stream = ladder.checker.checked(request, rung.lane.client.ask(request, deadline_s))
@@ -261,6 +262,7 @@ class _Attempt:
 
     def answered(self) -> None:
         """It did well so far; the first verdict is the one that counts."""
+        self.seen = True
         self.rung.lane.answered_s = self._ladder.clock.monotonic_s()
 
     def succeeded(self) -> None:
@@ -308,7 +310,7 @@ class _Ask:
         self._error = EngineError("crashed", f"no {ladder.role} engine can be asked")
 
     async def replies(self) -> AsyncGenerator[Reply, None]:
-        """The winner's replies; where speech breaks off, those of the next winner."""
+        """The winner's replies; where speech or a reading breaks off, those of the next winner."""
         try:
             while not self._progress.complete:
                 attempt = await self._won()
@@ -333,6 +335,7 @@ class _Ask:
         skip = self._progress.begin(attempt.rung)
         while reply is not None:
             skip, fresh = self._progress.passed(reply, skip)
+            self._seen(attempt, reply)
             if fresh is not None:
                 yield fresh
             reply = await attempt.following(max(0.0, min(self._ladder.manner.stall_s, self._left_s)))
@@ -376,16 +379,21 @@ class _Ask:
         return None
 
     async def _settle(self, winner: _Attempt) -> None:
-        winner.answered()
-        took_s = self._clock.monotonic_s() - winner.began_s
-        self._ladder.usual(self._request).seen_s.append(took_s)
-        if not _nobody_waits(self._request):
-            _first_reply.labels(winner.rung.lane.name).observe(took_s)
         for other in list(self._running):
             if other is not winner:
                 if other.began_s < winner.began_s:
                     other.failed("slow")
                 await self._drop(other)
+
+    def _seen(self, attempt: _Attempt, reply: Reply) -> None:
+        """What the engine's first reply tells of its times; a provisional reading tells little of those that count."""
+        if attempt.seen or (isinstance(reply, Transcribed) and reply.provisional):
+            return
+        attempt.answered()
+        took_s = self._clock.monotonic_s() - attempt.began_s
+        self._ladder.usual(self._request).seen_s.append(took_s)
+        if not _nobody_waits(self._request):
+            _first_reply.labels(attempt.rung.lane.name).observe(took_s)
 
     def _start(self, hedge: bool) -> bool:
         """Asks the best rung that is left; as a hedge only where that does no harm."""

@@ -24,7 +24,7 @@ from streams.settings import Settings
 QUICK_AFTER_S = 2.0  # what is read by now is read by the model that is surely in time
 
 MANNERS: Mapping[str, Manner] = {
-    "stt": Manner(0.5, 1.0, 1.5, 4.0, 1.6, Transcribe(bytes(BYTES_A_SECOND), partial=True)),
+    "stt": Manner(0.5, 1.0, 1.5, 2.0, 1.6, Transcribe(bytes(BYTES_A_SECOND), partial=True)),
     "embeddings": Manner(0.2, 0.4, 0.6, 2.0, 0.6, Embed(("Is anybody there?",))),
     "llm": Manner(0.3, 0.5, 2.0, 2.5, 1.5, Generate((Message("user", "Hello"),), max_tokens=1)),
     "tts": Manner(0.3, 0.7, 1.2, 2.0, 2.5, Speak("Hello there.")),

@@ -174,7 +174,8 @@ class IntentCore:
         if agent is None or not agent.pauses.speculate:
             return Step(state)
         if not recorded and not self._speculates():
-            return Step(state, (Drop("no_time_to_speculate"),))
+            step = self._withdraw(state, partial, now_us)  # of the same turn: it is superseded
+            return Step(step.state, (*step.outcomes, Drop("no_time_to_speculate")))
         state, outcomes = _leave(state)
         intent = next((event for event in recorded if isinstance(event, Intent)), None)
         outcomes += [Hold(), Speculated("begun"), abandonment(now_us)]
@@ -185,6 +186,7 @@ class IntentCore:
         return Step(state, tuple(outcomes))
 
     def _withdraw(self, state: State, resumed: Transcript, now_us: int) -> Step[State]:
+        """Gives up what was begun for revisions up to that one."""
         ahead = state.ahead
         if ahead is None or ahead.partial.turn != resumed.turn or ahead.partial.revision > resumed.revision:
             return Step(state)

@@ -6,11 +6,15 @@ hesitation pause the best reading is, and published as a partial with `pause_ms`
 sound complete, see `endpoint.py`) or else at the completion pause it becomes the final. Speech before that makes the
 revision void (`speech_resumed`) and the utterance goes on.
 
+The best reading comes as provisional words first: they are published, and end no turn until a settled reading has come,
+which takes the revision over where it has the same words, and is the next revision where it has others.
+
 An utterance without words ends with a partial of empty text, and takes no turn. One that no engine could read ends with
 a final of empty text that says so (`failure`): it is a turn, in which the caller is asked to say it again.
 
 Every window from an utterance's pre-roll on is heard again after a crash. Ids derive from the frame with which the
-onset was certain, so the second hearing emits the same events; a recorded final is adopted without asking anyone.
+onset was certain, so the second hearing emits the same events; a recorded final is adopted without asking anyone, and a
+recorded reading is what others go on with until it is settled anew.
 """
 
 import math
@@ -235,11 +239,11 @@ class _Work:
             return
         whole = asked.best and asked.covers == speech.end
         reading = _reading(reply, speech.windows[0].start, asked.covers)
+        if reply.provisional and whole:
+            self._begin_with(speech, reading)
+            self._judge()
+            return
         if reply.provisional:
-            if whole:
-                self._take(speech, reading)
-                self._judge()
-                return
             self.outcomes.append(Cancel(ask_id))
         if self._pace is not None and not asked.best:
             self._pace.took(reply.compute_ms)
@@ -260,7 +264,7 @@ class _Work:
         if speech is None or speech.asked is None or speech.asked.ask_id != ask_id:
             return
         if speech.asked.best and speech.reading is not None:
-            self._set(asked=None, reading=replace(speech.reading, settled=True))
+            self._set(asked=None, reading=_counting(speech.reading, speech))
         elif speech.asked.best:
             self._set(asked=None, failures=speech.failures + 1, failure=reason)
         else:
@@ -279,13 +283,19 @@ class _Work:
             self._stall()
         self._release()
 
+    def _begin_with(self, speech: Utterance, reading: Reading) -> None:
+        """A provisional reading of all speech so far; what others work on already, they go on with."""
+        if speech.reading is not None:
+            reading = replace(speech.reading, compute_ms=speech.reading.compute_ms + reading.compute_ms)
+        self._set(reading=reading)
+
     def _take(self, speech: Utterance, reading: Reading) -> None:
         """A reading of all speech so far: where it says what the one before it said, it is the same revision."""
         before = speech.reading
         if before is not None:
             took_ms = reading.compute_ms
             if not reading.text:  # words that were heard once count for more than silence
-                reading = replace(before, settled=reading.settled)
+                reading = _counting(before, speech)
             same = before.text == reading.text
             if same or not speech.published:  # else a revision of its own has told it
                 took_ms += before.compute_ms
@@ -402,16 +412,23 @@ class _Work:
                 revision = speech.reading.revision
                 name = f"resumed-{self.state.utterance}-{revision}"
                 self._emit(speech, TranscriptKind.SPEECH_RESUMED, name, revision=revision)
-            self._set(
-                windows=windows,
-                paused=False,
-                end=window.end,
-                ended_at=window.frame.event.captured_at,
-                reading=None,
-                published=False,
-                failures=0,
-            )
+            self._go_on(speech, window)
         self._judge()
+
+    def _go_on(self, speech: Utterance, window: Window) -> None:
+        """Speech is added; where its words so far were heard provisionally, nobody waits for surer ones of them."""
+        if speech.reading is not None and speech.asked is not None and speech.asked.best and speech.closing is None:
+            self.outcomes.append(Cancel(speech.asked.ask_id))
+            self._set(asked=None, partial_due=window.end + samples(PARTIAL_EVERY_MS))
+        self._set(
+            windows=(*speech.windows, window),
+            paused=False,
+            end=window.end,
+            ended_at=window.frame.event.captured_at,
+            reading=None,
+            published=False,
+            failures=0,
+        )
 
     # ---- when is a turn over?
 
@@ -487,7 +504,7 @@ class _Work:
         """No engine could read it: a partial that missed next to nothing will do, else the caller is asked again."""
         partial = speech.partial
         if partial is not None and speech.end - partial.covers <= samples(MISSED_MS_MAX):
-            self._finish(speech, replace(partial, covers=speech.end))
+            self._finish(speech, replace(_counting(partial, speech), covers=speech.end))
             return
         self.outcomes.append(Drop("unheard"))
         nothing = Reading("", (), 0.0, self._language(speech), "", 0.0, speech.end, speech.revision + 1)
@@ -670,6 +687,16 @@ def _reading(reply: Transcribed, origin: int, covers: int) -> Reading:
         complete=reply.complete,
         settled=not reply.provisional,
     )
+
+
+def _counting(reading: Reading, speech: Utterance) -> Reading:
+    """A rough reading that has to do. When its words were said is not known: each may fill all of the speech.
+
+    So what hides a word from those who are not to hear it hides too much rather than another one.
+    """
+    begin_ms, end_ms = ms(speech.windows[0].start), ms(speech.end)
+    words = tuple(Word(word.word, begin_ms, end_ms, word.confidence) for word in reading.words)
+    return replace(reading, words=words, settled=True)
 
 
 def _recorded_reading(event: Transcript, covers: int) -> Reading:

@@ -7,11 +7,12 @@ does is in `reader.py`.
 """
 
 import contextlib
+import math
 import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,8 @@ SECOND_BUDGET_S = 0.9
 # So long a reading waits for the judgement whether its words are a sentence, while others work on them already: longer
 # where the mark is in doubt, which alone would have the caller wait longer still; not at all where other callers wait.
 COMPLETE_WAIT_S = 0.06
-COMPLETE_WAIT_DOUBTFUL_S = 0.25
+COMPLETE_WAIT_DOUBTFUL_S = 0.15
+_LOOK_S = 0.01
 _MARK_SURE = 0.8
 _WARM_S = 5.0
 # What is hardly more than a guess would be answered wrongly: better late.
@@ -54,6 +56,7 @@ _SECOND_RATIO_KEPT = 0.8
 UNSURE_BELOW = -0.25  # average log probability of a token
 
 _Heard = tuple[Reader, Any, Reading]  # by whom, the audio as that one encoded it, and what it made of it
+_Settled = tuple[Transcribed, "Future[float] | None", float]  # with a judgement on its way, waited for so long at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +151,13 @@ class WhisperEngine:
             yield Transcribed("", (), 0.0, language, readers[0].name, 0.0)
             return
         asked = _Asked(request, duration_ms, candidates, stopped)
+        settled: _Settled | None = None
         with contextlib.suppress(Unwanted), self._together.reading(not request.partial, lambda: not stopped()):
-            yield from self._readings(readers, asked)
+            settled = yield from self._readings(readers, asked)
+        # Out of the readings that others may wait for, since nothing is read any more.
+        if settled is not None:
+            reply, complete, wait_s = settled
+            yield msgspec.structs.replace(reply, complete=_in_time(complete, wait_s, stopped))
 
     def _candidates(self, request: Transcribe, language: str) -> list[str]:
         """What languages the speech may be in, the probable one first; without those that no model knows beside it."""
@@ -158,11 +166,11 @@ class WhisperEngine:
         known = [one for one in others if any(reader.speaks(one) for reader in beside)]
         return list(dict.fromkeys((language, *known)))
 
-    def _readings(self, readers: Sequence[Reader], asked: "_Asked") -> Generator[Transcribed]:
-        """The first reader's words as soon as they are there, then what counts in the end.
+    def _readings(self, readers: Sequence[Reader], asked: "_Asked") -> "Generator[Transcribed, None, _Settled | None]":
+        """The first reader's words as soon as they are there; returns what counts in the end, None where stopped.
 
-        That is the second reader's reading where the first is unsure and the caller can wait for it. Nothing (more)
-        comes where it was stopped. Each `compute_ms` is this reading's share of the time since the one before.
+        That is the second reader's reading where the first is unsure and the caller can wait for it. Each `compute_ms`
+        is this reading's share of the time since the one before.
         """
         first, *others = readers
         second = others[0] if others and not (asked.request.partial or asked.request.quick) else None
@@ -170,7 +178,7 @@ class WhisperEngine:
         began_s, mine_s = self._now_s(), self._mine_s
         heard = self._first(first, asked)
         if heard is None:
-            return
+            return None
         _, _, reading = heard
         spent_s = self._now_s() - began_s
         complete = self._judged(reading, asked.request)
@@ -182,24 +190,27 @@ class WhisperEngine:
         if second is not None and not reading.silent and spent_s * (1 + self._second_ratio) <= _budget_s(reading):
             opinion = self._opinion(second, ahead, reading, asked, spent_s)
             if opinion is None:
-                return
+                if complete is not None:
+                    complete.cancel()
+                return None
             if not (opinion[2].silent or (opinion[2].suspect and not reading.suspect)):
                 every.append(opinion)
-        yield self._settled(every, asked, complete, mine_s)
+        return self._settled(every, asked, complete, mine_s)
 
     def _settled(
         self, heard: "Sequence[_Heard]", asked: "_Asked", complete: "Future[float] | None", mine_s: float
-    ) -> Transcribed:
-        """The last reading with its words' times, and whether they are a sentence."""
-        first, reading = heard[0][2], heard[-1][2]
+    ) -> "_Settled":
+        """The last reading with its words' times."""
+        reading = heard[-1][2]
         words: tuple[HeardWord, ...] = ()
         if not reading.silent:
             rough = asked.request.partial and not reading.words
             words = estimated(reading, asked.duration_ms) if rough else _timed(heard, asked.seconds)
-        reply = _reply(reading, words, self._mine_s - mine_s, doubtful=not first.silent and _budget_s(first) > 0)
+        reply = _reply(reading, words, self._mine_s - mine_s)
+        reply = msgspec.structs.replace(reply, doubtful=_is_doubtful(heard[0][2]))
         sure = bool(words) and words[-1].confidence >= _MARK_SURE
         wait_s = 0.0 if asked.request.quick else COMPLETE_WAIT_S if sure else COMPLETE_WAIT_DOUBTFUL_S
-        return msgspec.structs.replace(reply, complete=_in_time(complete, wait_s))
+        return reply, complete, wait_s
 
     @property
     def _mine_s(self) -> float:
@@ -266,9 +277,7 @@ class WhisperEngine:
         self._second_ratio = min(kept, _SECOND_RATIO_MAX)
 
 
-def _reply(
-    reading: Reading, words: tuple[HeardWord, ...], took_s: float, doubtful: bool = False, provisional: bool = False
-) -> Transcribed:
+def _reply(reading: Reading, words: tuple[HeardWord, ...], took_s: float, provisional: bool = False) -> Transcribed:
     return Transcribed(
         text="" if reading.silent else reading.text,
         words=words,
@@ -276,21 +285,33 @@ def _reply(
         language=reading.language,
         model=reading.model,
         compute_ms=took_s * 1000,
-        doubtful=doubtful,
+        doubtful=_is_doubtful(reading),
         provisional=provisional,
     )
 
 
-def _in_time(complete: "Future[float] | None", wait_s: float) -> float | None:
-    """What is known by then: callers wait for the reading, and the marks tell much of it."""
+def _in_time(
+    complete: "Future[float] | None", wait_s: float, stopped: Callable[[], bool] = lambda: False
+) -> float | None:
+    """What is known by then, or before it is stopped: callers wait for the reading, and the marks tell much of it."""
+    if complete is None:
+        return None
     try:
-        return complete.result(wait_s) if complete is not None else None
+        for _ in range(math.floor(wait_s / _LOOK_S)):
+            if complete.done() or stopped():
+                break
+            wait((complete,), _LOOK_S)
+        return complete.result(0)
     except TimeoutError:
-        if complete is not None:
-            complete.cancel()
+        complete.cancel()
     except Exception as error:  # whatever its runtime raises of odd texts: the words are there all the same
         log.warning("whether words are a sentence cannot be told", error=type(error).__name__)
     return None
+
+
+def _is_doubtful(reading: Reading) -> bool:
+    """Whether such words are read by more than one model."""
+    return not reading.silent and _budget_s(reading) > 0
 
 
 def _is_probable(reading: Reading) -> bool:

@@ -56,7 +56,10 @@ def embed(texts: tuple[str, ...]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class Illness:
-    """How engines fail while it storms, as shares of asks; `hasty` ears begin with other words, or with none, while it does not."""
+    """How engines fail while it storms, as shares of asks.
+
+    While it does not, `hasty` ears begin with other words than those that count, or with none.
+    """
 
     crash: float = 0.0
     hang: float = 0.0

@@ -13,7 +13,7 @@ WINDOW_BYTES = 2 * WINDOW_SAMPLES
 
 SPEECH_ABOVE = 0.5  # probability at which speech begins, and resumes after a pause
 PAUSE_BELOW = 0.35  # probability at which it pauses
-ONSET_WINDOWS = 3  # 96 ms of speech in a row make an utterance
+ONSET_WINDOWS = 4  # 128 ms of speech in a row make an utterance
 PRE_ROLL_WINDOWS = 10  # 320 ms before the onset are read with it
 
 

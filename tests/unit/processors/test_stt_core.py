@@ -440,7 +440,7 @@ def control(kind: ControlKind) -> Control:
 
 
 def test_a_click_is_no_utterance() -> None:
-    assert heard(silence(400) + speech(40) + silence(1000)).log == []
+    assert heard(silence(400) + speech(60) + silence(1000)).log == []
 
 
 def test_noise_without_words_takes_no_turn() -> None:
@@ -539,7 +539,7 @@ def test_frames_that_nobody_continues_are_held_for_two_minutes_at_most(begun: bo
     ear = Ear()
     if begun:
         ear.receive(session(SessionKind.STARTED))
-    ear.hear(cut(silence(400) + speech(60), [320]))
+    ear.hear(cut(silence(400) + speech(100), [320]))
     last_us = ear.now_us
     ear.now_us = ear.wakes.pop("abandoned")
     ear.step(Woken("abandoned"))

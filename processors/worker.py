@@ -76,11 +76,12 @@ def build_core(
             return intent_core(agents, embed, spares_time)
         case "llm":
             from processors.adapters.adapter import check_agents, load_adapters
+            from processors.llm.patience import Patience
             from processors.llm.stage import create_core as llm_core
 
             check_agents(settings.agents_dir, agents, load_adapters(settings, secrets_of()))
             short, busy = (lambda: level() >= Level.SHORT_ANSWERS), (lambda: not spares_time())
-            return llm_core(settings, agents, embed, short=short, busy=busy)
+            return llm_core(settings, agents, embed, short=short, busy=busy, patience=Patience())
         case "tts":
             from processors.tts.core import create_core as tts_core
 

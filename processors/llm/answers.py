@@ -19,6 +19,7 @@ from processors.llm.grounding import is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
 from processors.llm.memory import Exchange, Memory
 from processors.llm.offers import Wrong, checked, entities_of, intent_of, offers_of, question_for
+from processors.llm.patience import Patience
 from processors.llm.requests import choice_id, json_in, render_call, tool_call_id, tool_outcome
 from processors.llm.sentences import split_sentences, take_sentences
 from processors.llm.state import State
@@ -70,6 +71,7 @@ class Answers:
         variables: Mapping[str, Any],
         short: Callable[[], bool],
         busy: Callable[[], bool],
+        patience: Patience | None,
     ) -> None:
         """See `Conversation`."""
         self._agents = agents
@@ -78,6 +80,7 @@ class Answers:
         self._variables = variables
         self._short = short
         self._busy = busy
+        self._patience = patience
 
     def follow(self, state: State, agent: Agent, turn: Turn, plan: Plan | Consult, now_us: int) -> Step[State]:
         """Begins with what is to be done."""
@@ -304,7 +307,8 @@ class Answers:
             quoted = bool(said) and said[0].source == "knowledge"
             hits = [hit for hit in hits if hit.document in said[0].documents] if quoted else hits
         if not quoted:
-            return self._generate(state, agent, turn, hits, now_us)
+            begun = bool(said or turn.recorded_choices())
+            return self._generate(state, agent, turn, hits, begun, now_us)
         texts = hits[0].quote()[: 1 if self._short() else None] if hits else ()
         turn, outcomes = self._speak_all(turn, texts, "knowledge", now_us, (hits[0].document,) if hits else ())
         outcomes += complete(turn, "answered", now_us)
@@ -312,13 +316,21 @@ class Answers:
 
     # ---- the language model
 
-    def _generate(self, state: State, agent: Agent, turn: Turn, hits: list[Hit], now_us: int) -> Step[State]:
-        """Asks the model, with the passages that come closest; what was already said is given for it to go on."""
+    def _generate(
+        self, state: State, agent: Agent, turn: Turn, hits: list[Hit], begun: bool, now_us: int
+    ) -> Step[State]:
+        """Asks the model, with the passages that come closest; what was already said is given for it to go on.
+
+        One that never begins in time is not waited for, unless the answer was `begun` or it may have a tool to choose.
+        """
         facts = [hit.passage.text for hit in hits[:HINTS_MAX] if hit.score >= HINT_SCORE_MIN]
         turn, outcomes = self._speak_all(turn, (), "model", now_us)
         if hits and hits[0].score >= CLOSEST_SCORE_MIN:
             turn = replace(turn, closest=hits[0].quote(), closest_document=hits[0].document)
-        step = self._ask_model(state, agent, replace(turn, facts=tuple(facts)), now_us)
+        if begun or self._offers[agent.id] or self._patience is None or self._patience.is_worth(agent.id):
+            step = self._ask_model(state, agent, replace(turn, facts=tuple(facts)), now_us)
+        else:
+            step = self._give_up(state, agent, turn, "clarification", now_us)
         return Step(step.state, (*outcomes, *step.outcomes))
 
     def _ask_model(self, state: State, agent: Agent, turn: Turn, now_us: int) -> Step[State]:
@@ -348,6 +360,8 @@ class Answers:
             return Step(state)
         if turn.choosing:
             return Step(state, (_patience(agent, turn, now_us),))
+        if self._patience is not None:
+            self._patience.missed(agent.id)
         step = self._give_up(state, agent, replace(turn, ask_id=""), "clarification", now_us)
         return Step(step.state, (Cancel(turn.ask_id), *step.outcomes))
 
@@ -362,6 +376,8 @@ class Answers:
         if done and len(texts) > (0 if turn.answer else 1) and not texts[-1].endswith(_ENDS):
             # The model ran into its limit in the middle of a sentence.
             texts = texts[:-1]
+        if texts and self._patience is not None:
+            self._patience.began(agent.id)
         turn, outcomes, full = self._speak_grounded(agent, replace(turn, buffer=rest), texts, now_us)
         if full and not over and len(turn.answer) <= PREAMBLE_SENTENCES_MAX and self._may_choose(agent, turn):
             # It may go on to choose a tool, which may know what it must not say of itself.

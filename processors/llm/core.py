@@ -28,6 +28,7 @@ from processors.llm.answers import Answers, plain
 from processors.llm.decide import Call, Look, Plan, Say, ask, decide, pick, shared_values
 from processors.llm.knowledge import KnowledgeIndex
 from processors.llm.memory import Memory
+from processors.llm.patience import Patience
 from processors.llm.requests import json_in, render_lookup, tool_call_id
 from processors.llm.sentences import split_sentences
 from processors.llm.state import State
@@ -75,14 +76,16 @@ class Conversation:
         variables: Mapping[str, Any],
         short: Callable[[], bool] = lambda: False,
         busy: Callable[[], bool] = lambda: False,
+        patience: Patience | None = None,
     ) -> None:
         """`short` says whether answers from documents and the model are one sentence now, as they are under load.
 
         `busy` says that engines have no time for what may be in vain: a turn ahead then asks none before it is
         committed. What was already said of an answer stays said, so that a repeated step may find it otherwise.
+        `patience` says whether the language model is asked at all; without one it always is.
         """
         self._agents = agents
-        self._answers = Answers(agents, knowledge, variables, short, busy)
+        self._answers = Answers(agents, knowledge, variables, short, busy, patience)
 
     def start(self, session_id: str) -> State:
         """See `Core`."""

@@ -18,6 +18,7 @@ from processors.llm.caller import Caller
 from processors.llm.core import Conversation
 from processors.llm.knowledge import KnowledgeIndex, Vectors
 from processors.llm.memory import Exchange, Memory, heard_until, remember_turn
+from processors.llm.patience import MISSES_MAX, TRIED_EACH, Patience
 from processors.llm.requests import render_call, tool_call_id
 from processors.llm.stage import create_core
 from processors.llm.state import State
@@ -37,6 +38,7 @@ from processors.stage import (
     Release,
     Wake,
     Woken,
+    caused,
 )
 from processors.templates import Template
 from schemas.event import Event
@@ -898,6 +900,51 @@ def test_a_model_that_does_not_begin_in_time_is_not_waited_for(call: Call) -> No
     assert call.kinds(1)[-1] == "completed"
     assert {event.source for event in call.log if event.turn == 1} == {"clarification"}
     assert not call.asks
+
+
+def patient() -> Call:
+    """A call whose agent's model is waited for only as long as it is worth it."""
+    core = create_core(Settings(data_dir=Path("/nowhere")), AGENTS, embed, {}, patience=Patience())
+    call = Call(core, core.start(SESSION))
+    call.receive(started())
+    return call
+
+
+def test_a_model_that_never_begins_in_time_is_tried_now_and_then_until_it_does() -> None:
+    call = patient()
+
+    def asked(turn: int) -> bool:
+        call.receive(intent(turn, "none", "which colours suit mountain people", 0.1))
+        call.embedded()
+        return any(ask.role == "llm" for ask in call.asks.values())
+
+    def late(turn: int) -> bool:
+        was_asked = asked(turn)
+        if was_asked:
+            call.apply(Woken(f"turn-{turn}-model"))
+        assert {event.source for event in call.log if event.turn == turn} == {"clarification"}
+        return was_asked
+
+    turns = MISSES_MAX + TRIED_EACH
+    assert [late(turn) for turn in range(1, turns + 1)] == [True] * MISSES_MAX + [False] * (TRIED_EACH - 1) + [True]
+    assert [asked(turns + number) for number in range(1, TRIED_EACH + 1)] == [False] * (TRIED_EACH - 1) + [True]
+    call.model("Bright colours are easy to see. ")
+    assert call.last().source == "model"
+    assert asked(turns + TRIED_EACH + 1)
+
+
+def test_an_answer_that_a_model_began_before_a_crash_is_its_own_however_late_it_is_now() -> None:
+    call = patient()
+    for turn in range(1, MISSES_MAX + 1):
+        call.receive(intent(turn, "none", "which colours suit mountain people", 0.1))
+        call.embedded()
+        call.apply(Woken(f"turn-{turn}-model"))
+    begun = intent(MISSES_MAX + 1, "none", "which colours suit mountain people", 0.1)
+    text = "Bright colours are easy to see."
+    sentence = caused(begun, Response, "sentence-0", NOW_US, kind=ResponseKind.SENTENCE, text=text, source="model")
+    call.receive(begun, (sentence,))
+    call.embedded()
+    assert call.ask("llm")
 
 
 def test_a_model_that_has_begun_is_let_finish(call: Call) -> None:

@@ -1,0 +1,34 @@
+"""Whether a model that begins its answers too late is waited for at all."""
+
+MISSES_MAX = 3
+TRIED_EACH = 8
+
+
+class Patience:
+    """Counts, for each agent, how often in a row its model had no sentence in time (`limits.first_sentence_ms_max`).
+
+    After three of these callers wait for it in vain no more: it is asked every eighth time, until it makes it once.
+    Shared by all sessions of a worker and no part of their state, like `PartialPace`: which answer a turn gets may
+    depend on how quick the model is anyway.
+    """
+
+    def __init__(self) -> None:
+        self._misses: dict[str, int] = {}
+
+    def is_worth(self, agent_id: str) -> bool:
+        """Whether the model shall be asked now."""
+        misses = self._misses.get(agent_id, 0)
+        if misses < MISSES_MAX:
+            return True
+        self._misses[agent_id] = misses + 1
+        return (misses - MISSES_MAX) % TRIED_EACH == TRIED_EACH - 1
+
+    def began(self, agent_id: str) -> None:
+        """It had a sentence in time."""
+        self._misses.pop(agent_id, None)
+
+    def missed(self, agent_id: str) -> None:
+        """It had none."""
+        misses = self._misses.get(agent_id, 0)
+        if misses < MISSES_MAX:  # from there on `is_worth` counts what it was asked
+            self._misses[agent_id] = misses + 1

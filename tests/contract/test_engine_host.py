@@ -101,6 +101,9 @@ async def test_the_earliest_deadline_goes_first(client: SocketEngine, journal: P
     await asyncio.sleep(0)
     soon = asyncio.create_task(texts(client, script(journal, "soon"), 30))
     await asyncio.sleep(0)
+    # One that finds no room came after both.
+    with pytest.raises(EngineError, match="refused"):
+        await texts(client, script(journal, "full"), 30)
     gate.touch()
     await asyncio.gather(first, late, soon)
     assert [line for line in noted(journal) if line.endswith("begun")] == ["a:begun", "soon:begun", "late:begun"]

@@ -190,6 +190,11 @@ Request = Transcribe | Embed | Generate | Speak | CallTool | CallOperation
 Reply = Transcribed | Embedded | Generated | Spoken | ToolReturned
 
 
+def is_provisional(reply: Reply) -> bool:
+    """Whether a surer reading of the same audio follows."""
+    return isinstance(reply, Transcribed) and reply.provisional
+
+
 class Capabilities(msgspec.Struct, frozen=True):
     """What an engine can do; stages adapt to this and never branch on names."""
 

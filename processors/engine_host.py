@@ -30,7 +30,7 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from processors import models
-from processors.engine import Capabilities, Engine, EngineError, Reply, Request, Transcribe, Transcribed
+from processors.engine import Capabilities, Engine, EngineError, Reply, Request, Transcribe, is_provisional
 from processors.engine_frames import (
     BadFrameError,
     Ended,
@@ -351,7 +351,7 @@ class Host:
                     break
                 if ask.late:
                     return Failed(number, "timeout", "not finished by its deadline")
-                ask.replied |= not (isinstance(reply, Transcribed) and reply.provisional)
+                ask.replied |= not is_provisional(reply)
                 sent = asyncio.run_coroutine_threadsafe(ask.link.send(Piece(number, reply)), loop)
                 sent.result(max(0.0, deadline_s - time.monotonic()))
         return Ended(number)

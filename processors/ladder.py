@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from prometheus_client import Counter, Histogram
 
 from processors.breaker import State
-from processors.engine import Embed, EngineError, Reply, Request, Speak, Spoken, Transcribe, Transcribed
+from processors.engine import Embed, EngineError, Reply, Request, Speak, Spoken, Transcribe, is_provisional
 from processors.lane import Lane, Reachable, Shared
 from processors.memory import OUT_OF_MEMORY
 from processors.replies import Checker, GarbageError, sounds
@@ -387,7 +387,7 @@ class _Ask:
 
     def _seen(self, attempt: _Attempt, reply: Reply) -> None:
         """What the engine's first reply tells of its times; a provisional reading tells little of those that count."""
-        if attempt.seen or (isinstance(reply, Transcribed) and reply.provisional):
+        if attempt.seen or is_provisional(reply):
             return
         attempt.answered()
         took_s = self._clock.monotonic_s() - attempt.began_s

@@ -11,7 +11,7 @@ import structlog
 
 from processors import metrics
 from processors.choices import History
-from processors.engine import EngineClient, Reply, Request, Transcribe, Transcribed
+from processors.engine import EngineClient, Reply, Request, Transcribe, is_provisional
 from processors.engine_client import replicas
 from processors.generations import ForTurns
 from processors.hosted import hosted_roles
@@ -185,7 +185,7 @@ class LoadAwareEngine:
                     self._meter.begun(self._role, number, self._clock.monotonic_s())
                     compute_ms = (compute_ms or 0.0) + reply.compute_ms
                     # Who reads no further than a reply that tells what it cost has what was asked for.
-                    withdrawn = compute_ms == 0.0 or (isinstance(reply, Transcribed) and reply.provisional)
+                    withdrawn = compute_ms == 0.0 or is_provisional(reply)
                     yield reply
             withdrawn = False
         except Exception:

@@ -18,7 +18,7 @@ import structlog
 
 from processors import metrics
 from processors.choices import History
-from processors.engine import CallTool, Embed, EngineClient, EngineError, Reply, Request, Transcribe, Transcribed
+from processors.engine import CallTool, Embed, EngineClient, EngineError, Reply, Request, Transcribe, is_provisional
 from processors.generations import ForTurns
 from processors.pipeline import Stage
 from processors.session import Live, Seen, Unit, read_snapshot
@@ -566,5 +566,5 @@ class Runner(Generic[StateT]):
 def _is_last(request: Request, reply: Reply) -> bool:
     """Whether nothing follows, so that nobody need wait for the engine to say so."""
     if isinstance(request, Transcribe):
-        return not (isinstance(reply, Transcribed) and reply.provisional)
+        return not is_provisional(reply)
     return isinstance(request, Embed | CallTool)

@@ -71,7 +71,7 @@ class Answers:
         variables: Mapping[str, Any],
         short: Callable[[], bool],
         busy: Callable[[], bool],
-        patience: Patience | None,
+        patience: Patience,
     ) -> None:
         """See `Conversation`."""
         self._agents = agents
@@ -302,12 +302,12 @@ class Answers:
         turn = replace(turn, ask_id="")
         said = turn.recorded_sentences()
         quoted = bool(hits) and (spec is not None or hits[0].score >= agent.limits.knowledge_score_min)
-        if said or turn.recorded_choices():
+        begun = bool(said or turn.recorded_choices())
+        if begun:
             # Whatever was chosen before the crash is gone on with.
             quoted = bool(said) and said[0].source == "knowledge"
             hits = [hit for hit in hits if hit.document in said[0].documents] if quoted else hits
         if not quoted:
-            begun = bool(said or turn.recorded_choices())
             return self._generate(state, agent, turn, hits, begun, now_us)
         texts = hits[0].quote()[: 1 if self._short() else None] if hits else ()
         turn, outcomes = self._speak_all(turn, texts, "knowledge", now_us, (hits[0].document,) if hits else ())
@@ -327,7 +327,7 @@ class Answers:
         turn, outcomes = self._speak_all(turn, (), "model", now_us)
         if hits and hits[0].score >= CLOSEST_SCORE_MIN:
             turn = replace(turn, closest=hits[0].quote(), closest_document=hits[0].document)
-        if begun or self._offers[agent.id] or self._patience is None or self._patience.is_worth(agent.id):
+        if begun or self._offers[agent.id] or self._patience.is_worth(agent.id):
             step = self._ask_model(state, agent, replace(turn, facts=tuple(facts)), now_us)
         else:
             step = self._give_up(state, agent, turn, "clarification", now_us)
@@ -360,8 +360,7 @@ class Answers:
             return Step(state)
         if turn.choosing:
             return Step(state, (_patience(agent, turn, now_us),))
-        if self._patience is not None:
-            self._patience.missed(agent.id)
+        self._patience.missed(agent.id)
         step = self._give_up(state, agent, replace(turn, ask_id=""), "clarification", now_us)
         return Step(step.state, (Cancel(turn.ask_id), *step.outcomes))
 
@@ -376,7 +375,7 @@ class Answers:
         if done and len(texts) > (0 if turn.answer else 1) and not texts[-1].endswith(_ENDS):
             # The model ran into its limit in the middle of a sentence.
             texts = texts[:-1]
-        if texts and self._patience is not None:
+        if texts:
             self._patience.began(agent.id)
         turn, outcomes, full = self._speak_grounded(agent, replace(turn, buffer=rest), texts, now_us)
         if full and not over and len(turn.answer) <= PREAMBLE_SENTENCES_MAX and self._may_choose(agent, turn):

@@ -13,6 +13,7 @@ that over, and nothing is said twice; anything else makes it void with a `cancel
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -85,7 +86,7 @@ class Conversation:
         `patience` says whether the language model is asked at all; without one it always is.
         """
         self._agents = agents
-        self._answers = Answers(agents, knowledge, variables, short, busy, patience)
+        self._answers = Answers(agents, knowledge, variables, short, busy, patience or Patience(math.inf))
 
     def start(self, session_id: str) -> State:
         """See `Core`."""

@@ -12,16 +12,18 @@ class Patience:
     depend on how quick the model is anyway.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, misses_max: float = MISSES_MAX) -> None:
+        """With infinity the model is always worth it."""
+        self._misses_max = misses_max
         self._misses: dict[str, int] = {}
 
     def is_worth(self, agent_id: str) -> bool:
         """Whether the model shall be asked now."""
         misses = self._misses.get(agent_id, 0)
-        if misses < MISSES_MAX:
+        if misses < self._misses_max:
             return True
         self._misses[agent_id] = misses + 1
-        return (misses - MISSES_MAX) % TRIED_EACH == TRIED_EACH - 1
+        return (misses - self._misses_max) % TRIED_EACH == TRIED_EACH - 1
 
     def began(self, agent_id: str) -> None:
         """It had a sentence in time."""
@@ -30,5 +32,5 @@ class Patience:
     def missed(self, agent_id: str) -> None:
         """It had none."""
         misses = self._misses.get(agent_id, 0)
-        if misses < MISSES_MAX:  # from there on `is_worth` counts what it was asked
+        if misses < self._misses_max:  # from there on `is_worth` counts what it was asked
             self._misses[agent_id] = misses + 1

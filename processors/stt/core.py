@@ -404,9 +404,8 @@ class _Work:
         if speech.sealed or window.start != speech.position:
             self._set(later=(*speech.later, window))
             return
-        windows = (*speech.windows, window)
         if window.probability < (SPEECH_ABOVE if speech.paused else PAUSE_BELOW):
-            self._set(windows=windows, paused=True)
+            self._set(windows=(*speech.windows, window), paused=True)
         else:
             if speech.published and speech.reading is not None and speech.closing is None:
                 revision = speech.reading.revision

@@ -85,7 +85,8 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: flo
     text = text.strip()
     if not text:
         return rules.turn_ms
-    words = spoken(text).split()
+    said = spoken(text)
+    words = said.split()
     if not words or text.endswith(_OPEN) or words[-1] in _GOES_ON:
         return rules.completion_ms
     if _is_number(words[-1]):
@@ -95,7 +96,7 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: flo
         return rules.completion_ms
     if words[-1] in _CLOSES:
         return rules.turn_ms
-    if complete is not None and " ".join(words) in rules.sentences:
+    if complete is not None and said in rules.sentences:
         complete = 1.0
     may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
     way = _way_by_mark(sure, may_go_on) if complete is None else _way(sure, may_go_on, complete)

@@ -37,7 +37,7 @@ SECOND_BUDGET_S = 0.9
 COMPLETE_WAIT_S = 0.06
 COMPLETE_WAIT_DOUBTFUL_S = 0.15
 _LOOK_S = 0.01
-_MARK_SURE = 0.8
+_MARK_SURE = 0.8  # as in `endpoint.py`, which engines do not import: it knows agents
 _WARM_S = 5.0
 # What is hardly more than a guess would be answered wrongly: better late.
 GUESSED_BELOW = -0.4  # average log probability of a token
@@ -184,7 +184,7 @@ class WhisperEngine:
         complete = self._judged(reading, asked.request)
         if not asked.request.partial and _is_probable(reading):
             words = estimated(reading, asked.duration_ms)
-            yield _reply(reading, words, self._mine_s - mine_s, provisional=True)
+            yield _reply(reading, words, self._mine_s - mine_s, first=reading, provisional=True)
             mine_s = self._mine_s
         every = [heard]
         if second is not None and not reading.silent and spent_s * (1 + self._second_ratio) <= _budget_s(reading):
@@ -206,8 +206,7 @@ class WhisperEngine:
         if not reading.silent:
             rough = asked.request.partial and not reading.words
             words = estimated(reading, asked.duration_ms) if rough else _timed(heard, asked.seconds)
-        reply = _reply(reading, words, self._mine_s - mine_s)
-        reply = msgspec.structs.replace(reply, doubtful=_is_doubtful(heard[0][2]))
+        reply = _reply(reading, words, self._mine_s - mine_s, first=heard[0][2])
         sure = bool(words) and words[-1].confidence >= _MARK_SURE
         wait_s = 0.0 if asked.request.quick else COMPLETE_WAIT_S if sure else COMPLETE_WAIT_DOUBTFUL_S
         return reply, complete, wait_s
@@ -277,7 +276,9 @@ class WhisperEngine:
         self._second_ratio = min(kept, _SECOND_RATIO_MAX)
 
 
-def _reply(reading: Reading, words: tuple[HeardWord, ...], took_s: float, provisional: bool = False) -> Transcribed:
+def _reply(
+    reading: Reading, words: tuple[HeardWord, ...], took_s: float, first: Reading, provisional: bool = False
+) -> Transcribed:
     return Transcribed(
         text="" if reading.silent else reading.text,
         words=words,
@@ -285,7 +286,7 @@ def _reply(reading: Reading, words: tuple[HeardWord, ...], took_s: float, provis
         language=reading.language,
         model=reading.model,
         compute_ms=took_s * 1000,
-        doubtful=_is_doubtful(reading),
+        doubtful=not first.silent and _budget_s(first) > 0,
         provisional=provisional,
     )
 
@@ -307,11 +308,6 @@ def _in_time(
     except Exception as error:  # whatever its runtime raises of odd texts: the words are there all the same
         log.warning("whether words are a sentence cannot be told", error=type(error).__name__)
     return None
-
-
-def _is_doubtful(reading: Reading) -> bool:
-    """Whether such words are read by more than one model."""
-    return not reading.silent and _budget_s(reading) > 0
 
 
 def _is_probable(reading: Reading) -> bool:

@@ -3,6 +3,8 @@
 PCM here is always 16-bit little-endian mono, as bytes.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,7 +14,13 @@ SAMPLE_RATE_HZ: Final = 16_000
 BYTES_PER_MS: Final = SAMPLE_RATE_HZ // 1000 * 2
 MULAW_SILENCE: Final = b"\xff"
 QUIET_PEAK: Final = 200  # of a 16-bit sample: -44 dBFS, above a line's noise and below any speech
-QUIET_MARGIN_MS: Final = 200  # beyond the completion pause, so that an end of turn is never told later for it
+FRAME_MS_SPARE: Final = 200  # by which a frame may be longer than the longest, before it is two
+MULAW_PEAKS: Final = (0, 50, 100, QUIET_PEAK, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
+PAUSE_MARGIN_MS: Final = 100  # beyond a pause that ends turns, so that an end of turn is never told later for it
+
+_STRONG_MS = 200  # of speech without a pause: its onset is certain by then
+_STRONG = 1 / 16  # of the loudest sample a moment ago: 24 dB below it there is a pause, or the hiss of the line
+_FADES_BY = 0.5  # what was loudest counts half as much a second later
 
 _TAPS = 51
 _KAISER_BETA = 5.65  # 60 dB of stop band
@@ -117,51 +125,99 @@ class Halver:
         return halved
 
 
-def is_loud(pcm: bytes) -> bool:
-    """Whether there may be something to hear in the piece, by its peak alone."""
+_BELOW = [bytes(code for code in range(256) if abs(int(_DECODE[code])) <= limit) for limit in MULAW_PEAKS]
+
+
+def peak_of_mulaw(data: bytes) -> int:
+    """As `peak_of`, of mu-law and without decoding it: one of MULAW_PEAKS that is no louder."""
+    low, high = 0, len(_BELOW)
+    while low < high:
+        middle = (low + high) // 2
+        if data.translate(None, _BELOW[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return MULAW_PEAKS[low - 1] + 1 if low else 0
+
+
+def peak_of(pcm: bytes) -> int:
+    """The largest sample of the piece, 0 of an empty one: where there is sound there is one above zero."""
     samples = np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2")
     # The method of an array takes twice as long.
-    return len(samples) > 0 and bool(np.maximum.reduce(samples) > QUIET_PEAK)
+    return max(0, int(np.maximum.reduce(samples))) if len(samples) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLengths:
+    """How long frames are, in ms: amid speech, from `pause_after_ms` of quiet on, and from `quiet_after_ms` on."""
+
+    speech_ms: int
+    pause_ms: int
+    quiet_ms: int
+    pause_after_ms: float = math.inf
+    quiet_after_ms: float = math.inf
 
 
 class Frames:
-    """Regroups PCM pieces of any length into frames, so that the log's records have one size, or two.
+    """Regroups a caller's audio into frames: what has come by the time that somebody asks is one, or waits for more.
 
-    With `quiet_frame_ms` frames are as long as that once nobody has spoken for `quiet_after_ms`: a record costs every
-    stage the same, however little there is to hear. What may be speech, by its peak alone, ends a long frame at once.
+    A record costs every stage the same, however little there is to hear, so frames are long where nobody waits for
+    what is in them: in the midst of speech, in a pause that has already been long enough to end a turn, and in silence.
+    A sound ends a wait in silence at once, and a pause one in speech, however loud the line is: it is told by how loud
+    the caller was just now.
     """
 
-    def __init__(self, frame_ms: int, quiet_frame_ms: int = 0, quiet_after_ms: int = 1000) -> None:
-        self._size = frame_ms * BYTES_PER_MS
-        self._quiet_size = max(frame_ms, quiet_frame_ms) * BYTES_PER_MS
-        self._quiet_after = quiet_after_ms * BYTES_PER_MS
-        self._quiet_bytes = 0
-        self._rest = b""
+    def __init__(
+        self, frame_ms_min: int, lengths: FrameLengths | None = None, bytes_per_ms: int = BYTES_PER_MS
+    ) -> None:
+        """`bytes_per_ms` is of the audio as it comes, which need not be PCM; without `lengths` none is longer."""
+        self._bytes_per_ms = bytes_per_ms
+        self._frame_ms_min = frame_ms_min
+        self._lengths = lengths or FrameLengths(frame_ms_min, frame_ms_min, frame_ms_min)
+        self._size_max = (self._lengths.quiet_ms + FRAME_MS_SPARE) * bytes_per_ms
+        self._quiet_for_ms = self._strong_for_ms = 0.0
+        self._loudest = 0.0
+        self._strong = True
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
 
-    def add(self, pcm: bytes) -> list[bytes]:
-        """The frames that the piece completes; what is left over waits for the next piece."""
-        data = self._rest + pcm if self._rest else pcm
-        if self._quiet(pcm):
-            size = self._quiet_size
-        elif len(self._rest) >= self._size:
-            size = min(self._quiet_size, len(data) - len(data) % self._size)
-        else:
-            size = self._size
-        whole = len(data) - len(data) % size
-        self._rest = data[whole:]
-        return [data[start : start + size] for start in range(0, whole, size)]
+    @property
+    def waiting_ms(self) -> float:
+        """How much is in no frame yet."""
+        return self._waiting_bytes / self._bytes_per_ms
+
+    def add(self, piece: bytes, peak: int) -> None:
+        """The next piece, and its largest sample."""
+        self._waiting.append(piece)
+        self._waiting_bytes += len(piece)
+        piece_ms = len(piece) / self._bytes_per_ms
+        loud = peak > QUIET_PEAK
+        self._loudest = max(peak, self._loudest * _FADES_BY ** (piece_ms / 1000))
+        strong = loud and peak >= _STRONG * self._loudest
+        self._quiet_for_ms = 0.0 if loud else self._quiet_for_ms + piece_ms
+        self._strong_for_ms = self._strong_for_ms + piece_ms if strong else 0.0
+        self._strong = self._strong and strong
+
+    def due(self) -> list[bytes]:
+        """The frames to be written now; what is left over waits for more."""
+        if self.waiting_ms < self._due_ms():
+            return []
+        data = self.flush()
+        frames = [data[start : start + self._size_max] for start in range(0, len(data), self._size_max)]
+        if len(frames[-1]) < self._frame_ms_min * self._bytes_per_ms:
+            self._waiting, self._waiting_bytes = [frames[-1]], len(frames.pop())
+        return frames
 
     def flush(self) -> bytes:
-        """What is left over, shorter than a frame; for the end of the call."""
-        rest, self._rest = self._rest, b""
-        return rest
+        """Everything that waits; for the end of the call."""
+        data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+        self._waiting, self._waiting_bytes, self._strong = [], 0, True
+        return data
 
-    def _quiet(self, pcm: bytes) -> bool:
-        """Whether there has been nothing to hear for long enough that no pause is being measured."""
-        if self._quiet_size == self._size:
-            return False
-        if is_loud(pcm):
-            self._quiet_bytes = 0
-        else:
-            self._quiet_bytes += len(pcm)
-        return self._quiet_bytes > self._quiet_after
+    def _due_ms(self) -> float:
+        lengths = self._lengths
+        if self._quiet_for_ms > lengths.quiet_after_ms:
+            return lengths.quiet_ms
+        if self._quiet_for_ms > lengths.pause_after_ms:
+            return lengths.pause_ms
+        return lengths.speech_ms if self._strong and self._strong_for_ms > _STRONG_MS else self._frame_ms_min

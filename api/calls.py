@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, Frames, is_loud
+from api.audio import BYTES_PER_MS, PAUSE_MARGIN_MS, QUIET_PEAK, FrameLengths, Frames
 from api.dialects.dialect import Dialect, Playout, Resumed, Start, Started
 from api.journal import UNACKNOWLEDGED_MAX, Journal, opening
 from api.line import Line
@@ -29,6 +29,7 @@ QUIET_S = 2.0
 # Telephones send silence; a client may send nothing instead. Said in the log, so that stt need not tell it from a log
 # or a gateway that is away.
 SILENT_S = 1.0
+_LONGER = 3  # times a frame's usual length, where nobody waits for it
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
 
 
@@ -62,8 +63,17 @@ class Call:
         self._spoke_s = self._heard_s = self._active_s = now_s
         self._playback = playback or Playback(settings.barge_in_ms, settings.lead_ms)
         agent = router.agents.get(summary.agent)
-        completion_ms = (agent.pauses if agent else Pauses()).completion_ms
-        self._frames = Frames(settings.frame_ms, settings.quiet_frame_ms, completion_ms + QUIET_MARGIN_MS)
+        pauses = agent.pauses if agent else Pauses()
+        lengths = FrameLengths(
+            speech_ms=_LONGER * settings.frame_ms,
+            pause_ms=_LONGER * settings.frame_ms,
+            quiet_ms=settings.quiet_frame_ms,
+            pause_after_ms=pauses.turn_ms + PAUSE_MARGIN_MS,
+            quiet_after_ms=pauses.completion_ms + 2 * PAUSE_MARGIN_MS,
+        )
+        # The gateway's beat makes frames as long as the settings say; pieces and beats need not meet in step.
+        self._frames = Frames(settings.frame_ms // 2, lengths, dialect.bytes_per_ms)
+        self._writing: asyncio.Handle | None = None
         self._repeats = Repeats()
         # What a stage answers before the log's acknowledgement is here waits until the client is told of the start.
         self._early: list[Event] | None = []
@@ -126,13 +136,16 @@ class Call:
         self._router.metrics.resumed.labels(self.summary.channel).inc()
         log.info("call resumed", session_id=self.summary.session_id, sample_index=position)
 
-    def audio(self, pcm: bytes) -> float:
+    def audio(self, data: bytes) -> float:
         """Takes a piece of the caller's audio; returns the seconds by which the client is too fast."""
-        for frame in self._frames.add(pcm):
-            self.journal.frame(frame)
+        peak = self._dialect.peak(data)
+        self._frames.add(data, peak)
+        if self._writing is None:
+            # What else has been read of this socket by now belongs to the same frame.
+            self._writing = asyncio.get_running_loop().call_soon(self._write_frames)
         self._spoke()
         self._heard_s = self._spoke_s
-        if self._playback.hushed and is_loud(pcm):
+        if peak > QUIET_PEAK and self._playback.hushed:
             self._playback.loud(self._now_ms())
         if self._silence is None:
             self._silence = asyncio.get_running_loop().call_later(SILENT_S, self._listen_for_silence)
@@ -140,8 +153,18 @@ class Call:
         if acknowledged >= self._told + ACKNOWLEDGE_SAMPLES:
             self._told = acknowledged
             self._line.send(self._dialect.acknowledged(acknowledged))
-        ahead_ms = self.journal.marks.sample_index / 16 - (self._spoke_s - self._started_s) * 1000
+        sent_ms = self.journal.marks.sample_index / 16 + self._frames.waiting_ms
+        ahead_ms = sent_ms - (self._spoke_s - self._started_s) * 1000
         return max(0.0, ahead_ms - AHEAD_MS_MAX) / 1000
+
+    def _write_frames(self) -> None:
+        """Writes the frames that are due."""
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+        if not self.ended.is_set():
+            for frame in self._frames.due():
+                self.journal.frame(self._dialect.pcm(frame))
 
     @property
     def crowded(self) -> bool:
@@ -162,9 +185,10 @@ class Call:
         """See `LiveCall`."""
         if self.ended.is_set():
             return
+        self._write_frames()
         rest = self._frames.flush()
         if rest:
-            self.journal.frame(rest.ljust(_FRAME_BYTES_MIN, b"\0"))
+            self.journal.frame(self._dialect.pcm(rest).ljust(_FRAME_BYTES_MIN, b"\0"))
         summary = self.summary
         summary.reason, summary.ended_at, summary.turn = reason, self._clock.now_us(), self._playback.turn
         summary.duration_ms = self.journal.ended(reason)
@@ -180,6 +204,7 @@ class Call:
         if not self._router.settings.api.resume_grace_s:
             self.end("connection_lost")
             return
+        self._write_frames()
         self.journal.lost("connection_lost", uuid.uuid4().hex)
         self._let_go(1011, "connection_lost")
         Waiting(self._router, self.journal, self.summary).wait()
@@ -189,6 +214,7 @@ class Call:
         """See `LiveCall`."""
         if self.ended.is_set():
             return
+        self._write_frames()
         self.journal.lost("going_away", uuid.uuid4().hex)
         self._line.send(self._dialect.going_away())
         self._let_go(1012, "going_away")

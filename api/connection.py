@@ -7,6 +7,7 @@ from typing import Any
 from starlette.websockets import WebSocket
 
 from api.admission import Refusal
+from api.beat import ON_BEAT
 from api.calls import Call, new_call
 from api.dialects.dialect import (
     Audio,
@@ -28,6 +29,7 @@ from api.visit import Visit
 from processors.access.limits import Bucket
 from schemas.events import RefusalKind
 from streams.client import LogError
+from streams.keys import partition_of
 
 START_TIMEOUT_S = 30.0
 FLOODS_MAX = 2000
@@ -152,7 +154,7 @@ class Connection:
         elif self._call is None:
             self._not_started(command)
         elif isinstance(command, Audio):
-            ahead_s = self._call.audio(command.pcm)
+            ahead_s = self._call.audio(command.data)
             while self._call.crowded and not self._call.ended.is_set():
                 await self._router.clock.sleep(_CROWDED_S)
             if ahead_s:
@@ -204,8 +206,14 @@ class Connection:
         )
         try:
             await self._call.begin()
+            self._join_beat(self._call)
         except LogError:
             self._unavailable()
+
+    def _join_beat(self, call: Call) -> None:
+        join = self._websocket.scope.get(ON_BEAT)
+        if join is not None:
+            join(partition_of(call.summary.session_id, self._router.settings.kafka.partitions))
 
     async def _announced(self, start: Start, token: ResumeToken) -> bool:
         """Whether a session that was announced had been begun, and goes on here or is over."""
@@ -251,6 +259,7 @@ class Connection:
             return True
         if isinstance(outcome, Call):
             self._call = outcome
+            self._join_beat(outcome)
         elif outcome is not None:
             self._line.send(self._dialect.ended(outcome))
             self._stop(1000, outcome)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import uvloop
 
 from api.app import create_app
 from api.auth import Authenticator
+from api.beat import Beat, MediaProtocol
 from api.door import SOCKETS_SPARE
 from api.session_router import SessionRouter
 from streams import logs, ready, standby
@@ -28,6 +30,7 @@ log = structlog.get_logger(__name__)
 REQUESTS_MAX = 200
 MESSAGE_BYTES_MAX = 1024 * 1024
 COMPONENT = "api"
+_BEAT_PARTS = 1
 
 
 class _Refusals(logging.Filter):
@@ -104,7 +107,7 @@ def make_server(settings: Settings) -> GatewayServer:
         app,
         host=settings.api.host,
         port=settings.api.port,
-        ws="websockets-sansio",
+        ws=functools.partial(MediaProtocol, Beat(settings.api.frame_ms, _BEAT_PARTS)),  # type: ignore[arg-type]
         ws_max_size=MESSAGE_BYTES_MAX,
         # Speech does not compress, and deflate would cost more than all else here.
         ws_per_message_deflate=False,

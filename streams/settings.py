@@ -83,7 +83,7 @@ class ApiSettings(BaseModel):
     sessions_max: int = Field(100, ge=1, description="concurrent calls of one gateway; more are refused")
     partitions: tuple[int, ...] = Field((), description="whose calls this gateway takes, as a JSON list; empty: all")
     frame_ms: int = Field(40, ge=20, le=100, description="length of the audio frames that the gateway writes")
-    quiet_frame_ms: int = Field(500, ge=20, le=1000, description="the same while a caller has been silent for a while")
+    quiet_frame_ms: int = Field(1000, ge=20, le=1000, description="the same while a caller has been silent for a while")
     barge_in_ms: int = Field(
         1500, ge=0, le=5000, description="sound over the agent, which hushes it, that stops it though it has no words"
     )

@@ -47,9 +47,9 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """A piece of the caller's speech: PCM16 little-endian mono at 16,000 Hz."""
+    """A piece of the caller's audio, as the dialect codes it (`Dialect.pcm`)."""
 
-    pcm: bytes = field(repr=False)
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,8 @@ class Dialect(Protocol):
     """The session's channel, such as websocket or twilio."""
     text_rate_per_s: int
     """Text messages a second that an honest peer stays below."""
+    bytes_per_ms: int
+    """Of the caller's audio as it comes."""
 
     def receive_text(self, text: str) -> Sequence[Command]:
         """What a text message says."""
@@ -138,6 +140,14 @@ class Dialect(Protocol):
 
     def receive_bytes(self, data: bytes) -> Sequence[Command]:
         """What a binary message says."""
+        ...
+
+    def pcm(self, data: bytes) -> bytes:
+        """The caller's audio, whose pieces come in their order, as PCM16 little-endian mono at 16,000 Hz."""
+        ...
+
+    def peak(self, data: bytes) -> int:
+        """The largest sample in a piece of the caller's audio, of 32,767, roughly."""
         ...
 
     def started(self, started: Started) -> Sequence[Frame]:

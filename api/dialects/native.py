@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from api.audio import BYTES_PER_MS, SAMPLE_RATE_HZ
+from api.audio import BYTES_PER_MS, SAMPLE_RATE_HZ, peak_of
 from api.dialects.dialect import (
     AUDIO_BYTES_MAX,
     Audio,
@@ -46,6 +46,7 @@ class NativeDialect:
 
     channel = "websocket"
     text_rate_per_s = 50
+    bytes_per_ms = BYTES_PER_MS
 
     def receive_text(self, text: str) -> Sequence[Command]:
         """See `Dialect`."""
@@ -72,6 +73,14 @@ class NativeDialect:
         if len(data) > AUDIO_BYTES_MAX:
             return (too_big(len(data), AUDIO_BYTES_MAX),)
         return (Audio(data),) if data else ()
+
+    def pcm(self, data: bytes) -> bytes:
+        """See `Dialect`: it is."""
+        return data
+
+    def peak(self, data: bytes) -> int:
+        """See `Dialect`."""
+        return peak_of(data)
 
     def started(self, started: Started) -> Sequence[Frame]:
         """See `Dialect`."""

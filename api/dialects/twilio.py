@@ -11,7 +11,15 @@ from typing import Any
 
 import msgspec
 
-from api.audio import BYTES_PER_MS, MULAW_SILENCE, Doubler, Halver, mulaw_to_pcm, pcm_to_mulaw
+from api.audio import (
+    BYTES_PER_MS,
+    MULAW_SILENCE,
+    Doubler,
+    Halver,
+    mulaw_to_pcm,
+    pcm_to_mulaw,
+    peak_of_mulaw,
+)
 from api.dialects.dialect import (
     Audio,
     Bad,
@@ -44,6 +52,7 @@ class TwilioDialect:
 
     channel = "twilio"
     text_rate_per_s = 200
+    bytes_per_ms = 8
 
     def __init__(self) -> None:
         self._stream_sid = ""
@@ -84,6 +93,14 @@ class TwilioDialect:
     def receive_bytes(self, data: bytes) -> Sequence[Command]:
         """See `Dialect`."""
         return (Bad("unexpected_binary", "Media Streams carry text messages only.", "Send audio as media messages."),)
+
+    def pcm(self, data: bytes) -> bytes:
+        """See `Dialect`."""
+        return self._wider.process(mulaw_to_pcm(data))
+
+    def peak(self, data: bytes) -> int:
+        """See `Dialect`."""
+        return peak_of_mulaw(data)
 
     def started(self, started: Started) -> Sequence[Frame]:
         """See `Dialect`."""
@@ -178,7 +195,7 @@ class TwilioDialect:
             return (_invalid("media.payload"),)
         if len(data) > PAYLOAD_BYTES_MAX:
             return (too_big(len(data), PAYLOAD_BYTES_MAX),)
-        return (Audio(self._wider.process(mulaw_to_pcm(data))),) if data else ()
+        return (Audio(data),) if data else ()
 
     def _mark(self, name: Any) -> Sequence[Command]:
         """Marks that were not set here, or that a `clear` sent back, say nothing."""

@@ -81,6 +81,10 @@ GUARDED = frozenset(
     for event in (SpeechChunk, Customer, Delivery, DeadLetter, Health, Suggestion, Refusal, Access, Checkpoint)
 )
 SEEN_MAX = 200_000
+# A batch of few rows costs nearly as much as one of thousands. Where the machine is so busy that one takes long, the
+# sink rests the longer: it takes this share of the time at most, while rows come so many times later.
+REST_FACTOR = 20
+WAIT_FACTOR_MAX = 3
 # An orderly stop waits so long for its last checkpoint; the next start signs what this one did not.
 LAST_CHECKPOINT_S = 5.0
 
@@ -155,12 +159,16 @@ class Sink:
             # What was written just before a crash has not been shown, and its partition may never have another record.
             self._unshown = {partition: start for partition, start in starts.items() if start > 0}
             await self._show(reader)
+            wait_s = wait_s_min = self._settings.clickhouse.batch_wait_ms / 1000
             while await reader.more():
-                await self._clock.sleep(self._settings.clickhouse.batch_wait_ms / 1000)
+                await self._clock.sleep(wait_s)
+                began_s = self._clock.monotonic_s()
                 records = reader.take()
                 if records:
                     await self._store_batch(records)
                 await self._show(reader)
+                worked_s = self._clock.monotonic_s() - began_s
+                wait_s = max(wait_s_min, min(REST_FACTOR * worked_s, WAIT_FACTOR_MAX * wait_s_min))
 
     async def _begin_signing(self, starts: Mapping[Partition, int]) -> None:
         """Chains that have grown since the last checkpoint are in the tables; of what was replayed, in memory, too."""

@@ -99,7 +99,8 @@ def in_log(peer: Peer, session_id: str) -> list[AudioFrame]:
 
 
 async def have_frames(peer: Peer, session_id: str, count: int) -> list[AudioFrame]:
-    await peer.seen(lambda _: len(in_log(peer, session_id)) >= count)
+    """So much of the caller's audio: in frames of any length, for what has come by a beat is one."""
+    await peer.seen(lambda _: sum(len(frame.pcm) for frame in in_log(peer, session_id)) >= count * FRAME * 2)
     return in_log(peer, session_id)
 
 
@@ -128,18 +129,18 @@ async def test_a_cut_in_the_callers_sentence_loses_and_doubles_nothing(gateway: 
     async with calling(gateway.ws) as caller:
         token = (await caller.start())["resume_token"]
         await caller.socket.send(pcm[: 7 * FRAME * 2 + 500])
-        await have_frames(peer, caller.session_id, 7)
+        written = await have_frames(peer, caller.session_id, 7)
         cut(caller)
         await reasons(peer, caller.session_id, "connection_lost")
     async with calling(gateway.ws) as again:
         answer = await resume(again, token)
         assert (answer["type"], answer["session_id"]) == ("resumed", caller.session_id)
-        assert answer["sample_index"] == 7 * FRAME
+        assert answer["sample_index"] == sum(len(frame.pcm) // 2 for frame in written)
         await again.socket.send(pcm[answer["sample_index"] * 2 :])
         frames = await have_frames(peer, caller.session_id, 20)
     assert b"".join(frame.pcm for frame in frames) == pcm
-    assert [frame.seq for frame in frames] == list(range(20))
-    assert len(peer.of(caller.session_id, AudioFrame)) == 20
+    assert [frame.seq for frame in frames] == list(range(len(frames)))
+    assert len(peer.of(caller.session_id, AudioFrame)) == len(frames)
 
 
 async def test_a_cut_in_the_agents_sentence_loses_and_doubles_nothing(gateway: Gateway, peer: Peer) -> None:
@@ -370,7 +371,6 @@ async def _one_life(peer: Peer, first: GatewayProcess, second: GatewayProcess, r
     async with calling(second.ws) as again:
         answer = await resume(again, token, received={"turn": 1, "sample_index": 1600}, event_ids=[final])
         assert answer["type"] == "resumed"
-        assert answer["sample_index"] % FRAME == 0
         await again.socket.send(pcm[answer["sample_index"] * 2 :])
         pieces += await heard_audio(again)
         frames = await have_frames(peer, session_id, 30)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from api.audio import Frames, is_loud
+from api.audio import QUIET_PEAK, Frames, peak_of
 from api.playback import Cut, Effect, Heard, Hush, Play, Playback, Tell
 from processors.stage import event_id
 from schemas.event import Event
@@ -83,9 +83,11 @@ class Call:
 
     def audio(self, pcm: bytes) -> None:
         """The caller's microphone."""
-        if self._playback.hushed and is_loud(pcm):
+        peak = peak_of(pcm)
+        if peak > QUIET_PEAK and self._playback.hushed:
             self._playback.loud(self._now_ms())
-        for frame in self._frames.add(pcm) if not self.over else ():
+        self._frames.add(pcm, peak)
+        for frame in self._frames.due() if not self.over else ():
             now_us = self._clock.now_us()
             fields = {"pcm": frame, "sample_index": self._samples, "captured_at": now_us}
             self._samples += len(frame) // 2

@@ -1,13 +1,27 @@
 """Mu-law, the telephone's rate, and frames."""
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.audio import BYTES_PER_MS, Doubler, Frames, Halver, mulaw_to_pcm, pcm_to_mulaw
+from api.audio import (
+    BYTES_PER_MS,
+    FRAME_MS_SPARE,
+    MULAW_PEAKS,
+    QUIET_PEAK,
+    Doubler,
+    FrameLengths,
+    Frames,
+    Halver,
+    mulaw_to_pcm,
+    pcm_to_mulaw,
+    peak_of,
+    peak_of_mulaw,
+)
 
 
 def tone(frequency_hz: float, rate_hz: int, seconds: float = 1.0) -> bytes:
@@ -67,34 +81,73 @@ def test_pieces_make_no_difference(sizes: list[int]) -> None:
         assert np.all(abs(got - expected) <= 1)
 
 
+def in_frames(frames: Frames, pieces: Iterable[bytes], pieces_a_beat: int = 2) -> list[int]:
+    """Lengths in ms of the frames of pieces of 20 ms; what is left over stays in `frames`."""
+    lengths = []
+    for count, piece in enumerate(pieces, 1):
+        frames.add(piece, peak_of(piece))
+        if count % pieces_a_beat == 0:
+            lengths += [len(frame) // BYTES_PER_MS for frame in frames.due()]
+    return lengths
+
+
 @given(st.lists(st.binary(max_size=3000), max_size=20), st.integers(20, 100))
 def test_frames_lose_nothing(pieces: list[bytes], frame_ms: int) -> None:
     frames = Frames(frame_ms)
-    out = [frame for piece in pieces for frame in frames.add(piece)]
-    assert {len(frame) for frame in out} <= {frame_ms * 32}
+    out = []
+    for piece in pieces:
+        frames.add(piece, peak_of(piece))
+        out += frames.due()
+    assert all(frame_ms * BYTES_PER_MS <= len(frame) <= (frame_ms + FRAME_MS_SPARE) * BYTES_PER_MS for frame in out)
     assert b"".join(out) + frames.flush() == b"".join(pieces)
     assert frames.flush() == b""
 
 
-def test_frames_are_long_only_where_nobody_has_spoken_for_a_while() -> None:
-    frames = Frames(40, 100, 1500)
-    silence, speech = bytes(640), tone(440, 16_000, 0.02)[:640]
-
-    def lengths_ms(piece: bytes, count: int) -> list[int]:
-        return [len(frame) // BYTES_PER_MS for _ in range(count) for frame in frames.add(piece)]
-
-    assert set(lengths_ms(speech, 50)) == {40}
-    pause = lengths_ms(silence, 1500 // 20)
-    assert set(pause) == {40}
-    assert set(lengths_ms(silence, 102)) == {100}
-    # A sound ends the wait at once: in one piece with the silence before it, not a long frame later.
-    assert lengths_ms(speech, 1) == [80]
-    assert set(lengths_ms(speech, 10)) == {40}
+SILENCE, SPEECH, MURMUR = bytes(640), tone(440, 16_000, 0.02)[:640], (b"\x00\x02" * 320)
+LENGTHS = FrameLengths(speech_ms=120, pause_ms=80, quiet_ms=500, pause_after_ms=400, quiet_after_ms=1000)
 
 
-@given(st.lists(st.sampled_from((bytes(640), b"\x00\x40" * 320, bytes(5))), max_size=200))
-def test_frames_of_two_lengths_lose_nothing(pieces: list[bytes]) -> None:
-    frames = Frames(20, 100)
-    out = [frame for piece in pieces for frame in frames.add(piece)]
-    assert {len(frame) for frame in out} <= {length_ms * BYTES_PER_MS for length_ms in (20, 40, 60, 80, 100)}
+def test_frames_are_long_only_where_nobody_waits_for_them() -> None:
+    frames = Frames(20, LENGTHS)
+    speech = in_frames(frames, [SPEECH] * 53)
+    assert set(speech[:5]) == {40}, "an onset is told at once"
+    assert set(speech[5:]) == {120}
+    pause = in_frames(frames, [SILENCE] * 21)
+    assert (pause[0], set(pause[1:])) == (60, {40}), "a pause is told at once"
+    assert set(in_frames(frames, [SILENCE] * 30)[1:]) == {80}
+    assert set(in_frames(frames, [SILENCE] * 96)[1:]) == {520}
+    assert in_frames(frames, [SILENCE, SPEECH]) == [440], "a sound ends the wait at once"
+
+
+def test_a_pause_on_a_noisy_line_is_told_by_how_loud_the_caller_was() -> None:
+    frames = Frames(20, LENGTHS)
+    assert peak_of(MURMUR) > QUIET_PEAK
+    in_frames(frames, [SPEECH] * 48)
+    assert in_frames(frames, [MURMUR] * 4) == [80, 40]
+
+
+def test_somebody_who_speaks_more_softly_is_heard_as_speaking() -> None:
+    frames = Frames(20, LENGTHS)
+    in_frames(frames, [SPEECH] * 48)
+    assert set(in_frames(frames, [MURMUR] * 600)[-20:]) == {120}
+
+
+@given(st.lists(st.sampled_from((SILENCE, SPEECH, MURMUR, bytes(5))), max_size=200), st.integers(1, 4))
+def test_frames_of_all_lengths_lose_nothing(pieces: list[bytes], pieces_a_beat: int) -> None:
+    frames = Frames(20, LENGTHS)
+    out = []
+    for count, piece in enumerate(pieces, 1):
+        frames.add(piece, peak_of(piece))
+        if count % pieces_a_beat == 0:
+            out += frames.due()
     assert b"".join(out) + frames.flush() == b"".join(pieces)
+
+
+@given(st.binary(max_size=400))
+def test_the_peak_of_mulaw_is_told_without_decoding_it(data: bytes) -> None:
+    samples = np.frombuffer(mulaw_to_pcm(data), "<i2").astype(int)
+    peak = int(abs(samples).max()) if len(samples) else 0
+    told = peak_of_mulaw(data)
+    assert told <= peak
+    assert (told > QUIET_PEAK) == (peak > QUIET_PEAK)
+    assert peak <= max((limit for limit in MULAW_PEAKS if limit <= 2 * told), default=0) or peak <= 2 * told + 50

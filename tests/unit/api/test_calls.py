@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 
 import msgspec
 
-from api.calls import new_call
+from api.calls import Call, new_call
 from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
 from processors.agents import Pauses
@@ -57,6 +57,12 @@ class Gateway:
         self.sent += [msgspec.json.decode(frame) for frame in frames if isinstance(frame, str)]
 
 
+async def say(call: Call, pcm: bytes) -> None:
+    """What was read of the socket at once is written as a frame as soon as all of it has been taken."""
+    call.audio(pcm)
+    await asyncio.sleep(0)
+
+
 async def test_started_comes_first_even_when_the_greeting_is_faster_than_the_logs_acknowledgement() -> None:
     gateway = Gateway()
     call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
@@ -85,7 +91,7 @@ async def test_what_was_sent_to_a_client_that_fell_silent_is_not_taken_for_heard
     call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
     await call.begin()
     started = gateway.published[0]
-    call.audio(bytes(2 * 16_000))
+    await say(call, bytes(2 * 16_000))
     speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(3200), "last_of_sentence": True}
     call.deliver(caused(started, SpeechChunk, "chunk", 1, **speech))
     clock.now_s += 5.0  # the chunk lasts 100 ms, and the client is quiet for longer than a living one
@@ -106,7 +112,7 @@ async def test_a_client_that_stops_sending_is_called_quiet_once() -> None:
     await call.begin()
     said = []
     for pause_s in (0.5, 1.0, 1.0):
-        call.audio(bytes(2 * 16_000))
+        await say(call, bytes(2 * 16_000))
         clock.now_s += pause_s
         call._listen_for_silence()
         said.append(len([event for event in gateway.published if isinstance(event, Control)]))
@@ -137,12 +143,27 @@ async def test_the_client_is_told_what_the_log_has() -> None:
     gateway.acknowledged.set_result(None)
     call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
     await call.begin()
-    call.audio(b"\x00\x40" * 17_000)
-    await asyncio.sleep(0)
-    call.audio(b"\x00\x40" * 1000)
+    await say(call, b"\x00\x40" * 17_000)
+    await asyncio.sleep(0)  # until the log's acknowledgement is known
+    await say(call, b"\x00\x40" * 1000)
     told = [message for message in gateway.sent if message["type"] == "acknowledged"]
-    assert told == [{"type": "acknowledged", "sample_index": 17_000 // 640 * 640}]
+    assert told == [{"type": "acknowledged", "sample_index": 17_000}]
     call.end("hung_up")
+
+
+async def test_pieces_that_were_read_together_are_one_frame() -> None:
+    gateway = Gateway()
+    gateway.acknowledged.set_result(None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
+    await call.begin()
+    call.audio(bytes(640))
+    call.audio(bytes(640))
+    await say(call, bytes(320))
+    await say(call, bytes(320))  # too little for a frame, but the connection breaks
+    call.audio(bytes(640))
+    call.lost()
+    frames = [event for event in gateway.published if isinstance(event, AudioFrame)]
+    assert [(event.sample_index, len(event.pcm)) for event in frames] == [(0, 1600), (800, 960)]
 
 
 async def test_a_frame_is_the_same_event_whoever_writes_it() -> None:
@@ -152,7 +173,8 @@ async def test_a_frame_is_the_same_event_whoever_writes_it() -> None:
         gateway.acknowledged.set_result(None)
         call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
         await call.begin()
-        call.audio(bytes(2 * 6400))
+        for _ in range(10):
+            await say(call, bytes(1280))
         ids.append([event.event_id for event in gateway.published if isinstance(event, AudioFrame)])
         call.end("hung_up")
     assert ids[0] == ids[1]

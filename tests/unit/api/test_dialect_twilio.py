@@ -66,7 +66,8 @@ def test_start_names_the_call() -> None:
 def test_media_becomes_pcm_at_16_khz() -> None:
     dialect = started()
     (command,) = dialect.receive_text(media(base64.b64encode(b"\xff" * 160).decode()))
-    assert command == Audio(bytes(640))
+    assert command == Audio(b"\xff" * 160)
+    assert dialect.pcm(command.data) == bytes(640)
     assert dialect.receive_text(media(base64.b64encode(b"\0" * 160).decode(), "outbound")) == ()
 
 
@@ -177,4 +178,4 @@ def test_any_audio_gives_twice_its_samples(pieces: list[bytes]) -> None:
     for piece in pieces:
         (command,) = dialect.receive_text(media(base64.b64encode(piece).decode()))
         assert isinstance(command, Audio)
-        assert len(command.pcm) == 4 * len(piece)
+        assert len(dialect.pcm(command.data)) == 4 * len(piece)

@@ -18,6 +18,7 @@ from processors.agents import Pauses
 from schemas.event import Event
 from schemas.events import Control, ControlKind, Session, SessionKind, SpeechChunk, Transcript, TranscriptKind
 from streams.client import LogError
+from streams.settings import ApiSettings
 
 log = structlog.get_logger(__name__)
 
@@ -63,16 +64,7 @@ class Call:
         self._spoke_s = self._heard_s = self._active_s = now_s
         self._playback = playback or Playback(settings.barge_in_ms, settings.lead_ms)
         agent = router.agents.get(summary.agent)
-        pauses = agent.pauses if agent else Pauses()
-        lengths = FrameLengths(
-            speech_ms=_LONGER * settings.frame_ms,
-            pause_ms=_LONGER * settings.frame_ms,
-            quiet_ms=settings.quiet_frame_ms,
-            pause_after_ms=pauses.turn_ms + PAUSE_MARGIN_MS,
-            quiet_after_ms=pauses.completion_ms + 2 * PAUSE_MARGIN_MS,
-        )
-        # The gateway's beat makes frames as long as the settings say; pieces and beats need not meet in step.
-        self._frames = Frames(settings.frame_ms // 2, lengths, dialect.bytes_per_ms)
+        self._frames = caller_frames(settings, agent.pauses if agent else Pauses(), dialect.bytes_per_ms)
         self._writing: asyncio.Handle | None = None
         self._repeats = Repeats()
         # What a stage answers before the log's acknowledgement is here waits until the client is told of the start.
@@ -453,6 +445,21 @@ class Call:
     def _not_written(self, error: BaseException) -> None:
         log.error("event not written", session_id=self.summary.session_id, error=str(error))
         self.end("failed", 1011)
+
+
+def caller_frames(settings: ApiSettings, pauses: Pauses, bytes_per_ms: int) -> Frames:
+    """How a caller's audio is cut; the gateway's beat makes frames as long as the settings say.
+
+    Pieces and beats need not meet in step, so that half of that is enough for one.
+    """
+    lengths = FrameLengths(
+        speech_ms=_LONGER * settings.frame_ms,
+        pause_ms=_LONGER * settings.frame_ms,
+        quiet_ms=settings.quiet_frame_ms,
+        pause_after_ms=pauses.turn_ms + PAUSE_MARGIN_MS,
+        quiet_after_ms=pauses.completion_ms + 2 * PAUSE_MARGIN_MS,
+    )
+    return Frames(settings.frame_ms // 2, lengths, bytes_per_ms)
 
 
 def new_call(

@@ -69,7 +69,7 @@ class Traffic(_Section):
     reply: Seconds = Field(description="how long the agent speaks in a turn, in s")
     call: Seconds = Field(description="how long a call lasts, in s")
     mean_of_peak: Share = Field(description="calls at once on average, as a share of those at the busiest time")
-    frame: Milliseconds = Field(description="length of a frame of sound around speech, in ms")
+    frame: Milliseconds = Field(description="mean length of a frame of sound in speech and the pause after it, in ms")
     quiet_frame: Milliseconds = Field(description="the same while nobody speaks, in ms")
     chunk: Milliseconds = Field(description="mean length of a chunk of the agent's speech, in ms")
     sound: Bytes = Field(description="bytes of sound a millisecond, in the log")

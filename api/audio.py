@@ -16,10 +16,11 @@ MULAW_SILENCE: Final = b"\xff"
 QUIET_PEAK: Final = 200  # of a 16-bit sample: -44 dBFS, above a line's noise and below any speech
 FRAME_MS_SPARE: Final = 200  # by which a frame may be longer than the longest, before it is two
 MULAW_PEAKS: Final = (0, 50, 100, QUIET_PEAK, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
-PAUSE_MARGIN_MS: Final = 100  # beyond a pause that ends turns, so that an end of turn is never told later for it
+QUIET_MARGIN_MS: Final = 200  # beyond the completion pause, so that an end of turn is never told later for it
 
-_STRONG_MS = 200  # of speech without a pause: its onset is certain by then
+_STRONG_MS = 200  # of speech without a pause
 _STRONG = 1 / 16  # of the loudest sample a moment ago: 24 dB below it there is a pause, or the hiss of the line
+_RISE = 4  # times the loudest sample a moment ago: 12 dB above it somebody begins to speak
 _FADES_BY = 0.5  # what was loudest counts half as much a second later
 
 _TAPS = 51
@@ -129,7 +130,7 @@ _BELOW = [bytes(code for code in range(256) if abs(int(_DECODE[code])) <= limit)
 
 
 def peak_of_mulaw(data: bytes) -> int:
-    """As `peak_of`, of mu-law and without decoding it: one of MULAW_PEAKS that is no louder."""
+    """The loudest of MULAW_PEAKS that a sample of either sign is beyond, and one more; without decoding them."""
     low, high = 0, len(_BELOW)
     while low < high:
         middle = (low + high) // 2
@@ -149,12 +150,10 @@ def peak_of(pcm: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FrameLengths:
-    """How long frames are, in ms: amid speech, from `pause_after_ms` of quiet on, and from `quiet_after_ms` on."""
+    """How long frames are, in ms: amid speech, and from `quiet_after_ms` of quiet on."""
 
     speech_ms: int
-    pause_ms: int
     quiet_ms: int
-    pause_after_ms: float = math.inf
     quiet_after_ms: float = math.inf
 
 
@@ -162,9 +161,8 @@ class Frames:
     """Regroups a caller's audio into frames: what has come by the time that somebody asks is one, or waits for more.
 
     A record costs every stage the same, however little there is to hear, so frames are long where nobody waits for
-    what is in them: in the midst of speech, in a pause that has already been long enough to end a turn, and in silence.
-    A sound ends a wait in silence at once, and a pause one in speech, however loud the line is: it is told by how loud
-    the caller was just now.
+    what is in them: in the midst of speech, and in silence. A sound ends a wait in silence at once, and a pause one in
+    speech, unless the line itself is nearly as loud as the caller (24 dB below is quiet enough).
     """
 
     def __init__(
@@ -173,7 +171,7 @@ class Frames:
         """`bytes_per_ms` is of the audio as it comes, which need not be PCM; without `lengths` none is longer."""
         self._bytes_per_ms = bytes_per_ms
         self._frame_ms_min = frame_ms_min
-        self._lengths = lengths or FrameLengths(frame_ms_min, frame_ms_min, frame_ms_min)
+        self._lengths = lengths or FrameLengths(frame_ms_min, frame_ms_min)
         self._size_max = (self._lengths.quiet_ms + FRAME_MS_SPARE) * bytes_per_ms
         self._quiet_for_ms = self._strong_for_ms = 0.0
         self._loudest = 0.0
@@ -192,15 +190,20 @@ class Frames:
         self._waiting_bytes += len(piece)
         piece_ms = len(piece) / self._bytes_per_ms
         loud = peak > QUIET_PEAK
+        rises = peak > _RISE * self._loudest
         self._loudest = max(peak, self._loudest * _FADES_BY ** (piece_ms / 1000))
-        strong = loud and peak >= _STRONG * self._loudest
+        strong = loud and not rises and peak >= _STRONG * self._loudest
         self._quiet_for_ms = 0.0 if loud else self._quiet_for_ms + piece_ms
         self._strong_for_ms = self._strong_for_ms + piece_ms if strong else 0.0
         self._strong = self._strong and strong
 
-    def due(self) -> list[bytes]:
-        """The frames to be written now; what is left over waits for more."""
-        if self.waiting_ms < self._due_ms():
+    def take_due(self, spoken_over: bool = False) -> list[bytes]:
+        """The frames to be written now; what is left over waits for more.
+
+        Over the agent's speech (`spoken_over`) nothing waits but silence, half as long: the agent is to be stopped
+        soon, and the newest frame tells how much of it has been heard where a gateway is killed.
+        """
+        if self.waiting_ms < self._due_ms(spoken_over):
             return []
         data = self.flush()
         frames = [data[start : start + self._size_max] for start in range(0, len(data), self._size_max)]
@@ -208,16 +211,18 @@ class Frames:
             self._waiting, self._waiting_bytes = [frames[-1]], len(frames.pop())
         return frames
 
+    def take_rest(self) -> bytes:
+        """What waits, if it is enough for a frame: for when no more comes."""
+        return self.flush() if self._waiting_bytes >= self._frame_ms_min * self._bytes_per_ms else b""
+
     def flush(self) -> bytes:
         """Everything that waits; for the end of the call."""
         data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
         self._waiting, self._waiting_bytes, self._strong = [], 0, True
         return data
 
-    def _due_ms(self) -> float:
-        lengths = self._lengths
-        if self._quiet_for_ms > lengths.quiet_after_ms:
-            return lengths.quiet_ms
-        if self._quiet_for_ms > lengths.pause_after_ms:
-            return lengths.pause_ms
-        return lengths.speech_ms if self._strong and self._strong_for_ms > _STRONG_MS else self._frame_ms_min
+    def _due_ms(self, spoken_over: bool) -> float:
+        if self._quiet_for_ms > self._lengths.quiet_after_ms:
+            return self._lengths.quiet_ms / (2 if spoken_over else 1)
+        amid_speech = self._strong and self._strong_for_ms > _STRONG_MS and not spoken_over
+        return self._lengths.speech_ms if amid_speech else self._frame_ms_min

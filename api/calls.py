@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from api.audio import BYTES_PER_MS, PAUSE_MARGIN_MS, QUIET_PEAK, FrameLengths, Frames
+from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, QUIET_PEAK, FrameLengths, Frames
 from api.dialects.dialect import Dialect, Playout, Resumed, Start, Started
 from api.journal import UNACKNOWLEDGED_MAX, Journal, opening
 from api.line import Line
@@ -30,7 +30,9 @@ QUIET_S = 2.0
 # Telephones send silence; a client may send nothing instead. Said in the log, so that stt need not tell it from a log
 # or a gateway that is away.
 SILENT_S = 1.0
-_LONGER = 3  # times a frame's usual length, where nobody waits for it
+# What waits for more to be a long frame is written so soon when none comes: well before SILENT_S is told.
+REST_S = 0.3
+_LONGER = 3  # times a frame's usual length, amid speech
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
 
 
@@ -140,7 +142,7 @@ class Call:
         if peak > QUIET_PEAK and self._playback.hushed:
             self._playback.loud(self._now_ms())
         if self._silence is None:
-            self._silence = asyncio.get_running_loop().call_later(SILENT_S, self._listen_for_silence)
+            self._silence = asyncio.get_running_loop().call_later(REST_S, self._listen_for_silence)
         acknowledged = self.journal.acknowledged_samples
         if acknowledged >= self._told + ACKNOWLEDGE_SAMPLES:
             self._told = acknowledged
@@ -149,13 +151,19 @@ class Call:
         ahead_ms = sent_ms - (self._spoke_s - self._started_s) * 1000
         return max(0.0, ahead_ms - AHEAD_MS_MAX) / 1000
 
+    def _write_rest(self) -> None:
+        """Writes what waits for more, since no more comes."""
+        self._write_frames()
+        if rest := self._frames.take_rest():
+            self.journal.frame(self._dialect.pcm(rest))
+
     def _write_frames(self) -> None:
         """Writes the frames that are due."""
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None
         if not self.ended.is_set():
-            for frame in self._frames.due():
+            for frame in self._frames.take_due(spoken_over=self._playback.playing(self._now_ms())):
                 self.journal.frame(self._dialect.pcm(frame))
 
     @property
@@ -196,7 +204,7 @@ class Call:
         if not self._router.settings.api.resume_grace_s:
             self.end("connection_lost")
             return
-        self._write_frames()
+        self._write_rest()
         self.journal.lost("connection_lost", uuid.uuid4().hex)
         self._let_go(1011, "connection_lost")
         Waiting(self._router, self.journal, self.summary).wait()
@@ -206,7 +214,7 @@ class Call:
         """See `LiveCall`."""
         if self.ended.is_set():
             return
-        self._write_frames()
+        self._write_rest()
         self.journal.lost("going_away", uuid.uuid4().hex)
         self._line.send(self._dialect.going_away())
         self._let_go(1012, "going_away")
@@ -415,13 +423,16 @@ class Call:
             self._perform(self._playback.tick(self._now_ms()))
 
     def _listen_for_silence(self) -> None:
-        """Says once that the client has stopped sending audio; while it sends, a timer a second is all it costs."""
+        """Writes what waits for more once none comes, and says, once, that the client has stopped sending audio."""
         silent_s = self._clock.monotonic_s() - self._heard_s
         self._silence = None
-        if silent_s < SILENT_S:
-            self._silence = asyncio.get_running_loop().call_later(SILENT_S - silent_s, self._listen_for_silence)
-        else:
+        if silent_s >= SILENT_S:
             self._control(f"quiet-{self.journal.marks.sample_index}", ControlKind.QUIET)
+            return
+        if silent_s >= REST_S:
+            self._write_rest()
+        next_s = (SILENT_S if silent_s >= REST_S else REST_S) - silent_s
+        self._silence = asyncio.get_running_loop().call_later(next_s, self._listen_for_silence)
 
     def _watch_limits(self) -> None:
         """Ends the call after silence from both sides, and at its longest; a timer that looks again when it may be."""
@@ -448,17 +459,11 @@ class Call:
 
 
 def caller_frames(settings: ApiSettings, pauses: Pauses, bytes_per_ms: int) -> Frames:
-    """How a caller's audio is cut; the gateway's beat makes frames as long as the settings say.
+    """How a caller's audio is cut, for a gateway whose beat is `frame_ms`.
 
-    Pieces and beats need not meet in step, so that half of that is enough for one.
+    Pieces and beats need not meet in step, so that half of that is enough for a frame.
     """
-    lengths = FrameLengths(
-        speech_ms=_LONGER * settings.frame_ms,
-        pause_ms=_LONGER * settings.frame_ms,
-        quiet_ms=settings.quiet_frame_ms,
-        pause_after_ms=pauses.turn_ms + PAUSE_MARGIN_MS,
-        quiet_after_ms=pauses.completion_ms + 2 * PAUSE_MARGIN_MS,
-    )
+    lengths = FrameLengths(_LONGER * settings.frame_ms, settings.quiet_frame_ms, pauses.completion_ms + QUIET_MARGIN_MS)
     return Frames(settings.frame_ms // 2, lengths, bytes_per_ms)
 
 

@@ -29,7 +29,6 @@ from api.visit import Visit
 from processors.access.limits import Bucket
 from schemas.events import RefusalKind
 from streams.client import LogError
-from streams.keys import partition_of
 
 START_TIMEOUT_S = 30.0
 FLOODS_MAX = 2000
@@ -206,14 +205,15 @@ class Connection:
         )
         try:
             await self._call.begin()
-            self._join_beat(self._call)
+            self._join_beat()
         except LogError:
             self._unavailable()
 
-    def _join_beat(self, call: Call) -> None:
+    def _join_beat(self) -> None:
+        """From now on audio comes, which can wait for that of others."""
         join = self._websocket.scope.get(ON_BEAT)
         if join is not None:
-            join(partition_of(call.summary.session_id, self._router.settings.kafka.partitions))
+            join()
 
     async def _announced(self, start: Start, token: ResumeToken) -> bool:
         """Whether a session that was announced had been begun, and goes on here or is over."""
@@ -259,7 +259,7 @@ class Connection:
             return True
         if isinstance(outcome, Call):
             self._call = outcome
-            self._join_beat(outcome)
+            self._join_beat()
         elif outcome is not None:
             self._line.send(self._dialect.ended(outcome))
             self._stop(1000, outcome)

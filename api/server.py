@@ -30,7 +30,6 @@ log = structlog.get_logger(__name__)
 REQUESTS_MAX = 200
 MESSAGE_BYTES_MAX = 1024 * 1024
 COMPONENT = "api"
-_BEAT_PARTS = 1
 
 
 class _Refusals(logging.Filter):
@@ -107,7 +106,7 @@ def make_server(settings: Settings) -> GatewayServer:
         app,
         host=settings.api.host,
         port=settings.api.port,
-        ws=functools.partial(MediaProtocol, Beat(settings.api.frame_ms, _BEAT_PARTS)),  # type: ignore[arg-type]
+        ws=functools.partial(MediaProtocol, Beat(settings.api.frame_ms)),  # type: ignore[arg-type]
         ws_max_size=MESSAGE_BYTES_MAX,
         # Speech does not compress, and deflate would cost more than all else here.
         ws_per_message_deflate=False,

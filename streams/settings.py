@@ -68,7 +68,9 @@ class ClickHouseSettings(BaseModel):
     answer_s: int = Field(30, ge=1, description="without a sign of life from a server, after which it is asked again")
     batch_rows_max: int = Field(5000, ge=1)
     batch_wait_ms: int = Field(
-        1000, ge=1, description="how long rows may wait for company: a batch costs as much as thousands of rows"
+        1000,
+        ge=1,
+        description="how long rows wait for company, on a busy machine three times that: a batch costs a lot",
     )
 
 
@@ -82,8 +84,8 @@ class ApiSettings(BaseModel):
     )
     sessions_max: int = Field(100, ge=1, description="concurrent calls of one gateway; more are refused")
     partitions: tuple[int, ...] = Field((), description="whose calls this gateway takes, as a JSON list; empty: all")
-    frame_ms: int = Field(40, ge=20, le=100, description="length of the audio frames that the gateway writes")
-    quiet_frame_ms: int = Field(1000, ge=20, le=1000, description="the same while a caller has been silent for a while")
+    frame_ms: int = Field(40, ge=20, le=100, description="how often callers' audio is read and written: a frame")
+    quiet_frame_ms: int = Field(1000, ge=20, le=1000, description="length of frames while a caller is silent")
     barge_in_ms: int = Field(
         1500, ge=0, le=5000, description="sound over the agent, which hushes it, that stops it though it has no words"
     )

@@ -82,7 +82,7 @@ GUARDED = frozenset(
 )
 SEEN_MAX = 200_000
 # A batch of few rows costs nearly as much as one of thousands. Where the machine is so busy that one takes long, the
-# sink rests the longer: it takes this share of the time at most, while rows come so many times later.
+# sink rests so many times as long, up to so many times its usual wait; not at all while it is behind.
 REST_FACTOR = 20
 WAIT_FACTOR_MAX = 3
 # An orderly stop waits so long for its last checkpoint; the next start signs what this one did not.
@@ -166,9 +166,10 @@ class Sink:
                 records = reader.take()
                 if records:
                     await self._store_batch(records)
+                rest_s = REST_FACTOR * (self._clock.monotonic_s() - began_s)
+                # More than a batch waits where one is full.
+                wait_s = max(wait_s_min, min(rest_s, wait_s_min * WAIT_FACTOR_MAX)) if len(records) < rows_max else 0.0
                 await self._show(reader)
-                worked_s = self._clock.monotonic_s() - began_s
-                wait_s = max(wait_s_min, min(REST_FACTOR * worked_s, WAIT_FACTOR_MAX * wait_s_min))
 
     async def _begin_signing(self, starts: Mapping[Partition, int]) -> None:
         """Chains that have grown since the last checkpoint are in the tables; of what was replayed, in memory, too."""

@@ -87,7 +87,7 @@ class Call:
         if peak > QUIET_PEAK and self._playback.hushed:
             self._playback.loud(self._now_ms())
         self._frames.add(pcm, peak)
-        for frame in self._frames.due() if not self.over else ():
+        for frame in self._frames.take_due() if not self.over else ():
             now_us = self._clock.now_us()
             fields = {"pcm": frame, "sample_index": self._samples, "captured_at": now_us}
             self._samples += len(frame) // 2

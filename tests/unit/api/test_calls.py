@@ -122,6 +122,30 @@ async def test_a_client_that_stops_sending_is_called_quiet_once() -> None:
     call.end("hung_up")
 
 
+async def test_what_waits_to_be_a_long_frame_is_written_when_the_client_stops_sending() -> None:
+    gateway = Gateway()
+    clock = Hands()
+    gateway.router.clock = clock
+    gateway.acknowledged.set_result(None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
+    await call.begin()
+
+    def written() -> int:
+        return sum(len(event.pcm) for event in gateway.published if isinstance(event, AudioFrame))
+
+    for _ in range(14):
+        await say(call, b"\x00\x40" * 320)
+    assert written() < 14 * 640
+    clock.now_s += 0.2
+    call._listen_for_silence()
+    assert written() < 14 * 640, "it may still go on"
+    clock.now_s += 0.2
+    call._listen_for_silence()
+    assert written() == 14 * 640
+    assert not [event for event in gateway.published if isinstance(event, Control)], "before it is called quiet"
+    call.end("hung_up")
+
+
 async def test_a_lost_connection_waits_and_its_gateway_ends_it_after_the_grace() -> None:
     gateway = Gateway()
     gateway.router.settings = Settings(api=ApiSettings(resume_grace_s=0.05))

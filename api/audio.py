@@ -4,6 +4,7 @@ PCM here is always 16-bit little-endian mono, as bytes.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Final
 
@@ -131,14 +132,8 @@ _BELOW = [bytes(code for code in range(256) if abs(int(_DECODE[code])) <= limit)
 
 def peak_of_mulaw(data: bytes) -> int:
     """The loudest of MULAW_PEAKS that a sample of either sign is beyond, and one more; without decoding them."""
-    low, high = 0, len(_BELOW)
-    while low < high:
-        middle = (low + high) // 2
-        if data.translate(None, _BELOW[middle]):
-            low = middle + 1
-        else:
-            high = middle
-    return MULAW_PEAKS[low - 1] + 1 if low else 0
+    beyond = bisect_left(_BELOW, True, key=lambda below: not data.translate(None, below))
+    return MULAW_PEAKS[beyond - 1] + 1 if beyond else 0
 
 
 def peak_of(pcm: bytes) -> int:
@@ -173,9 +168,9 @@ class Frames:
         self._frame_ms_min = frame_ms_min
         self._lengths = lengths or FrameLengths(frame_ms_min, frame_ms_min)
         self._size_max = (self._lengths.quiet_ms + FRAME_MS_SPARE) * bytes_per_ms
-        self._quiet_for_ms = self._strong_for_ms = 0.0
+        # How much of the newest audio is quiet, or strong, without a break.
+        self._quiet_bytes = self._strong_bytes = 0
         self._loudest = 0.0
-        self._strong = True
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
 
@@ -184,8 +179,8 @@ class Frames:
         """How much is in no frame yet."""
         return self._waiting_bytes / self._bytes_per_ms
 
-    def add(self, piece: bytes, peak: int) -> None:
-        """The next piece, and its largest sample."""
+    def add(self, piece: bytes, peak: int) -> bool:
+        """Takes the next piece, and its largest sample; whether there may be something to hear in it."""
         self._waiting.append(piece)
         self._waiting_bytes += len(piece)
         piece_ms = len(piece) / self._bytes_per_ms
@@ -193,9 +188,9 @@ class Frames:
         rises = peak > _RISE * self._loudest
         self._loudest = max(peak, self._loudest * _FADES_BY ** (piece_ms / 1000))
         strong = loud and not rises and peak >= _STRONG * self._loudest
-        self._quiet_for_ms = 0.0 if loud else self._quiet_for_ms + piece_ms
-        self._strong_for_ms = self._strong_for_ms + piece_ms if strong else 0.0
-        self._strong = self._strong and strong
+        self._quiet_bytes = 0 if loud else self._quiet_bytes + len(piece)
+        self._strong_bytes = self._strong_bytes + len(piece) if strong else 0
+        return loud
 
     def take_due(self, spoken_over: bool = False) -> list[bytes]:
         """The frames to be written now; what is left over waits for more.
@@ -208,21 +203,22 @@ class Frames:
         data = self.flush()
         frames = [data[start : start + self._size_max] for start in range(0, len(data), self._size_max)]
         if len(frames[-1]) < self._frame_ms_min * self._bytes_per_ms:
-            self._waiting, self._waiting_bytes = [frames[-1]], len(frames.pop())
+            rest = frames.pop()
+            self._waiting, self._waiting_bytes = [rest], len(rest)
         return frames
 
     def take_rest(self) -> bytes:
         """What waits, if it is enough for a frame: for when no more comes."""
-        return self.flush() if self._waiting_bytes >= self._frame_ms_min * self._bytes_per_ms else b""
+        return self.flush() if self.waiting_ms >= self._frame_ms_min else b""
 
     def flush(self) -> bytes:
         """Everything that waits; for the end of the call."""
         data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
-        self._waiting, self._waiting_bytes, self._strong = [], 0, True
+        self._waiting, self._waiting_bytes = [], 0
         return data
 
     def _due_ms(self, spoken_over: bool) -> float:
-        if self._quiet_for_ms > self._lengths.quiet_after_ms:
+        if self._quiet_bytes / self._bytes_per_ms > self._lengths.quiet_after_ms:
             return self._lengths.quiet_ms / (2 if spoken_over else 1)
-        amid_speech = self._strong and self._strong_for_ms > _STRONG_MS and not spoken_over
-        return self._lengths.speech_ms if amid_speech else self._frame_ms_min
+        goes_on = self._strong_bytes >= self._waiting_bytes and self._strong_bytes / self._bytes_per_ms > _STRONG_MS
+        return self._lengths.speech_ms if goes_on and not spoken_over else self._frame_ms_min

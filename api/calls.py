@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, QUIET_PEAK, FrameLengths, Frames
+from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, FrameLengths, Frames
 from api.dialects.dialect import Dialect, Playout, Resumed, Start, Started
 from api.journal import UNACKNOWLEDGED_MAX, Journal, opening
 from api.line import Line
@@ -132,14 +132,13 @@ class Call:
 
     def audio(self, data: bytes) -> float:
         """Takes a piece of the caller's audio; returns the seconds by which the client is too fast."""
-        peak = self._dialect.peak(data)
-        self._frames.add(data, peak)
+        loud = self._frames.add(data, self._dialect.peak(data))
         if self._writing is None:
             # What else has been read of this socket by now belongs to the same frame.
             self._writing = asyncio.get_running_loop().call_soon(self._write_frames)
         self._spoke()
         self._heard_s = self._spoke_s
-        if peak > QUIET_PEAK and self._playback.hushed:
+        if loud and self._playback.hushed:
             self._playback.loud(self._now_ms())
         if self._silence is None:
             self._silence = asyncio.get_running_loop().call_later(REST_S, self._listen_for_silence)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from api.audio import QUIET_PEAK, Frames, peak_of
+from api.audio import Frames, peak_of
 from api.playback import Cut, Effect, Heard, Hush, Play, Playback, Tell
 from processors.stage import event_id
 from schemas.event import Event
@@ -83,10 +83,9 @@ class Call:
 
     def audio(self, pcm: bytes) -> None:
         """The caller's microphone."""
-        peak = peak_of(pcm)
-        if peak > QUIET_PEAK and self._playback.hushed:
+        loud = self._frames.add(pcm, peak_of(pcm))
+        if loud and self._playback.hushed:
             self._playback.loud(self._now_ms())
-        self._frames.add(pcm, peak)
         for frame in self._frames.take_due() if not self.over else ():
             now_us = self._clock.now_us()
             fields = {"pcm": frame, "sample_index": self._samples, "captured_at": now_us}

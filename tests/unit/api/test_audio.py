@@ -165,4 +165,4 @@ def test_the_peak_of_mulaw_is_told_without_decoding_it(data: bytes) -> None:
     told = peak_of_mulaw(data)
     assert told <= peak
     assert (told > QUIET_PEAK) == (peak > QUIET_PEAK)
-    assert peak <= max((limit for limit in MULAW_PEAKS if limit <= 2 * told), default=0) or peak <= 2 * told + 50
+    assert told == max((limit + 1 for limit in MULAW_PEAKS if peak > limit), default=0)

@@ -57,6 +57,14 @@ class Gateway:
         self.sent += [msgspec.json.decode(frame) for frame in frames if isinstance(frame, str)]
 
 
+async def begun(gateway: Gateway) -> Call:
+    """A call whose start the log has acknowledged, as it does all that comes."""
+    gateway.acknowledged.set_result(None)
+    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
+    await call.begin()
+    return call
+
+
 async def say(call: Call, pcm: bytes) -> None:
     """What was read of the socket at once is written as a frame as soon as all of it has been taken."""
     call.audio(pcm)
@@ -85,11 +93,8 @@ async def test_started_comes_first_even_when_the_greeting_is_faster_than_the_log
 
 async def test_what_was_sent_to_a_client_that_fell_silent_is_not_taken_for_heard() -> None:
     gateway = Gateway()
-    clock = Hands()
-    gateway.router.clock = clock
-    gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
-    await call.begin()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
     started = gateway.published[0]
     await say(call, bytes(2 * 16_000))
     speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(3200), "last_of_sentence": True}
@@ -105,11 +110,8 @@ async def test_what_was_sent_to_a_client_that_fell_silent_is_not_taken_for_heard
 
 async def test_a_client_that_stops_sending_is_called_quiet_once() -> None:
     gateway = Gateway()
-    clock = Hands()
-    gateway.router.clock = clock
-    gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
-    await call.begin()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
     said = []
     for pause_s in (0.5, 1.0, 1.0):
         await say(call, bytes(2 * 16_000))
@@ -124,11 +126,8 @@ async def test_a_client_that_stops_sending_is_called_quiet_once() -> None:
 
 async def test_what_waits_to_be_a_long_frame_is_written_when_the_client_stops_sending() -> None:
     gateway = Gateway()
-    clock = Hands()
-    gateway.router.clock = clock
-    gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
-    await call.begin()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
 
     def written() -> int:
         return sum(len(event.pcm) for event in gateway.published if isinstance(event, AudioFrame))
@@ -149,9 +148,7 @@ async def test_what_waits_to_be_a_long_frame_is_written_when_the_client_stops_se
 async def test_a_lost_connection_waits_and_its_gateway_ends_it_after_the_grace() -> None:
     gateway = Gateway()
     gateway.router.settings = Settings(api=ApiSettings(resume_grace_s=0.05))
-    gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
-    await call.begin()
+    call = await begun(gateway)
     call.lost()
     assert call.ended.is_set()
     assert [(event.kind, event.reason) for event in gateway.published[1:]] == [("updated", "connection_lost")]
@@ -164,9 +161,7 @@ async def test_a_lost_connection_waits_and_its_gateway_ends_it_after_the_grace()
 
 async def test_the_client_is_told_what_the_log_has() -> None:
     gateway = Gateway()
-    gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
-    await call.begin()
+    call = await begun(gateway)
     await say(call, b"\x00\x40" * 17_000)
     await asyncio.sleep(0)  # until the log's acknowledgement is known
     await say(call, b"\x00\x40" * 1000)
@@ -177,9 +172,7 @@ async def test_the_client_is_told_what_the_log_has() -> None:
 
 async def test_pieces_that_were_read_together_are_one_frame() -> None:
     gateway = Gateway()
-    gateway.acknowledged.set_result(None)
-    call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
-    await call.begin()
+    call = await begun(gateway)
     call.audio(bytes(640))
     call.audio(bytes(640))
     await say(call, bytes(320))
@@ -194,9 +187,7 @@ async def test_a_frame_is_the_same_event_whoever_writes_it() -> None:
     ids = []
     for _ in range(2):
         gateway = Gateway()
-        gateway.acknowledged.set_result(None)
-        call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
-        await call.begin()
+        call = await begun(gateway)
         for _ in range(10):
             await say(call, bytes(1280))
         ids.append([event.event_id for event in gateway.published if isinstance(event, AudioFrame)])

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 Pcm = NDArray[np.int16]
 
 FRAME_MS = 20
-# A frame speaks when it is within so much of the loudest one: breath and room are further below.
+# A frame speaks when it is within so much of the loudest one: breath is further below.
 SPEECH_BELOW_LOUDEST_DB = 35.0
+# And so much louder than the room, which in some recordings is near: their noise around the words is no speech.
+SPEECH_ABOVE_ROOM_DB = 10.0
+_ROOM_PERCENTILE = 5
 # Pauses of a caller who thinks in mid-sentence: beyond the turn-taking pause, within the completion pause.
 THINKING_MS = (400, 650)
 _DIP_MS = 60
@@ -48,11 +51,20 @@ class Utterance:
 
 
 def speaking(frames: Sequence[Pcm]) -> NDArray[np.intp]:
-    """Which frames have speech in them, by their energy beside the loudest one's. Raises ValueError for silence."""
+    """Which frames have speech in them, by their energy beside the loudest one's and the quietest ones'.
+
+    Raises ValueError for silence.
+    """
     power = np.array([np.mean(frame.astype(np.float64) ** 2) for frame in frames])
     if not len(power) or power.max() < 1.0:
         raise ValueError("there is no speech in the recording")
-    return np.flatnonzero(power > power.max() * 10 ** (-SPEECH_BELOW_LOUDEST_DB / 10))
+    room = np.percentile(power[power >= 1.0], _ROOM_PERCENTILE)
+    floor = max(power.max() * _ratio(-SPEECH_BELOW_LOUDEST_DB), room * _ratio(SPEECH_ABOVE_ROOM_DB))
+    return np.flatnonzero(power > min(floor, power.max() / 2))
+
+
+def _ratio(db: float) -> float:
+    return float(10 ** (db / 10))
 
 
 def load(path: Path, words: str, voice: str, rate_hz: int) -> Utterance:
@@ -68,7 +80,10 @@ def load(path: Path, words: str, voice: str, rate_hz: int) -> Utterance:
 
 
 def fragmented(one: Utterance, pauses_ms: Sequence[int] = THINKING_MS) -> Utterance:
-    """The utterance with a pause at the quietest place near each of its equal parts' borders, so between two sounds."""
+    """The utterance with a pause at the quietest place near each of its equal parts' borders, so between two sounds.
+
+    Silence that is there already counts: the pauses are as long as they are said to be.
+    """
     size = one.rate_hz * FRAME_MS // 1000
     first, last = one.speech[0] * size, (one.speech[1] + 1) * size
     length = last - first
@@ -76,10 +91,18 @@ def fragmented(one: Utterance, pauses_ms: Sequence[int] = THINKING_MS) -> Uttera
     for number, pause_ms in enumerate(pauses_ms, 1):
         border = first + length * number // (len(pauses_ms) + 1)
         cut = quietest(one.pcm, border, length // (3 * len(pauses_ms) + 3), one.rate_hz)
-        pieces += [one.pcm[before:cut], np.zeros(one.rate_hz * pause_ms // 1000, np.int16)]
+        silence_ms = max(0, pause_ms - _quiet_ms(one, cut // size))
+        pieces += [one.pcm[before:cut], np.zeros(one.rate_hz * silence_ms // 1000, np.int16)]
         before = cut
     pieces.append(one.pcm[before:])
     return replace(one, name=f"{one.name}, in fragments", pcm=np.concatenate(pieces))
+
+
+def _quiet_ms(one: Utterance, frame: int) -> int:
+    """How long nothing is said around a frame."""
+    loud = speaking(one.frames)
+    after = int(np.searchsorted(loud, frame))
+    return int(loud[after] - loud[after - 1] - 1) * FRAME_MS if loud[after] != frame else 0
 
 
 def quietest(pcm: Pcm, around: int, reach: int, rate_hz: int) -> int:

@@ -6,6 +6,9 @@ hesitation pause the best reading is, and published as a partial with `pause_ms`
 sound complete, see `endpoint.py`) or else at the completion pause it becomes the final. Speech before that makes the
 revision void (`speech_resumed`) and the utterance goes on.
 
+Who has paused in thought once will do so again: after such a pause, the next in the same utterance may be twice as
+long. One who was taken for finished and went on is also listened to with that patience in the turns that follow.
+
 The best reading comes as provisional words first: they are published, and end no turn until a settled reading has come,
 which takes the revision over where it has the same words, and is the next revision where it has others.
 
@@ -85,6 +88,7 @@ FINAL_DEADLINE_S = 4.0  # the host serves the earliest deadline first, so finals
 PARTIAL_DEADLINE_S = 8.0
 ATTEMPTS_MAX = 1  # each goes through all engines and waits for their return, so more would only be silence
 ATTEMPTS_MAX_SEALED = 2
+PATIENCE = 2  # times the pause after which the caller went on before
 UNHEARD_MS_MIN = 400  # what was shorter was hardly a word: nobody is asked to repeat it
 # Frames stop when a gateway, a broker or a caller's network is away for a while; they go on in mid-word afterwards.
 STALLED_S = 8.0
@@ -386,6 +390,7 @@ class _Work:
         first_ms = self._partials_apart * PARTIAL_FIRST_MS
         due = max([ms(start) + first_ms, *(event.audio_end_ms + PARTIAL_EVERY_MS for event in partials)])
         ends = {event_id(window.frame.event.event_id, name) for name in (f"final-{index}", f"closed-{index}")}
+        thinking = self._went_on_after(start, window.frame.event.agent_id)
         speech = Utterance(
             cause=window.frame,
             windows=self.state.ring,
@@ -396,9 +401,16 @@ class _Work:
             revision=max((event.revision for event in recorded), default=self.state.revision),
             recorded=recorded,
             closing=next((event for event in recorded if event.event_id in ends), None),
+            thinking=thinking,
         )
-        self.state = replace(self.state, speech=speech, ring=(), run=0)
+        halting = max(self.state.halting, thinking)
+        self.state = replace(self.state, speech=speech, ring=(), run=0, halting=halting)
         self._emit(speech, TranscriptKind.SPEECH_STARTED, f"started-{index}")
+
+    def _went_on_after(self, start: int, agent_id: str) -> int:
+        """The pause before this speech, where it is so short that its turn was ended too early; else 0."""
+        pause = start - self.state.spoke_until
+        return pause if 0 < pause <= samples(self._rules(agent_id).completion_ms) and self.state.spoke_until else 0
 
     def _speaking(self, speech: Utterance, window: Window) -> None:
         if speech.sealed or window.start != speech.position:
@@ -419,7 +431,9 @@ class _Work:
         if speech.reading is not None and speech.asked is not None and speech.asked.best and speech.closing is None:
             self.outcomes.append(Cancel(speech.asked.ask_id))
             self._set(asked=None, partial_due=window.end + samples(PARTIAL_EVERY_MS))
+        pause = speech.pause if _lasted(speech, self._rules_of(speech).turn_ms) else 0
         self._set(
+            thinking=max(speech.thinking, pause),
             windows=(*speech.windows, window),
             paused=False,
             end=window.end,
@@ -473,6 +487,8 @@ class _Work:
         rules = self._rules_of(speech)
         sure = reading.words[-1].confidence if reading.words else 1.0
         needed_ms = pause_needed_ms(reading.text, rules, sure, reading.complete)
+        if reading.text:
+            needed_ms = max(needed_ms, PATIENCE * ms(max(speech.thinking, self.state.halting)))
         needed_ms = min(needed_ms, _completion_ms(speech, rules))
         return speech.sealed or _lasted(speech, needed_ms)
 
@@ -539,6 +555,8 @@ class _Work:
             utterance=self.state.utterance + 1,
             turn=self.state.turn + final,
             revision=0 if final else speech.revision,
+            spoke_until=samples(end_ms) if final else self.state.spoke_until,
+            halting=self._halting_after(speech) if final else self.state.halting,
             ring=(),
             ring_run=0,
             run=0,
@@ -551,6 +569,13 @@ class _Work:
         if self.state.speech is not None:
             self._stall()
         self._release()
+
+    def _halting_after(self, speech: Utterance) -> int:
+        """Where the next turns have no such pauses, the patience with this caller ends after a few."""
+        if not self.state.halting:
+            return 0
+        halting = max(speech.thinking, self.state.halting * 3 // 4)
+        return halting if ms(halting) >= self._rules_of(speech).turn_ms else 0
 
     # ---- outcomes
 

@@ -96,7 +96,8 @@ class Utterance:
 
     `windows` start with the pre-roll; `end` is the sample after the last speech, which `ended_at` is the arrival of.
     Once `sealed`, what comes belongs to the next utterance and waits in `later`. `doubtful` is what the last answer to
-    an ask said of itself, for the next one.
+    an ask said of itself, for the next one. `thinking` is the longest pause after which the caller has gone on, in
+    samples.
     """
 
     cause: Heard
@@ -112,6 +113,7 @@ class Utterance:
     asks: int = 0
     asked: Asked | None = None
     doubtful: bool = False
+    thinking: int = 0
     failures: int = 0
     failure: str = ""
     reading: Reading | None = None
@@ -143,6 +145,8 @@ class Hearing:
     `ring` are the latest windows while nobody speaks, the first of them preceded by `ring_run` windows of speech in a
     row, the last followed by `run`. `pending` is audio that does not fill a window yet. `revision` is the last
     reading's of an utterance that held no words: the next one is of the same turn, where revisions only grow.
+    `spoke_until` is the sample after the last turn's speech. `halting` is how long, in samples, this caller pauses in
+    thought; 0 for one who has not yet been taken for finished too early, or not lately.
     `frame_at_us` is when the latest of the frames that are held arrived, 0 while none are.
     """
 
@@ -152,6 +156,8 @@ class Hearing:
     utterance: int = 0
     turn: int = 0
     revision: int = 0
+    spoke_until: int = 0
+    halting: int = 0
     next_sample: int = 0
     pending: bytes = b""
     pending_offset: int = 0
@@ -191,6 +197,8 @@ class Durable(msgspec.Struct, frozen=True, array_like=True):
     run: int
     detector: bytes
     revision: int = 0
+    spoke_until: int = 0
+    halting: int = 0
 
 
 def to_bytes(state: Hearing) -> bytes:
@@ -200,7 +208,18 @@ def to_bytes(state: Hearing) -> bytes:
     run = state.run if oldest is None else state.ring_run
     detector = state.detector if oldest is None else oldest.before
     return msgspec.msgpack.encode(
-        Durable(state.language, state.ending, state.utterance, state.turn, start, run, detector, state.revision)
+        Durable(
+            state.language,
+            state.ending,
+            state.utterance,
+            state.turn,
+            start,
+            run,
+            detector,
+            state.revision,
+            state.spoke_until,
+            state.halting,
+        )
     )
 
 
@@ -214,6 +233,8 @@ def from_bytes(session_id: str, data: bytes) -> Hearing:
         utterance=durable.utterance,
         turn=durable.turn,
         revision=durable.revision,
+        spoke_until=durable.spoke_until,
+        halting=durable.halting,
         next_sample=durable.next_sample,
         detector=durable.detector,
         ring_run=durable.run,

@@ -45,10 +45,17 @@ def test_speech_is_told_by_its_energy_beside_the_loudest() -> None:
 def test_fragments_hold_the_same_speech_with_pauses_where_it_was_quiet() -> None:
     words = utterance(tone(500), silence(80), tone(500), silence(80), tone(500))
     parts = fragmented(words, (400, 600))
-    assert len(parts.pcm) == len(words.pcm) + RATE_HZ
+    assert len(parts.pcm) == len(words.pcm) + RATE_HZ - 2 * RATE_HZ * 80 // 1000, "silence that was there is part of it"
     assert np.count_nonzero(parts.pcm) == np.count_nonzero(words.pcm)
     cut = quietest(words.pcm, RATE_HZ // 2, RATE_HZ // 5, RATE_HZ)
     assert not words.pcm[cut - 100 : cut + 100].any()
+
+
+def test_the_noise_of_the_room_around_the_words_is_no_speech() -> None:
+    noise = np.random.default_rng(1).normal(0, 250, RATE_HZ).astype(np.int16)
+    loud = noise.copy()
+    loud[RATE_HZ // 4 : RATE_HZ // 2] += tone(250)
+    assert utterance(loud).speech == (12, 24)
 
 
 def test_an_answer_counts_from_its_first_audible_sound_after_the_end_of_speech() -> None:

@@ -46,6 +46,7 @@ _IMPROBABLE = 0.4
 WHOLE = 0.25
 _PERHAPS_WHOLE = 0.1
 BROKEN_OFF = 0.05
+_IN_DOUBT = 0.25  # of the way from the turn pause to the completion pause
 _NUMBER_KINDS = frozenset({"order_number", "digits"})
 
 
@@ -115,10 +116,10 @@ def _way(sure: float, may_go_on: bool, complete: float) -> float:
     if complete < BROKEN_OFF or sure < _IMPROBABLE:
         return 1.0
     if complete >= WHOLE:
-        return 0.0 if sure >= _UNSURE else 0.5
+        return 0.0 if sure >= _UNSURE else _IN_DOUBT
     if sure >= _SURE and not may_go_on:
         return 0.0
-    return 0.25 if sure >= _UNSURE and complete >= _PERHAPS_WHOLE else 1.0
+    return _IN_DOUBT if sure >= _UNSURE and complete >= _PERHAPS_WHOLE else 1.0
 
 
 def _is_number(word: str) -> bool:

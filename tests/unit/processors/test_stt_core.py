@@ -313,7 +313,7 @@ def test_an_agents_numbers_and_sentences_are_known_to_its_ear() -> None:
         ("Where is my order?", 0.7, 0.05, 900),
         ("Where is my order?", 0.95, 0.05, 300),
         ("Had he married a more amiable.", 0.95, 0.001, 900),  # and the other way round
-        ("Where is my order?", 0.5, 0.9, 600),
+        ("Where is my order?", 0.5, 0.9, 450),
         ("Where is my order?", 0.3, 0.9, 900),  # a sentence that the voice goes on after
         ("Where is my order?", 0.5, 0.2, 900),
         ("Where is my order,", 0.95, 0.9, 900),

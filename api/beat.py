@@ -13,7 +13,10 @@ from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 ON_BEAT: Final = "trunkline.on_beat"
-"""Of an ASGI scope: puts the socket on the beat, `Callable[[], None]`; absent where the server has none."""
+"""Of an ASGI scope: puts the socket on the beat; absent where there is none. `Callable[[Callable[[], bool]], None]`.
+
+It is given what says whether the next message is urgent, which is read as soon as it is there.
+"""
 
 
 class Beat:
@@ -47,7 +50,8 @@ class MediaProtocol(WebSocketsSansIOProtocol):
     def __init__(self, beat: Beat, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._beat = beat
-        self._on_beat = False
+        self._urgent: Callable[[], bool] = lambda: True  # until the socket is on the beat
+        self._waits = False
 
     async def run_asgi(self) -> None:
         """See uvicorn."""
@@ -56,15 +60,27 @@ class MediaProtocol(WebSocketsSansIOProtocol):
 
     async def receive(self) -> ASGIReceiveEvent:
         """See uvicorn."""
-        if not self._on_beat:
-            return await super().receive()
+        # What the last message told may make the next one urgent, though it was to wait for the beat.
+        self._read_more()
         message = await self.queue.get()
-        if self.read_paused and self.queue.empty():
-            self._beat.wait(self._read_on)
+        self._read_more()
         return message
 
-    def _join(self) -> None:
-        self._on_beat = True
+    def _read_more(self) -> None:
+        if not self.read_paused or not self.queue.empty():
+            return
+        if self._urgent():
+            self._read_on()
+        elif not self._waits:
+            self._waits = True
+            self._beat.wait(self._beaten)
+
+    def _join(self, urgent: Callable[[], bool]) -> None:
+        self._urgent = urgent
+
+    def _beaten(self) -> None:
+        self._waits = False
+        self._read_on()
 
     def _read_on(self) -> None:
         if self.read_paused and not self.transport.is_closing():

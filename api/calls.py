@@ -32,6 +32,8 @@ QUIET_S = 2.0
 SILENT_S = 1.0
 # What waits for more to be a long frame is written so soon when none comes: well before SILENT_S is told.
 REST_S = 0.3
+# From the onset of a sound over the agent: whether it is speech is certain after 128 ms of it.
+URGENT_S = 0.4
 _LONGER = 3  # times a frame's usual length, amid speech
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
 
@@ -68,6 +70,8 @@ class Call:
         agent = router.agents.get(summary.agent)
         self._frames = caller_frames(settings, agent.pauses if agent else Pauses(), dialect.bytes_per_ms)
         self._writing: asyncio.Handle | None = None
+        self._loud = False
+        self._urgent_until_s = 0.0
         self._repeats = Repeats()
         # What a stage answers before the log's acknowledgement is here waits until the client is told of the start.
         self._early: list[Event] | None = []
@@ -138,6 +142,9 @@ class Call:
             self._writing = asyncio.get_running_loop().call_soon(self._write_frames)
         self._spoke()
         self._heard_s = self._spoke_s
+        if loud and not self._loud and self._playback.playing(self._now_ms()):
+            self._urgent_until_s = self._spoke_s + URGENT_S
+        self._loud = loud
         if loud and self._playback.hushed:
             self._playback.loud(self._now_ms())
         if self._silence is None:
@@ -164,6 +171,10 @@ class Call:
         if not self.ended.is_set():
             for frame in self._frames.take_due(spoken_over=self._playback.playing(self._now_ms())):
                 self.journal.frame(self._dialect.pcm(frame))
+
+    def is_urgent(self) -> bool:
+        """Whether the agent may have to be silenced for what the caller says next, so that it waits for no beat."""
+        return self._clock.monotonic_s() < self._urgent_until_s
 
     @property
     def crowded(self) -> bool:

@@ -212,8 +212,8 @@ class Connection:
     def _join_beat(self) -> None:
         """From now on audio comes, which can wait for that of others."""
         join = self._websocket.scope.get(ON_BEAT)
-        if join is not None:
-            join()
+        if join is not None and self._call is not None:
+            join(self._call.is_urgent)
 
     async def _announced(self, start: Start, token: ResumeToken) -> bool:
         """Whether a session that was announced had been begun, and goes on here or is over."""

@@ -21,8 +21,10 @@ SPEECH_BELOW_LOUDEST_DB = 35.0
 # And so much louder than the room, which in some recordings is near: their noise around the words is no speech.
 SPEECH_ABOVE_ROOM_DB = 10.0
 _ROOM_PERCENTILE = 5
-# Pauses of a caller who thinks in mid-sentence: beyond the turn-taking pause, within the completion pause.
-THINKING_MS = (400, 650)
+# But what is so loud speaks, whatever seems to be the room: in a recording without pauses that is soft speech.
+_SPEAKS_BELOW_LOUDEST_DB = 15.0
+# Pauses of callers who think in mid-sentence: beyond the turn-taking pause, within the completion pause.
+THINKING_MS = ((400, 650), (650, 400))
 _DIP_MS = 60
 
 
@@ -58,13 +60,10 @@ def speaking(frames: Sequence[Pcm]) -> NDArray[np.intp]:
     power = np.array([np.mean(frame.astype(np.float64) ** 2) for frame in frames])
     if not len(power) or power.max() < 1.0:
         raise ValueError("there is no speech in the recording")
-    room = np.percentile(power[power >= 1.0], _ROOM_PERCENTILE)
-    floor = max(power.max() * _ratio(-SPEECH_BELOW_LOUDEST_DB), room * _ratio(SPEECH_ABOVE_ROOM_DB))
-    return np.flatnonzero(power > min(floor, power.max() / 2))
-
-
-def _ratio(db: float) -> float:
-    return float(10 ** (db / 10))
+    loudest = 10 * np.log10(power.max())
+    room = 10 * np.log10(max(1e-3, np.percentile(power, _ROOM_PERCENTILE)))
+    floor = max(loudest - SPEECH_BELOW_LOUDEST_DB, room + SPEECH_ABOVE_ROOM_DB)
+    return np.flatnonzero(power > 10 ** (min(floor, loudest - _SPEAKS_BELOW_LOUDEST_DB) / 10))
 
 
 def load(path: Path, words: str, voice: str, rate_hz: int) -> Utterance:
@@ -79,10 +78,10 @@ def load(path: Path, words: str, voice: str, rate_hz: int) -> Utterance:
     return Utterance(path.name, words, voice, pcm, rate_hz)
 
 
-def fragmented(one: Utterance, pauses_ms: Sequence[int] = THINKING_MS) -> Utterance:
+def fragmented(one: Utterance, pauses_ms: Sequence[int] = THINKING_MS[0]) -> Utterance:
     """The utterance with a pause at the quietest place near each of its equal parts' borders, so between two sounds.
 
-    Silence that is there already counts: the pauses are as long as they are said to be.
+    Silence that is there already counts: the pauses are as long as they are said to be. They are as loud as the room.
     """
     size = one.rate_hz * FRAME_MS // 1000
     first, last = one.speech[0] * size, (one.speech[1] + 1) * size
@@ -92,7 +91,7 @@ def fragmented(one: Utterance, pauses_ms: Sequence[int] = THINKING_MS) -> Uttera
         border = first + length * number // (len(pauses_ms) + 1)
         cut = quietest(one.pcm, border, length // (3 * len(pauses_ms) + 3), one.rate_hz)
         silence_ms = max(0, pause_ms - _quiet_ms(one, cut // size))
-        pieces += [one.pcm[before:cut], np.zeros(one.rate_hz * silence_ms // 1000, np.int16)]
+        pieces += [one.pcm[before:cut], _room(one, one.rate_hz * silence_ms // 1000)]
         before = cut
     pieces.append(one.pcm[before:])
     return replace(one, name=f"{one.name}, in fragments", pcm=np.concatenate(pieces))
@@ -102,7 +101,15 @@ def _quiet_ms(one: Utterance, frame: int) -> int:
     """How long nothing is said around a frame."""
     loud = speaking(one.frames)
     after = int(np.searchsorted(loud, frame))
-    return int(loud[after] - loud[after - 1] - 1) * FRAME_MS if loud[after] != frame else 0
+    if not 0 < after < len(loud) or loud[after] == frame:
+        return 0
+    return int(loud[after] - loud[after - 1] - 1) * FRAME_MS
+
+
+def _room(one: Utterance, samples: int) -> Pcm:
+    """Noise as loud as the recording's quietest frames, always the same."""
+    level = np.sqrt(np.percentile([np.mean(frame.astype(np.float64) ** 2) for frame in one.frames], _ROOM_PERCENTILE))
+    return np.random.default_rng(7).normal(0, level, samples).astype(np.int16)
 
 
 def quietest(pcm: Pcm, around: int, reach: int, rate_hz: int) -> int:

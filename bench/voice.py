@@ -19,7 +19,7 @@ from api.demo import SCRIPT, Script
 from bench.caller import Call, Caller, Manner, NativeWire, Piece, Said, TwilioWire, Wire
 from bench.logged import Logged
 from bench.report import Distribution, Fact, Findings, Row
-from bench.utterances import Utterance, fragmented, load
+from bench.utterances import THINKING_MS, Utterance, fragmented, load
 from bench.words import word_error_rate
 from streams.settings import REPOSITORY
 from streams.yamlfile import load_yaml
@@ -154,7 +154,8 @@ async def _play(system: System, scene: Scene, quick: bool) -> list[Call]:
     rate_hz = TwilioWire.rate_hz if scene.wire == "twilio" else NativeWire.rate_hz
     # The goodbye would end the call.
     script = [load(one.path, one.words, one.voice, rate_hz) for one in lines(quick)[1] if "goodbye" not in one.words]
-    said = [fragmented(one) for one in script] if scene.fragments else script
+    thinking = itertools.cycle(THINKING_MS)
+    said = [fragmented(one, next(thinking)) for one in script] if scene.fragments else script
 
     async def one(number: int) -> Call:
         await asyncio.sleep(number * _APART_S)
@@ -186,7 +187,7 @@ def turns_of(call: Call) -> Iterator[Turn]:
 class _Tally:
     """What calls add up to."""
 
-    voice_to_voice_ms: list[float] = field(default_factory=list)
+    voice_to_voice_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     stopped_ms: list[float] = field(default_factory=list)
     parts_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     pairs: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
@@ -204,7 +205,7 @@ class _Tally:
             if turn.stopped_ms is not None:
                 self.stopped_ms.append(turn.stopped_ms)
         if turn.answered_s is not None and not turn.early:
-            self.voice_to_voice_ms.append((turn.answered_s - turn.said.ends_s) * 1000)
+            self.voice_to_voice_ms[turn.said.utterance.voice].append((turn.answered_s - turn.said.ends_s) * 1000)
         if logged is not None:
             self._add_logged(turn, logged)
 
@@ -224,7 +225,12 @@ def findings_of(group: str, calls: Sequence[Call], logged: Mapping[str, Logged])
     for call in calls:
         for turn in turns_of(call):
             tally.add(turn, logged.get(call.caller))
-    found = Findings([Row(group, AUDIBLE_ANSWER, Distribution.of(tally.voice_to_voice_ms))])
+    every_ms = list(itertools.chain.from_iterable(tally.voice_to_voice_ms.values()))
+    found = Findings([Row(group, AUDIBLE_ANSWER, Distribution.of(every_ms))])
+    found.rows += [
+        Row(group, f"{AUDIBLE_ANSWER}, {_FAMILY[voice]}", Distribution.of(values))
+        for voice, values in sorted(tally.voice_to_voice_ms.items())
+    ]
     found.rows += [
         Row(group, f"end of speech to {name}", Distribution.of(tally.parts_ms[name]))
         for name in PARTS

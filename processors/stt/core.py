@@ -89,6 +89,7 @@ PARTIAL_DEADLINE_S = 8.0
 ATTEMPTS_MAX = 1  # each goes through all engines and waits for their return, so more would only be silence
 ATTEMPTS_MAX_SEALED = 2
 PATIENCE = 2  # times the pause after which the caller went on before
+GONE_ON_MS_MAX = 900  # after the end of speech; who speaks later may be answering the agent
 UNHEARD_MS_MIN = 400  # what was shorter was hardly a word: nobody is asked to repeat it
 # Frames stop when a gateway, a broker or a caller's network is away for a while; they go on in mid-word afterwards.
 STALLED_S = 8.0
@@ -314,7 +315,7 @@ class _Work:
         self.outcomes.append(Drop("gap"))
         if self.state.speech is not None:
             self._seal()
-        self.state = replace(self.state, next_sample=sample_index, pending=b"", detector=b"")
+        self.state = replace(self.state, next_sample=sample_index, pending=b"", detector=b"", spoke_until=0)
         if self.state.speech is None:
             self.state = replace(self.state, ring=(), ring_run=0, run=0)
 
@@ -390,7 +391,6 @@ class _Work:
         first_ms = self._partials_apart * PARTIAL_FIRST_MS
         due = max([ms(start) + first_ms, *(event.audio_end_ms + PARTIAL_EVERY_MS for event in partials)])
         ends = {event_id(window.frame.event.event_id, name) for name in (f"final-{index}", f"closed-{index}")}
-        thinking = self._went_on_after(start, window.frame.event.agent_id)
         speech = Utterance(
             cause=window.frame,
             windows=self.state.ring,
@@ -401,16 +401,21 @@ class _Work:
             revision=max((event.revision for event in recorded), default=self.state.revision),
             recorded=recorded,
             closing=next((event for event in recorded if event.event_id in ends), None),
-            thinking=thinking,
+            thinking=self._gone_on_after(start, window.frame.event.agent_id),
         )
-        halting = max(self.state.halting, thinking)
-        self.state = replace(self.state, speech=speech, ring=(), run=0, halting=halting)
+        self.state = replace(self.state, speech=speech, ring=(), run=0)
         self._emit(speech, TranscriptKind.SPEECH_STARTED, f"started-{index}")
 
-    def _went_on_after(self, start: int, agent_id: str) -> int:
-        """The pause before this speech, where it is so short that its turn was ended too early; else 0."""
+    def _gone_on_after(self, start: int, agent_id: str) -> int:
+        """The pause since the last turn, where speech begins so soon that the turn was ended too early; else 0.
+
+        `processors.intent.core.JOIN_MS` is shorter: what begins later is understood by itself all the same.
+        """
+        if not self.state.spoke_until:
+            return 0
         pause = start - self.state.spoke_until
-        return pause if 0 < pause <= samples(self._rules(agent_id).completion_ms) and self.state.spoke_until else 0
+        soon = samples(min(self._rules(agent_id).completion_ms, GONE_ON_MS_MAX))
+        return pause if pause <= soon else 0
 
     def _speaking(self, speech: Utterance, window: Window) -> None:
         if speech.sealed or window.start != speech.position:
@@ -486,9 +491,8 @@ class _Work:
             return False
         rules = self._rules_of(speech)
         sure = reading.words[-1].confidence if reading.words else 1.0
-        needed_ms = pause_needed_ms(reading.text, rules, sure, reading.complete)
-        if reading.text:
-            needed_ms = max(needed_ms, PATIENCE * ms(max(speech.thinking, self.state.halting)))
+        patience_ms = PATIENCE * ms(max(speech.thinking, self.state.halting))
+        needed_ms = pause_needed_ms(reading.text, rules, sure, reading.complete, patience_ms)
         needed_ms = min(needed_ms, _completion_ms(speech, rules))
         return speech.sealed or _lasted(speech, needed_ms)
 
@@ -548,6 +552,8 @@ class _Work:
             self.state = replace(self.state, language=language)
         if speech.asked is not None:
             self.outcomes.append(Cancel(speech.asked.ask_id))
+        if final:
+            self._remember_pauses(speech, end_ms)
         rest = [window for window in (*speech.windows, *speech.later) if ms(window.start) >= end_ms]
         self.state = replace(
             self.state,
@@ -555,8 +561,6 @@ class _Work:
             utterance=self.state.utterance + 1,
             turn=self.state.turn + final,
             revision=0 if final else speech.revision,
-            spoke_until=samples(end_ms) if final else self.state.spoke_until,
-            halting=self._halting_after(speech) if final else self.state.halting,
             ring=(),
             ring_run=0,
             run=0,
@@ -570,12 +574,19 @@ class _Work:
             self._stall()
         self._release()
 
-    def _halting_after(self, speech: Utterance) -> int:
-        """Where the next turns have no such pauses, the patience with this caller ends after a few."""
-        if not self.state.halting:
-            return 0
-        halting = max(speech.thinking, self.state.halting * 3 // 4)
-        return halting if ms(halting) >= self._rules_of(speech).turn_ms else 0
+    def _remember_pauses(self, speech: Utterance, end_ms: int) -> None:
+        """At the end of a turn: how this caller pauses, if one of the last turns was ended too early.
+
+        A turn with such pauses renews it; where the next ones have none, it fades until it is below the turn pause.
+        Who was cut short for having talked so long was not taken for finished.
+        """
+        rules = self._rules_of(speech)
+        mistaken = self._gone_on_after(speech.start, speech.cause.event.agent_id) > 0
+        faded = self.state.halting * 3 // 4
+        halting = max(speech.thinking, faded) if mistaken or self.state.halting else 0
+        lasts = halting + _HALF_WINDOW >= samples(rules.turn_ms)
+        in_time = _completion_ms(speech, rules) == rules.completion_ms
+        self.state = replace(self.state, spoke_until=samples(end_ms) if in_time else 0, halting=halting if lasts else 0)
 
     # ---- outcomes
 

@@ -46,7 +46,8 @@ _IMPROBABLE = 0.4
 WHOLE = 0.25
 _PERHAPS_WHOLE = 0.1
 BROKEN_OFF = 0.05
-_IN_DOUBT = 0.25  # of the way from the turn pause to the completion pause
+# How far it is from the turn pause to the completion pause where mark and words tell different things.
+_IN_DOUBT = 0.25
 _NUMBER_KINDS = frozenset({"order_number", "digits"})
 
 
@@ -75,13 +76,16 @@ def spoken(text: str) -> str:
     return " ".join(re.findall(r"[\w'-]+", text.lower()))
 
 
-def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: float | None = None) -> int:
+def pause_needed_ms(
+    text: str, rules: SttRules, sure: float = 1.0, complete: float | None = None, patience_ms: int = 0
+) -> int:
     """The silence after which these words are the whole of what the caller wants to say.
 
     `sure` is the confidence (0 to 1) in the mark that ends the sentence, `complete` the probability that a sentence
     ends there by its words alone, None where that is not known. `turn_ms` when they sound complete (or when nothing was
     said), `completion_ms` when they break off, end without a mark or with a number that may still be going on; between
-    them where mark and words tell different things.
+    them where mark and words tell different things. At least `patience_ms`, the pause that this caller may make within
+    a turn, unless the words are certainly all: a number of known form, a "yes", a sentence that the agent knows.
     """
     text = text.strip()
     if not text:
@@ -97,11 +101,11 @@ def pause_needed_ms(text: str, rules: SttRules, sure: float = 1.0, complete: flo
         return rules.completion_ms
     if words[-1] in _CLOSES:
         return rules.turn_ms
-    if complete is not None and said in rules.sentences:
-        complete = 1.0
+    if said in rules.sentences:
+        complete, patience_ms = None if complete is None else 1.0, 0
     may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
     way = _way_by_mark(sure, may_go_on) if complete is None else _way(sure, may_go_on, complete)
-    return rules.turn_ms + round(way * (rules.completion_ms - rules.turn_ms))
+    return max(patience_ms, rules.turn_ms + round(way * (rules.completion_ms - rules.turn_ms)))
 
 
 def _way_by_mark(sure: float, may_go_on: bool) -> float:

@@ -96,8 +96,8 @@ class Utterance:
 
     `windows` start with the pre-roll; `end` is the sample after the last speech, which `ended_at` is the arrival of.
     Once `sealed`, what comes belongs to the next utterance and waits in `later`. `doubtful` is what the last answer to
-    an ask said of itself, for the next one. `thinking` is the longest pause after which the caller has gone on, in
-    samples.
+    an ask said of itself, for the next one. `thinking` is the longest pause, in samples, that was as long as the turn
+    pause and after which the caller went on; also the one before it, where that was taken for the end of a turn.
     """
 
     cause: Heard
@@ -145,8 +145,8 @@ class Hearing:
     `ring` are the latest windows while nobody speaks, the first of them preceded by `ring_run` windows of speech in a
     row, the last followed by `run`. `pending` is audio that does not fill a window yet. `revision` is the last
     reading's of an utterance that held no words: the next one is of the same turn, where revisions only grow.
-    `spoke_until` is the sample after the last turn's speech. `halting` is how long, in samples, this caller pauses in
-    thought; 0 for one who has not yet been taken for finished too early, or not lately.
+    `spoke_until` is the sample after the last turn's speech, 0 where that was cut short. `halting` is how long, in
+    samples, this caller pauses in thought; 0 for one who was not taken for finished too early, or not lately.
     `frame_at_us` is when the latest of the frames that are held arrived, 0 while none are.
     """
 

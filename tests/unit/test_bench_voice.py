@@ -58,6 +58,16 @@ def test_the_noise_of_the_room_around_the_words_is_no_speech() -> None:
     assert utterance(loud).speech == (12, 24)
 
 
+def test_soft_ends_between_digital_silence_are_speech() -> None:
+    soft = (tone(200) * 0.2).astype(np.int16)
+    assert utterance(silence(100), tone(300), soft, silence(400)).speech == (5, 29)
+
+
+def test_a_cut_behind_the_last_sound_adds_the_whole_pause() -> None:
+    short = utterance(tone(100), silence(500))
+    assert len(fragmented(short, (400,)).pcm) == len(short.pcm) + RATE_HZ * 400 // 1000
+
+
 def test_an_answer_counts_from_its_first_audible_sound_after_the_end_of_speech() -> None:
     one = turn(piece(12.2, 12.5, audible=False), piece(12.5, 13.0), piece(13.0, 13.5))
     assert (one.answered_s, one.answers, one.early) == (12.5, 1, False)

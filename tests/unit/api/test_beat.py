@@ -1,8 +1,14 @@
-"""The gateway's beat, in simulated time."""
+"""The gateway's beat, in simulated time, and a real socket on a beat that is given by hand."""
 
 import asyncio
+import functools
+from collections.abc import Callable
+from typing import Any
 
-from api.beat import Beat
+import uvicorn
+from websockets.asyncio.client import ClientConnection, connect
+
+from api.beat import ON_BEAT, Beat, MediaProtocol
 from tests.simulation.simulated import simulate
 
 
@@ -43,3 +49,89 @@ def test_nobody_waits_longer_than_a_beat() -> None:
 
 def test_who_waits_again_when_called_back_waits_for_the_next_beat() -> None:
     assert beats([0], again=3) == [40, 80, 120, 160]
+
+
+class ByHand(Beat):
+    """Beats when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(every_ms=3_600_000)
+        self.callbacks: list[Callable[[], None]] = []
+
+    def wait(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def beat(self) -> None:
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            callback()
+
+
+class Listener:
+    """An application that notes what it hears; the word `urgent` makes what follows so, `calm` ends that."""
+
+    def __init__(self) -> None:
+        self.heard: asyncio.Queue[str] = asyncio.Queue()
+        self.urgent = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        scope[ON_BEAT](lambda: self.urgent)
+        while (message := await receive())["type"] == "websocket.receive":
+            word = message["text"]
+            self.urgent = (self.urgent or word == "urgent") and word != "calm"
+            self.heard.put_nowait(word)
+
+
+def converse(talk: Callable[[ClientConnection, Listener, ByHand], Any]) -> None:
+    async def run() -> None:
+        listener, beat = Listener(), ByHand()
+        protocol = functools.partial(MediaProtocol, beat)
+        config = uvicorn.Config(listener, port=0, ws=protocol, lifespan="off", log_config=None)  # type: ignore[arg-type]
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110  uvicorn tells nobody
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with connect(f"ws://127.0.0.1:{port}") as socket:
+            await talk(socket, listener, beat)
+            listener.urgent = True
+            beat.beat()
+        server.should_exit = True
+        await serving
+
+    asyncio.run(run())
+
+
+async def beaten(beat: ByHand) -> None:
+    while not beat.callbacks:  # noqa: ASYNC110  the socket's reading is no task of ours
+        await asyncio.sleep(0.001)
+    beat.beat()
+
+
+def test_a_socket_on_the_beat_is_read_on_it() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        for word in ("one", "two", "three"):
+            await socket.send(word)
+            if word != "one":
+                await asyncio.sleep(0.05)
+                assert listener.heard.empty()
+                await beaten(beat)
+            assert await listener.heard.get() == word
+
+    converse(talk)
+
+
+def test_what_is_urgent_waits_for_no_beat() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        for word in ("urgent", "one", "two", "calm", "the one that was urgent still"):
+            await socket.send(word)
+            assert await listener.heard.get() == word
+        await socket.send("three")
+        await asyncio.sleep(0.05)
+        assert listener.heard.empty()
+        await beaten(beat)
+        assert await listener.heard.get() == "three"
+
+    converse(talk)

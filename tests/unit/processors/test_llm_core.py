@@ -1,5 +1,6 @@
 """The conversation, as tables: what comes in, what is asked, what is said."""
 
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable
@@ -925,21 +926,21 @@ def test_a_model_that_never_begins_in_time_is_tried_now_and_then_until_it_does()
         assert {event.source for event in call.log if event.turn == turn} == {"clarification"}
         return was_asked
 
-    turns = MISSES_MAX + TRIED_EACH
-    assert [late(turn) for turn in range(1, turns + 1)] == [True] * MISSES_MAX + [False] * (TRIED_EACH - 1) + [True]
-    assert [asked(turns + number) for number in range(1, TRIED_EACH + 1)] == [False] * (TRIED_EACH - 1) + [True]
+    numbers = itertools.count(1)
+    waits = [False] * (TRIED_EACH - 1) + [True]
+    assert [late(next(numbers)) for _ in range(1 + TRIED_EACH)] == [True, *waits], "a single try at first"
+    assert [asked(next(numbers)) for _ in range(TRIED_EACH)] == waits
     call.model("Bright colours are easy to see. ")
     assert call.last().source == "model"
-    assert asked(turns + TRIED_EACH + 1)
+    assert [late(next(numbers)) for _ in range(MISSES_MAX + TRIED_EACH)] == [True] * MISSES_MAX + waits
 
 
 def test_an_answer_that_a_model_began_before_a_crash_is_its_own_however_late_it_is_now() -> None:
     call = patient()
-    for turn in range(1, MISSES_MAX + 1):
-        call.receive(intent(turn, "none", "which colours suit mountain people", 0.1))
-        call.embedded()
-        call.apply(Woken(f"turn-{turn}-model"))
-    begun = intent(MISSES_MAX + 1, "none", "which colours suit mountain people", 0.1)
+    call.receive(intent(1, "none", "which colours suit mountain people", 0.1))
+    call.embedded()
+    call.apply(Woken("turn-1-model"))
+    begun = intent(2, "none", "which colours suit mountain people", 0.1)
     text = "Bright colours are easy to see."
     sentence = caused(begun, Response, "sentence-0", NOW_US, kind=ResponseKind.SENTENCE, text=text, source="model")
     call.receive(begun, (sentence,))

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 
+import pytest
+
 from processors.engine import Transcribe, Transcribed
 from processors.stt.core import SttCore
+from processors.stt.endpoint import SttRules, pause_needed_ms
 from tests.unit.processors.test_stt_core import (
     SESSION,
     Ear,
@@ -67,6 +70,34 @@ def test_patience_is_remembered_over_a_crash() -> None:
     again.state = core.load(SESSION, core.save(ear.state))
     again.hear(cut_from(speech(600) + silence(1500), again))
     assert pauses(again) == [650]
+
+
+@pytest.mark.parametrize("text", ["Yes, please.", "My order number is 1042.", "Where is my parcel?"])
+def test_words_that_are_certainly_all_are_answered_at_once(text: str) -> None:
+    rules = SttRules(numbers=("[0-9]{4}",), sentences=frozenset({"where is my parcel"}))
+    assert pause_needed_ms(text, rules, 0.9, 0.9, patience_ms=800) == rules.turn_ms
+    assert pause_needed_ms("Where is it?", rules, 0.9, 0.9, patience_ms=800) == 800
+
+
+def test_a_sound_without_words_after_a_turn_teaches_nothing() -> None:
+    ear = heard(silence(400) + speech(600) + silence(400))
+    ear.answer = lambda request: Transcribed("", (), 0.0, "en", "scripted", 1.0)
+    ear.hear(cut_from(speech(200) + silence(1500), ear))
+    ear.answer = read
+    ear.hear(cut_from(speech(600) + silence(1500), ear))
+    assert pauses(ear) == [300, 300]
+
+
+def test_an_answer_within_a_long_completion_pause_is_no_going_on() -> None:
+    core = SttCore(ScriptedDetector(), lambda agent_id: SttRules(completion_ms=3000))
+    ear = heard(silence(400) + (speech(600) + silence(2500)) * 2, core=core)
+    assert pauses(ear) == [300, 300]
+
+
+def test_who_is_cut_short_for_having_talked_so_long_was_not_taken_for_finished() -> None:
+    ear = heard(silence(400) + speech(21_000) + silence(130) + speech(600) + silence(1200))
+    assert len(ear.finals()) == 2
+    assert pauses(ear)[1] == 300
 
 
 def test_a_sound_without_words_is_judged_as_soon_as_ever() -> None:

@@ -32,7 +32,8 @@ QUIET_S = 2.0
 SILENT_S = 1.0
 # What waits for more to be a long frame is written so soon when none comes: well before SILENT_S is told.
 REST_S = 0.3
-# From the onset of a sound over the agent: whether it is speech is certain after 128 ms of it.
+# From the onset of a sound over the agent, after quiet: whether it is speech is certain after 128 ms of it, but it may
+# begin softly. On a line that is never quiet nothing is urgent.
 URGENT_S = 0.4
 _LONGER = 3  # times a frame's usual length, amid speech
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS

@@ -27,6 +27,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol
 
+from processors.backchannel import is_backchannel
 from processors.engine import Transcribe, Transcribed
 from processors.stage import (
     ABANDONED,
@@ -90,6 +91,7 @@ ATTEMPTS_MAX = 1  # each goes through all engines and waits for their return, so
 ATTEMPTS_MAX_SEALED = 2
 PATIENCE = 2  # times the pause after which the caller went on before
 GONE_ON_MS_MAX = 900  # after the end of speech; who speaks later may be answering the agent
+CERTAIN_MS_MAX = 500  # from the onset of speech to the time of the frame that makes it certain
 UNHEARD_MS_MIN = 400  # what was shorter was hardly a word: nobody is asked to repeat it
 # Frames stop when a gateway, a broker or a caller's network is away for a while; they go on in mid-word afterwards.
 STALLED_S = 8.0
@@ -315,7 +317,7 @@ class _Work:
         self.outcomes.append(Drop("gap"))
         if self.state.speech is not None:
             self._seal()
-        self.state = replace(self.state, next_sample=sample_index, pending=b"", detector=b"", spoke_until=0)
+        self.state = replace(self.state, next_sample=sample_index, pending=b"", detector=b"")
         if self.state.speech is None:
             self.state = replace(self.state, ring=(), ring_run=0, run=0)
 
@@ -401,21 +403,23 @@ class _Work:
             revision=max((event.revision for event in recorded), default=self.state.revision),
             recorded=recorded,
             closing=next((event for event in recorded if event.event_id in ends), None),
-            thinking=self._gone_on_after(start, window.frame.event.agent_id),
+            thinking=self._gone_on_after(start, window.frame.event),
         )
         self.state = replace(self.state, speech=speech, ring=(), run=0)
         self._emit(speech, TranscriptKind.SPEECH_STARTED, f"started-{index}")
 
-    def _gone_on_after(self, start: int, agent_id: str) -> int:
+    def _gone_on_after(self, start: int, frame: AudioFrame) -> int:
         """The pause since the last turn, where speech begins so soon that the turn was ended too early; else 0.
 
-        `processors.intent.core.JOIN_MS` is shorter: what begins later is understood by itself all the same.
+        `frame` is the one with which it was certain. Its time counts beside the samples, which stand still while a
+        client sends nothing. `processors.intent.core.JOIN_MS` is shorter than what is soon here: what begins later is
+        understood by itself all the same.
         """
-        if not self.state.spoke_until:
-            return 0
+        soon_ms = min(self._rules(frame.agent_id).completion_ms, GONE_ON_MS_MAX)
         pause = start - self.state.spoke_until
-        soon = samples(min(self._rules(agent_id).completion_ms, GONE_ON_MS_MAX))
-        return pause if pause <= soon else 0
+        passed_ms = (frame.captured_at - self.state.spoke_at) // 1000
+        gone_on = pause <= samples(soon_ms) and passed_ms <= soon_ms + CERTAIN_MS_MAX
+        return pause if self.state.spoke_until and gone_on else 0
 
     def _speaking(self, speech: Utterance, window: Window) -> None:
         if speech.sealed or window.start != speech.position:
@@ -458,7 +462,7 @@ class _Work:
         if speech.closing is not None:
             closing = speech.closing
             if speech.sealed or ms(speech.position) >= closing.audio_end_ms + closing.pause_ms:
-                self._close(closing.audio_end_ms, closing.kind is TranscriptKind.FINAL, closing.language)
+                self._close(closing.audio_end_ms, closing.kind is TranscriptKind.FINAL, closing.language, closing.text)
             return
         rules = self._rules_of(speech)
         completion_ms = _completion_ms(speech, rules)
@@ -539,9 +543,9 @@ class _Work:
         else:
             self._emit_reading(speech, TranscriptKind.PARTIAL, f"closed-{index}", reading, ms(speech.pause))
             self._set(revision=max(speech.revision, reading.revision))
-        self._close(ms(speech.end), bool(reading.text) or failure, reading.language)
+        self._close(ms(speech.end), bool(reading.text) or failure, reading.language, reading.text)
 
-    def _close(self, end_ms: int, final: bool, language: str) -> None:
+    def _close(self, end_ms: int, final: bool, language: str, text: str) -> None:
         """The utterance is over; what was heard after it is judged anew, as the beginning of what comes next.
 
         The language of a final is what the caller probably goes on with, where the agent understands several.
@@ -552,7 +556,7 @@ class _Work:
             self.state = replace(self.state, language=language)
         if speech.asked is not None:
             self.outcomes.append(Cancel(speech.asked.ask_id))
-        if final:
+        if text and not is_backchannel(text):
             self._remember_pauses(speech, end_ms)
         rest = [window for window in (*speech.windows, *speech.later) if ms(window.start) >= end_ms]
         self.state = replace(
@@ -581,12 +585,17 @@ class _Work:
         Who was cut short for having talked so long was not taken for finished.
         """
         rules = self._rules_of(speech)
-        mistaken = self._gone_on_after(speech.start, speech.cause.event.agent_id) > 0
+        mistaken = self._gone_on_after(speech.start, speech.cause.event) > 0
         faded = self.state.halting * 3 // 4
         halting = max(speech.thinking, faded) if mistaken or self.state.halting else 0
         lasts = halting + _HALF_WINDOW >= samples(rules.turn_ms)
         in_time = _completion_ms(speech, rules) == rules.completion_ms
-        self.state = replace(self.state, spoke_until=samples(end_ms) if in_time else 0, halting=halting if lasts else 0)
+        self.state = replace(
+            self.state,
+            spoke_until=samples(end_ms) if in_time else 0,
+            spoke_at=speech.ended_at,
+            halting=halting if lasts else 0,
+        )
 
     # ---- outcomes
 

@@ -145,7 +145,8 @@ class Hearing:
     `ring` are the latest windows while nobody speaks, the first of them preceded by `ring_run` windows of speech in a
     row, the last followed by `run`. `pending` is audio that does not fill a window yet. `revision` is the last
     reading's of an utterance that held no words: the next one is of the same turn, where revisions only grow.
-    `spoke_until` is the sample after the last turn's speech, 0 where that was cut short. `halting` is how long, in
+    `spoke_until` is the sample after the last turn's speech, which `spoke_at` is the arrival of; 0 where that was cut
+    short. `halting` is how long, in
     samples, this caller pauses in thought; 0 for one who was not taken for finished too early, or not lately.
     `frame_at_us` is when the latest of the frames that are held arrived, 0 while none are.
     """
@@ -157,6 +158,7 @@ class Hearing:
     turn: int = 0
     revision: int = 0
     spoke_until: int = 0
+    spoke_at: int = 0
     halting: int = 0
     next_sample: int = 0
     pending: bytes = b""
@@ -198,6 +200,7 @@ class Durable(msgspec.Struct, frozen=True, array_like=True):
     detector: bytes
     revision: int = 0
     spoke_until: int = 0
+    spoke_at: int = 0
     halting: int = 0
 
 
@@ -218,6 +221,7 @@ def to_bytes(state: Hearing) -> bytes:
             detector,
             state.revision,
             state.spoke_until,
+            state.spoke_at,
             state.halting,
         )
     )
@@ -234,6 +238,7 @@ def from_bytes(session_id: str, data: bytes) -> Hearing:
         turn=durable.turn,
         revision=durable.revision,
         spoke_until=durable.spoke_until,
+        spoke_at=durable.spoke_at,
         halting=durable.halting,
         next_sample=durable.next_sample,
         detector=durable.detector,

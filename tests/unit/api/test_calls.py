@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 
 import msgspec
 
-from api.calls import Call, new_call
+from api.calls import URGENT_S, Call, new_call
 from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
 from processors.agents import Pauses
@@ -105,6 +105,26 @@ async def test_what_was_sent_to_a_client_that_fell_silent_is_not_taken_for_heard
     call.audio(bytes(640))
     (heard,) = [event for event in gateway.published if isinstance(event, Control)]
     assert (heard.kind, heard.heard_ms) == (ControlKind.PLAYOUT, 100)
+    call.end("hung_up")
+
+
+async def test_a_sound_over_the_agent_is_urgent_for_a_moment_from_its_onset() -> None:
+    gateway = Gateway()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    quiet, sound = bytes(640), b"\x00\x40" * 320
+    await say(call, sound)
+    assert not call.is_urgent(), "the agent is silent"
+    speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(64_000), "last_of_sentence": True}
+    call.deliver(caused(gateway.published[0], SpeechChunk, "chunk", 1, **speech))
+    await say(call, sound)
+    assert not call.is_urgent(), "the sound was there before"
+    await say(call, quiet)
+    await say(call, sound)
+    assert call.is_urgent()
+    clock.now_s += URGENT_S
+    await say(call, sound)
+    assert not call.is_urgent()
     call.end("hung_up")
 
 

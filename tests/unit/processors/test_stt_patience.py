@@ -1,6 +1,7 @@
 """Patience with callers who think in mid-sentence: within an utterance, and with those taken for finished too early."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +87,25 @@ def test_a_sound_without_words_after_a_turn_teaches_nothing() -> None:
     ear.answer = read
     ear.hear(cut_from(speech(600) + silence(1500), ear))
     assert pauses(ear) == [300, 300]
+
+
+def test_who_says_mm_hm_after_a_turn_has_not_gone_on() -> None:
+    ear = heard(silence(400) + speech(600) + silence(400))
+    ear.answer = lambda request: replace_text(read(request), "Mm-hm.")
+    ear.hear(cut_from(speech(300) + silence(1500), ear))
+    ear.answer = read
+    ear.hear(cut_from(speech(600) + silence(1500), ear))
+    assert pauses(ear)[2:] == [300]
+
+
+def test_a_client_that_sends_no_silence_has_not_gone_on() -> None:
+    """Its samples stand still meanwhile; the frames' times do not."""
+    ear = heard(silence(400) + speech(600) + silence(500))
+    for turn in range(1, 3):
+        later = 5_000_000 * turn
+        frames = cut_from(speech(600) + silence(500), ear)
+        ear.hear([replace(event, captured_at=event.captured_at + later) for event in frames])
+    assert pauses(ear) == [300, 300, 300]
 
 
 def test_an_answer_within_a_long_completion_pause_is_no_going_on() -> None:

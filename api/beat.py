@@ -1,8 +1,8 @@
 """The gateway's beat: the sockets of calls are read together, once in the usual length of a frame.
 
 Each message that comes by itself wakes the whole process, with cold caches, for 20 ms of audio; what is read together
-costs a third. A frame is that long in the making in any case: for the beat audio waits 10 ms longer on average. What may
-have to silence the agent is urgent, and waits for no beat.
+costs a third. A frame is that long in the making in any case: for the beat audio waits 10 ms longer on average. What
+may have to silence the agent is urgent, and waits for no beat.
 """
 
 import asyncio

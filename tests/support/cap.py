@@ -33,7 +33,10 @@ class Cap(OwnProcess):
         self.url = ""
 
     def start(self) -> None:
-        """Returns when it listens; raises RuntimeError with its log when it ends instead."""
+        """Returns when it has answered; raises RuntimeError with its log when it ends instead.
+
+        Its first answer takes long, and who looks a caller up does not wait for long.
+        """
         assert self._node is not None, "it was looked for"
         command = [self._node, str(_SERVE), "all", "--in-memory"]
         with self._log.open("wb") as out:
@@ -45,6 +48,7 @@ class Cap(OwnProcess):
                 raise RuntimeError(f"the ERP ended: {self._log.read_text()}")
             time.sleep(0.05)
         self.url = f"http://127.0.0.1:{found[1]}/odata/v4/service"
+        self.rows("Customers")
 
     def rows(self, entity: str) -> list[dict[str, Any]]:
         """All rows of an entity, as its own users see them."""

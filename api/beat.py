@@ -67,12 +67,14 @@ class MediaProtocol(WebSocketsSansIOProtocol):
         self._read_more()
         return message
 
+    @property
+    def _is_hungry(self) -> bool:
+        return self.read_paused and self.queue.empty()
+
     def _read_more(self) -> None:
-        if not self.read_paused or not self.queue.empty():
-            return
-        if self._urgent():
+        if self._is_hungry and self._urgent():
             self._read_on()
-        elif not self._waits:
+        elif self._is_hungry and not self._waits:
             self._waits = True
             self._beat.wait(self._beaten)
 
@@ -81,10 +83,9 @@ class MediaProtocol(WebSocketsSansIOProtocol):
 
     def _beaten(self) -> None:
         self._waits = False
-        if self.queue.empty():
-            self._read_on()
+        self._read_on()
 
     def _read_on(self) -> None:
-        if self.read_paused and not self.transport.is_closing():
+        if self._is_hungry and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()

@@ -59,7 +59,7 @@ def noisy(samples: Samples) -> Samples:
     """The telephone in a room with white noise, 20 dB below the speech."""
     loud = samples[np.abs(samples) > 0.01]
     level = np.sqrt(np.mean(loud**2) / 10 ** (_SNR_DB / 10))
-    return telephone(samples + noise(len(samples), float(level)))
+    return telephone(samples + utterances.noise(len(samples), float(level)))
 
 
 CONDITIONS: dict[str, Callable[[Samples], Samples]] = {
@@ -101,11 +101,6 @@ def quietest(samples: Samples, at_ms: int) -> int:
     at = at_ms * SAMPLE_RATE_HZ // 1000
     places = range(max(step, at - 8 * step), min(len(samples) - step, at + 8 * step), step // 2)
     return min(places, key=lambda place: float(np.sum(samples[place - step : place + step] ** 2)), default=at)
-
-
-def noise(samples: int, level: float) -> Samples:
-    """White noise, always the same."""
-    return np.random.default_rng(7).normal(0, level, samples).astype(np.float32)
 
 
 def pcm_of(samples: Samples) -> bytes:

@@ -2,7 +2,7 @@
 
 `python -m bench.turns [FOLDER]`: the recordings of `bench.stt`, or all WAV files of a folder, each one whole turn. Both
 their own pauses and pauses put in behind their words are judged. One reading tells for pauses of every length whether
-the caller would have been answered too early.
+the caller would have been answered too early. Each is judged alone, without patience that others taught.
 """
 
 import argparse
@@ -17,8 +17,9 @@ from rich.console import Console
 
 from bench import report
 from bench.machine import this_machine
-from bench.recordings import Clip, Samples, clips, frames, load, noise, pcm_of, quietest, read, telephone
+from bench.recordings import Clip, Samples, clips, frames, load, pcm_of, quietest, read, telephone
 from bench.report import Distribution, Fact, Findings, Row
+from bench.utterances import noise
 from processors.agents import load_agents
 from processors.engine import Transcribe, Transcribed
 from processors.stage import Ask, Failed, Position, Received

@@ -46,24 +46,32 @@ class Utterance:
         return list(padded.reshape(-1, size))
 
     @cached_property
+    def power(self) -> NDArray[np.float64]:
+        """Of each frame: the mean of its samples' squares."""
+        return np.array([np.mean(frame.astype(np.float64) ** 2) for frame in self.frames])
+
+    @cached_property
+    def room(self) -> float:
+        """The power of the quietest frames."""
+        return float(np.percentile(self.power, _ROOM_PERCENTILE))
+
+    @cached_property
+    def speaking(self) -> NDArray[np.intp]:
+        """Which frames have speech in them, by their power beside the loudest one's and the room's.
+
+        Raises ValueError for silence.
+        """
+        if not len(self.power) or self.power.max() < 1.0:
+            raise ValueError("there is no speech in the recording")
+        loudest = 10 * np.log10(self.power.max())
+        room = 10 * np.log10(max(1e-3, self.room))
+        floor = max(loudest - SPEECH_BELOW_LOUDEST_DB, room + SPEECH_ABOVE_ROOM_DB)
+        return np.flatnonzero(self.power > 10 ** (min(floor, loudest - _SPEAKS_BELOW_LOUDEST_DB) / 10))
+
+    @cached_property
     def speech(self) -> tuple[int, int]:
         """The first and the last frame with speech in it."""
-        loud = speaking(self.frames)
-        return int(loud[0]), int(loud[-1])
-
-
-def speaking(frames: Sequence[Pcm]) -> NDArray[np.intp]:
-    """Which frames have speech in them, by their energy beside the loudest one's and the quietest ones'.
-
-    Raises ValueError for silence.
-    """
-    power = np.array([np.mean(frame.astype(np.float64) ** 2) for frame in frames])
-    if not len(power) or power.max() < 1.0:
-        raise ValueError("there is no speech in the recording")
-    loudest = 10 * np.log10(power.max())
-    room = 10 * np.log10(max(1e-3, np.percentile(power, _ROOM_PERCENTILE)))
-    floor = max(loudest - SPEECH_BELOW_LOUDEST_DB, room + SPEECH_ABOVE_ROOM_DB)
-    return np.flatnonzero(power > 10 ** (min(floor, loudest - _SPEAKS_BELOW_LOUDEST_DB) / 10))
+        return int(self.speaking[0]), int(self.speaking[-1])
 
 
 def load(path: Path, words: str, voice: str, rate_hz: int) -> Utterance:
@@ -91,7 +99,8 @@ def fragmented(one: Utterance, pauses_ms: Sequence[int] = THINKING_MS[0]) -> Utt
         border = first + length * number // (len(pauses_ms) + 1)
         cut = quietest(one.pcm, border, length // (3 * len(pauses_ms) + 3), one.rate_hz)
         silence_ms = max(0, pause_ms - _quiet_ms(one, cut // size))
-        pieces += [one.pcm[before:cut], _room(one, one.rate_hz * silence_ms // 1000)]
+        room = noise(one.rate_hz * silence_ms // 1000, float(np.sqrt(one.room)))
+        pieces += [one.pcm[before:cut], room.astype(np.int16)]
         before = cut
     pieces.append(one.pcm[before:])
     return replace(one, name=f"{one.name}, in fragments", pcm=np.concatenate(pieces))
@@ -99,17 +108,15 @@ def fragmented(one: Utterance, pauses_ms: Sequence[int] = THINKING_MS[0]) -> Utt
 
 def _quiet_ms(one: Utterance, frame: int) -> int:
     """How long nothing is said around a frame."""
-    loud = speaking(one.frames)
-    after = int(np.searchsorted(loud, frame))
-    if not 0 < after < len(loud) or loud[after] == frame:
+    after = int(np.searchsorted(one.speaking, frame))
+    if not 0 < after < len(one.speaking) or one.speaking[after] == frame:
         return 0
-    return int(loud[after] - loud[after - 1] - 1) * FRAME_MS
+    return int(one.speaking[after] - one.speaking[after - 1] - 1) * FRAME_MS
 
 
-def _room(one: Utterance, samples: int) -> Pcm:
-    """Noise as loud as the recording's quietest frames, always the same."""
-    level = np.sqrt(np.percentile([np.mean(frame.astype(np.float64) ** 2) for frame in one.frames], _ROOM_PERCENTILE))
-    return np.random.default_rng(7).normal(0, level, samples).astype(np.int16)
+def noise(samples: int, level: float) -> NDArray[np.float32]:
+    """White noise, always the same."""
+    return np.random.default_rng(7).normal(0, level, samples).astype(np.float32)
 
 
 def quietest(pcm: Pcm, around: int, reach: int, rate_hz: int) -> int:

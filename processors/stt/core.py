@@ -440,9 +440,9 @@ class _Work:
         if speech.reading is not None and speech.asked is not None and speech.asked.best and speech.closing is None:
             self.outcomes.append(Cancel(speech.asked.ask_id))
             self._set(asked=None, partial_due=window.end + samples(PARTIAL_EVERY_MS))
-        pause = speech.pause if _lasted(speech, self._rules_of(speech).turn_ms) else 0
+        thought = speech.paused and _lasted(speech, self._rules_of(speech).turn_ms)
         self._set(
-            thinking=max(speech.thinking, pause),
+            thinking=max(speech.thinking, speech.pause) if thought else speech.thinking,
             windows=(*speech.windows, window),
             paused=False,
             end=window.end,

@@ -102,7 +102,8 @@ def pause_needed_ms(
     if words[-1] in _CLOSES:
         return rules.turn_ms
     if said in rules.sentences:
-        complete, patience_ms = None if complete is None else 1.0, 0
+        complete = None if complete is None else 1.0
+        patience_ms = 0
     may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
     way = _way_by_mark(sure, may_go_on) if complete is None else _way(sure, may_go_on, complete)
     return max(patience_ms, rules.turn_ms + round(way * (rules.completion_ms - rules.turn_ms)))

@@ -146,8 +146,8 @@ class Hearing:
     row, the last followed by `run`. `pending` is audio that does not fill a window yet. `revision` is the last
     reading's of an utterance that held no words: the next one is of the same turn, where revisions only grow.
     `spoke_until` is the sample after the last turn's speech, which `spoke_at` is the arrival of; 0 where that was cut
-    short. `halting` is how long, in
-    samples, this caller pauses in thought; 0 for one who was not taken for finished too early, or not lately.
+    short. `halting` is how long, in samples, this caller pauses in thought; 0 for one who was not taken for finished
+    too early, or not lately.
     `frame_at_us` is when the latest of the frames that are held arrived, 0 while none are.
     """
 

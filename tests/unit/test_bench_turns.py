@@ -4,8 +4,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from bench.recordings import Samples, noise
+from bench.recordings import Samples
 from bench.turns import silences
+from bench.utterances import noise
 from processors.stt.state import SAMPLE_RATE_HZ
 
 

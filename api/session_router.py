@@ -132,6 +132,7 @@ class SessionRouter:
         self.codec: Codec = codec_for(settings)
         self.name = f"api.{settings.worker}"
         self.partitions = frozenset(settings.api.partitions or range(settings.kafka.partitions))
+        self.partitions_begun = frozenset(sorted(self.partitions)[: settings.api.spread or None])
         self.histories = Histories(settings, self.codec, self.clock)
         self.recent: deque[Summary] = deque(maxlen=RECENT_MAX)
         self.door = Door(settings, metrics, self.clock, self._counts)
@@ -198,8 +199,8 @@ class SessionRouter:
         return [call.summary for call in self._calls.values()]
 
     def mint(self) -> str:
-        """A session id whose events this gateway reads."""
-        return mint_session_id(self.settings.kafka.partitions, self.partitions)
+        """The id of a session that begins here."""
+        return mint_session_id(self.settings.kafka.partitions, self.partitions_begun)
 
     @property
     def tokens(self) -> ResumeTokens:

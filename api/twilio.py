@@ -104,11 +104,11 @@ def _twiml(content: str) -> Response:
 
 
 def session_of(router: SessionRouter, call_sid: str) -> str:
-    """The session of a telephone call: the same for all gateways that read the same partitions."""
+    """The session of a telephone call: the same for all gateways that begin calls in the same partitions."""
     partitions = router.settings.kafka.partitions
     names = (f"{router.settings.tenant}/{call_sid}/{number}" for number in itertools.count())
     ids = (str(uuid.uuid5(_SESSIONS, name)) for name in names)
-    return next(session_id for session_id in ids if partition_of(session_id, partitions) in router.partitions)
+    return next(session_id for session_id in ids if partition_of(session_id, partitions) in router.partitions_begun)
 
 
 async def _announced(router: SessionRouter, tenant: str, call_sid: str) -> tuple[str, bool]:

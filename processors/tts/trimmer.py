@@ -9,7 +9,7 @@ import soxr
 OUT_HZ = 16_000
 CHUNK_BYTES = OUT_HZ * 2 // 5  # 200 ms
 QUIET = 0.008  # of full scale: below this is no speech
-HEAD_MS = 30  # kept before the first sound
+HEAD_MS = 5  # kept before the first sound, which a caller waits for
 TAIL_MS = 200  # kept after the last one, as the pause between sentences
 
 Wave = npt.NDArray[np.float32]

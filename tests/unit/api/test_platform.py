@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from api.errors import OperatorError
-from api.platform import api_url, embedded, environment, lay_out, worker_parts
+from api.platform import SPREAD, api_url, embedded, environment, lay_out, worker_parts
 from api.supervisor import Process
 from streams.settings import Settings
 
@@ -45,6 +45,23 @@ def test_a_cluster_and_an_erp_of_ones_own_are_used_as_they_are(tmp_path: Path) -
     assert names.isdisjoint({"broker", "erp"})
     assert layout.settings.kafka.bootstrap_servers == "kafka:9092"
     assert {part.name: part.needs for part in embedded(layout, lambda line: None)}["topics"] == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("changes", "spread"),
+    [
+        ({}, str(SPREAD)),
+        ({"api": {"port": 0, "spread": 5}}, "5"),
+        ({"kafka": {"bootstrap_servers": "kafka:9092"}}, "0"),
+    ],
+)
+def test_calls_begin_in_few_partitions_where_each_stage_has_one_worker(
+    tmp_path: Path, changes: dict[str, Any], spread: str
+) -> None:
+    parts = {part.name: part for part in embedded(lay_out(settings(tmp_path, **changes)), lambda line: None)}
+    gateway = parts["api"]
+    assert isinstance(gateway, Process)
+    assert gateway.environment["TRUNKLINE_API__SPREAD"] == spread
 
 
 def test_a_remote_language_model_has_no_process_here(tmp_path: Path) -> None:

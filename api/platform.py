@@ -29,7 +29,8 @@ Say = Callable[[str], None]
 
 _ENGINE_OF = {"stt": "stt", "embeddings": "intent", "llm": "llm", "tts": "tts"}
 _REMEMBERED = ("kafka", "erp", "clickhouse", "api")
-# With a broker of its own each stage has one worker, and records of few partitions are fewer requests.
+# With a broker of its own each stage has one worker, and records of few partitions are fewer requests; not one alone,
+# so that a caller who holds back the others of a partition does not hold back all.
 SPREAD = 2
 
 
@@ -54,7 +55,7 @@ def embedded(layout: Layout, say: Say) -> list[Process | Step]:
     parts += [_stage(settings, stage) for stage in PIPELINE]
     if layout.own_erp:
         parts.append(_erp(settings))
-    parts.append(_gateway(settings, SPREAD if layout.own_broker else 0))
+    parts.append(_gateway(settings, settings.api.spread or (SPREAD if layout.own_broker else None)))
     return [*parts, *_readers(settings)] if settings.readers else parts
 
 
@@ -208,12 +209,12 @@ def _topics(settings: Settings, needs: set[str]) -> Step:
     return Step("topics", provision, frozenset(needs))
 
 
-def _gateway(settings: Settings, spread: int) -> Process:
+def _gateway(settings: Settings, spread: int | None) -> Process:
     gateway = _with_spare(settings, _python(settings, "api", "api.server", needs={"topics"}))
     # Stopped first, so that calls end while the stages can still hear of it. SIGTERM would leave them to be resumed.
     return replace(
         gateway,
-        environment={**gateway.environment, "TRUNKLINE_API__SPREAD": str(settings.api.spread or spread)},
+        environment={**gateway.environment, **({"TRUNKLINE_API__SPREAD": str(spread)} if spread else {})},
         overlaps=True,
         listens=(settings.api.host, settings.api.port),
         stops_first=True,

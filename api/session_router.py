@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -132,7 +132,7 @@ class SessionRouter:
         self.codec: Codec = codec_for(settings)
         self.name = f"api.{settings.worker}"
         self.partitions = frozenset(settings.api.partitions or range(settings.kafka.partitions))
-        self.partitions_begun = frozenset(sorted(self.partitions)[: settings.api.spread or None])
+        self.partitions_for_new = _spread(self.partitions, settings.api.spread)
         self.histories = Histories(settings, self.codec, self.clock)
         self.recent: deque[Summary] = deque(maxlen=RECENT_MAX)
         self.door = Door(settings, metrics, self.clock, self._counts)
@@ -199,8 +199,8 @@ class SessionRouter:
         return [call.summary for call in self._calls.values()]
 
     def mint(self) -> str:
-        """The id of a session that begins here."""
-        return mint_session_id(self.settings.kafka.partitions, self.partitions_begun)
+        """A new session id, whose events this gateway reads."""
+        return mint_session_id(self.settings.kafka.partitions, self.partitions_for_new)
 
     @property
     def tokens(self) -> ResumeTokens:
@@ -363,3 +363,10 @@ class SessionRouter:
             # One call's defect must not end the others, which share this reader.
             log.exception("delivery failed", session_id=event.session_id, event_id=event.event_id)
             call.end("failed", 1011)
+
+
+def _spread(partitions: Collection[int], count: int | None) -> frozenset[int]:
+    """So many of them, evenly apart: a worker has neighbouring ones, and every worker shall get calls."""
+    every = sorted(partitions)
+    chosen = min(count or len(every), len(every))
+    return frozenset(every[number * len(every) // chosen] for number in range(chosen))

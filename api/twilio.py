@@ -108,7 +108,7 @@ def session_of(router: SessionRouter, call_sid: str) -> str:
     partitions = router.settings.kafka.partitions
     names = (f"{router.settings.tenant}/{call_sid}/{number}" for number in itertools.count())
     ids = (str(uuid.uuid5(_SESSIONS, name)) for name in names)
-    return next(session_id for session_id in ids if partition_of(session_id, partitions) in router.partitions_begun)
+    return next(session_id for session_id in ids if partition_of(session_id, partitions) in router.partitions_for_new)
 
 
 async def _announced(router: SessionRouter, tenant: str, call_sid: str) -> tuple[str, bool]:

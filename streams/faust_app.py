@@ -28,6 +28,10 @@ from streams.faust_transport.options import Options, PartitionListener
 from streams.faust_transport.stream import RecordStream
 from streams.settings import Settings
 
+# A partition may carry half of all calls, whose audio comes on while it is prepared: to pause it would cost the time of
+# a fetch.
+HELD_FACTOR = 4
+
 
 class NoTables(TableManager):
     """Stages keep their state themselves, so there is nothing to recover (and no second to wait for it)."""
@@ -116,8 +120,8 @@ def create_app(
 ) -> StageApp:
     """An application that reads `topics` as a member of `group`; nothing is started or connected yet.
 
-    At most about `buffer_records_max` records wait in the stream, and as many of each partition before it is
-    paused. An agent that raises stops the application, its record unacknowledged. See `Options` for the rest.
+    At most about `buffer_records_max` records wait in the stream, and `HELD_FACTOR` times as many of each partition before it
+    is paused. An agent that raises stops the application, its record unacknowledged. See `Options` for the rest.
     """
     faust_transport.register()
     connection = client_config(settings, instance_id or group)
@@ -146,7 +150,7 @@ def create_app(
         start=start,
         session_timeout_ms=settings.kafka.session_timeout_ms,
         revoke_limit_s=revoke_limit_s,
-        held_records_max=buffer_records_max,
+        held_records_max=HELD_FACTOR * buffer_records_max,
     )
     app.ready = asyncio.Event()
     app.records = app.topic(*topics, key_serializer="raw", value_serializer="raw")

@@ -84,11 +84,11 @@ class ApiSettings(BaseModel):
     )
     sessions_max: int = Field(100, ge=1, description="concurrent calls of one gateway; more are refused")
     partitions: tuple[int, ...] = Field((), description="whose calls this gateway takes, as a JSON list; empty: all")
-    spread: int = Field(
-        0,
-        ge=0,
-        description="over how many of these new calls are spread; 0: all. Few cost the log less, and do where each "
-        "stage has one worker",
+    spread: int | None = Field(
+        None,
+        ge=1,
+        description="over how many of a gateway's partitions new calls are spread; empty: all, but 2 in `trunkline up` "
+        "with a broker of its own. Few cost the log less, and suffice where each stage has one worker",
     )
     frame_ms: int = Field(40, ge=20, le=100, description="how often callers' audio is read and written: a frame")
     quiet_frame_ms: int = Field(1000, ge=20, le=1000, description="length of frames while a caller is silent")

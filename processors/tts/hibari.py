@@ -12,7 +12,7 @@ from processors.engine import Capabilities, EngineError, Reply, Request, Speak, 
 from processors.models import ModelError, ResolvedModel
 from processors.tts.limits import language_meant, within
 from processors.tts.spoken import spoken
-from processors.tts.trimmer import HEAD_MS, OUT_HZ, QUIET, TAIL_MS, Wave, pcm16, pieces
+from processors.tts.trimmer import OUT_HZ, QUIET, TAIL_MS, Wave, onset, pcm16, pieces
 
 LANGUAGES = ("en",)
 
@@ -83,7 +83,7 @@ def _trimmed(wave: Wave, rate_hz: int) -> Wave:
     loud = np.flatnonzero(np.abs(wave) > QUIET)
     if loud.size == 0:
         return wave[:0]
-    first = max(0, int(loud[0]) - rate_hz * HEAD_MS // 1000)
+    first = onset(wave, int(loud[0]), rate_hz)
     last = min(len(wave), int(loud[-1]) + rate_hz * TAIL_MS // 1000)
     return wave[first:last]
 

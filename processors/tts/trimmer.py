@@ -9,7 +9,9 @@ import soxr
 OUT_HZ = 16_000
 CHUNK_BYTES = OUT_HZ * 2 // 5  # 200 ms
 QUIET = 0.008  # of full scale: below this is no speech
-HEAD_MS = 5  # kept before the first sound, which a caller waits for
+SOFT = 0.004  # soft sounds, as an h or th, begin with less than speech, but with more than this
+HEAD_MS = 30  # before the first sound in which a soft one may have begun
+LEAD_MS = 5  # kept before that; callers hear an answer so much later
 TAIL_MS = 200  # kept after the last one, as the pause between sentences
 
 Wave = npt.NDArray[np.float32]
@@ -33,9 +35,9 @@ class Trimmer:
         loud = np.flatnonzero(np.abs(samples) > QUIET)
         if loud.size == 0:
             # Before the first sound only its head can be of use.
-            self._held = samples if self._begun else samples[-_samples(HEAD_MS) :]
+            self._held = samples if self._begun else samples[-_samples(HEAD_MS + LEAD_MS) :]
             return b""
-        first = 0 if self._begun else max(0, int(loud[0]) - _samples(HEAD_MS))
+        first = 0 if self._begun else onset(samples, int(loud[0]), OUT_HZ)
         end = int(loud[-1]) + 1
         self._begun = True
         if last:
@@ -49,6 +51,14 @@ class Trimmer:
         if rest or not self._begun:
             return rest
         return pcm16(self._held[: _samples(TAIL_MS)])
+
+
+def onset(samples: Wave, loud: int, rate_hz: int) -> int:
+    """Where speech begins whose first sample above `QUIET` is `loud`: a little before what can be heard of it."""
+    start = max(0, loud - rate_hz * HEAD_MS // 1000)
+    soft = np.flatnonzero(np.abs(samples[start:loud]) > SOFT)
+    begins = start + int(soft[0]) if soft.size else loud
+    return max(0, begins - rate_hz * LEAD_MS // 1000)
 
 
 def pieces(pcm: bytes) -> Iterator[bytes]:

@@ -69,4 +69,4 @@ class Options:
     #: How often the consumer's thread looks for commands; records wake it at once.
     poll_s: float = 0.1
     #: Records of one partition that may wait for room in a stream before fetching it is paused.
-    held_records_max: int = 64
+    held_records_max: int = 256

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from processors.tts.trimmer import CHUNK_BYTES, HEAD_MS, OUT_HZ, QUIET, TAIL_MS, Trimmer, pieces
+from processors.tts.trimmer import CHUNK_BYTES, HEAD_MS, LEAD_MS, OUT_HZ, QUIET, TAIL_MS, Trimmer, pieces
 
 RATE_HZ = 24_000
 
@@ -30,10 +30,19 @@ def length_ms(pcm: bytes) -> float:
 
 def test_silence_at_both_ends_is_cut_and_that_within_stays() -> None:
     pcm = trimmed(np.concatenate((silence(700), tone(300), silence(500), tone(300), silence(900))))
-    assert length_ms(pcm) == pytest.approx(HEAD_MS + 1100 + TAIL_MS, abs=20)
+    assert length_ms(pcm) == pytest.approx(LEAD_MS + 1100 + TAIL_MS, abs=2)
     samples = np.abs(np.frombuffer(pcm, "<i2").astype(np.int32))
-    assert np.flatnonzero(samples > QUIET * 32_768)[0] <= OUT_HZ * HEAD_MS // 1000
+    assert 1000 * np.flatnonzero(samples > QUIET * 32_768)[0] / OUT_HZ == pytest.approx(LEAD_MS, abs=1)
     assert samples.max() == pytest.approx(0.5 * 32_767, rel=0.02)
+
+
+@pytest.mark.parametrize(("soft_ms", "kept_ms"), [(10, 10), (25, 25), (100, HEAD_MS)])
+def test_a_soft_onset_is_kept(soft_ms: int, kept_ms: int) -> None:
+    soft = tone(soft_ms) * 0.012  # below what counts as speech, but to be heard
+    pcm = trimmed(np.concatenate((silence(300), soft, tone(300), silence(300))))
+    samples = np.abs(np.frombuffer(pcm, "<i2").astype(np.int32))
+    loud_ms = 1000 * np.flatnonzero(samples > QUIET * 32_768)[0] / OUT_HZ
+    assert loud_ms == pytest.approx(LEAD_MS + kept_ms, abs=2)
 
 
 def test_the_same_speech_is_the_same_however_it_is_cut() -> None:

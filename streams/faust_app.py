@@ -120,8 +120,9 @@ def create_app(
 ) -> StageApp:
     """An application that reads `topics` as a member of `group`; nothing is started or connected yet.
 
-    At most about `buffer_records_max` records wait in the stream, and `HELD_FACTOR` times as many of each partition before it
-    is paused. An agent that raises stops the application, its record unacknowledged. See `Options` for the rest.
+    At most about `buffer_records_max` records wait in the stream, and `HELD_FACTOR` times as many of each partition
+    before it is paused. An agent that raises stops the application, its record unacknowledged. See `Options` for the
+    rest.
     """
     faust_transport.register()
     connection = client_config(settings, instance_id or group)

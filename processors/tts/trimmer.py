@@ -56,8 +56,7 @@ class Trimmer:
 def onset(samples: Wave, loud: int, rate_hz: int) -> int:
     """Where speech begins whose first sample above `QUIET` is `loud`: a little before what can be heard of it."""
     start = max(0, loud - rate_hz * HEAD_MS // 1000)
-    soft = np.flatnonzero(np.abs(samples[start:loud]) > SOFT)
-    begins = start + int(soft[0]) if soft.size else loud
+    begins = start + int(np.argmax(np.abs(samples[start : loud + 1]) > SOFT))  # the loud one at the latest
     return max(0, begins - rate_hz * LEAD_MS // 1000)
 
 

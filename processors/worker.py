@@ -23,6 +23,7 @@ from processors.generations import Generations
 from processors.health import Health
 from processors.hosted import hosted_roles
 from processors.ladder import Ladder
+from processors.llm.patience import Patience
 from processors.load import HEEDING, Board, Level, Meter, limits_of
 from processors.load_watch import RARE_PARTIALS_FACTOR, LoadAwareEngine, LoadWatch, capacity
 from processors.pipeline import STAGES, Stage
@@ -53,11 +54,12 @@ def build_core(
     embed: EmbedTexts,
     level: Callable[[], Level] = lambda: Level.ORDINARY,
     spares_time: Callable[[], bool] = lambda: True,
+    patience: Patience | None = None,
 ) -> Core[Any]:
     """The stage's core; stages are imported only where they run, since some load large libraries.
 
     `level` is the load level, `spares_time` whether there is time for what may be in vain: what they change is never
-    part of a core's promises, so a repeated step may find another.
+    part of a core's promises, so a repeated step may find another. `patience`: see `Conversation`.
     """
     match stage.name:
         case "stt":
@@ -76,12 +78,11 @@ def build_core(
             return intent_core(agents, embed, spares_time)
         case "llm":
             from processors.adapters.adapter import check_agents, load_adapters
-            from processors.llm.patience import Patience
             from processors.llm.stage import create_core as llm_core
 
             check_agents(settings.agents_dir, agents, load_adapters(settings, secrets_of()))
             short, busy = (lambda: level() >= Level.SHORT_ANSWERS), (lambda: not spares_time())
-            return llm_core(settings, agents, embed, short=short, busy=busy, patience=Patience())
+            return llm_core(settings, agents, embed, short=short, busy=busy, patience=patience)
         case "tts":
             from processors.tts.core import create_core as tts_core
 
@@ -160,8 +161,9 @@ async def work(settings: Settings, stage: Stage) -> None:
         role: LoadAwareEngine(client, role, meter, lambda: watch.level, clock) for role, client in plain.items()
     }
     embed = embedder(engines, loop)
+    patience = Patience()
     core = await asyncio.to_thread(
-        build_core, settings, stage, agents, embed, lambda: watch.level, lambda: watch.spares_time
+        build_core, settings, stage, agents, embed, lambda: watch.level, lambda: watch.spares_time, patience
     )
     shell = Shell(settings, stage, core, engines, producer, codec, clock, meter)
     # A producer's first record waits for connections and an id; that shall not be the first caller's.
@@ -178,16 +180,35 @@ async def work(settings: Settings, stage: Stage) -> None:
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
     announcing = loop.create_task(_announce(settings, stage, shell, server.server_port))
     watching = loop.create_task(watch.run(settings, codec))
+    rehearsing = loop.create_task(_rehearse(stage, agents, patience, plain, clock, lambda: watch.spares_time))
     try:
         await shell.run()
     finally:
         announcing.cancel()
         watching.cancel()
+        rehearsing.cancel()
         ready.withdraw(settings, stage.name)
         await producer.close()
         for engine in engines.values():
             await engine.close()
         server.shutdown()
+
+
+async def _rehearse(
+    stage: Stage,
+    agents: Mapping[str, Agent],
+    patience: Patience,
+    engines: Mapping[str, EngineClient],
+    clock: Clock,
+    spares_time: Callable[[], bool],
+) -> None:
+    """Finds out which agents' callers wait for the language model; those that it may have a tool for always do."""
+    if stage.name == "llm":
+        from processors.llm.offers import offers_of
+        from processors.llm.rehearsal import Rehearsal
+
+        asked = [agent for agent in agents.values() if not offers_of(agent)]
+        await Rehearsal(asked, patience, engines["llm"], clock, spares_time).run()
 
 
 async def _announce(settings: Settings, stage: Stage, shell: Shell, metrics_port: int) -> None:

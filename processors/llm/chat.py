@@ -34,6 +34,15 @@ def asked(
     return turn, Ask(turn.ask_id, "llm", request, deadline_s, turn.number)
 
 
+def rehearsal_of(agent: Agent) -> Generate:
+    """A question to the agent's model as a call may begin with it, for finding out how soon it begins to answer.
+
+    The longest of the examples: to a short one there may be a short answer, which is made sooner than most.
+    """
+    question = max((example for intent in agent.intents for example in intent.examples), key=len)
+    return Generate((Message("system", _rules(agent)), Message("user", question)), agent.limits.tokens_max)
+
+
 def sources_of(turn: Turn, memory: Memory, tool: Tool) -> str:
     """All that the tool's values may come from: what was said in the call, and what other systems told.
 
@@ -60,7 +69,7 @@ def is_sayable(text: str, turn: Turn) -> bool:
 
 def _messages(agent: Agent, memory: Memory, turn: Turn) -> tuple[Message, ...]:
     """The rules, the facts, the latest history, the question, and what came of the answer so far."""
-    system = [agent.persona, *agent.rules]
+    system = [_rules(agent)]
     if turn.facts:
         system.append("What you know: " + " ".join(turn.facts))
     if memory.record:
@@ -73,6 +82,10 @@ def _messages(agent: Agent, memory: Memory, turn: Turn) -> tuple[Message, ...]:
             messages.append(Message("assistant", " ".join(exchange.agent)))
     messages.append(Message("user", turn.question))
     return (*messages, *_answer_so_far(turn))
+
+
+def _rules(agent: Agent) -> str:
+    return "\n".join([agent.persona, *agent.rules])
 
 
 def _answer_so_far(turn: Turn) -> list[Message]:

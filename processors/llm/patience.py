@@ -4,32 +4,31 @@ import math
 from dataclasses import dataclass
 
 MISSES_MAX = 3
-TRIED_EACH = 8
+REHEARSED_EACH = 8
 # A model that has become quick, as another one has that was swapped in, is found out within so many answers.
-TRIED_EACH_MAX = 32
+REHEARSED_EACH_MAX = 32
 
 
 @dataclass(slots=True)
 class _Past:
     """What an agent's model did so far.
 
-    `misses` are those in a row; from their limit on it is asked for one of `tried_each` answers, and was not for the
-    last `unasked`. `tried` says that such a try has not ended yet, `proven` that it had a sentence in time once.
+    `misses` are those in a row; from their limit on nobody waits for it, and did not for the last `unasked` answers.
+    After `rehearsed_each` of them it is rehearsed. `proven` says that it had a sentence in time for a caller once.
     """
 
-    misses: int = 0
-    tried_each: int = TRIED_EACH
+    misses: float = 0
+    rehearsed_each: int = REHEARSED_EACH
     unasked: int = 0
-    tried: bool = False
     proven: bool = False
 
 
 class Patience:
     """Counts, for each agent, how often in a row its model had no sentence in time (`limits.first_sentence_ms_max`).
 
-    After three of these callers wait for it in vain no more, but for every eighth answer; each such try that is in vain
-    doubles that, up to every 32nd. Once it makes it, all is forgotten. One that has never made it has a single try
-    before.
+    After three of these callers wait for it in vain no more, nor after a single one where it has never made it, nor
+    where it was late in a rehearsal. It is rehearsed for every eighth of the answers that it might have given, then
+    for ever fewer, down to every 32nd; where it begins in time, the next caller waits for it again.
     Shared by all sessions of a worker and no part of their state, like `PartialPace`: which answer a turn gets may
     depend on how quick the model is anyway.
     """
@@ -43,13 +42,23 @@ class Patience:
     def is_worth(self, agent_id: str) -> bool:
         """Whether the model shall be asked now."""
         past = self._of(agent_id)
-        if past.misses < self._max_of(past):
+        if not self._is_late(past):
             return True
         past.unasked += 1
-        if past.unasked < past.tried_each:
-            return False
-        past.unasked, past.tried = 0, True
-        return True
+        return False
+
+    def wants_rehearsal(self, agent_id: str) -> bool:
+        """Whether it is time to find out if a model for which nobody waits has become quick."""
+        past = self._of(agent_id)
+        return self._is_late(past) and past.unasked >= past.rehearsed_each
+
+    def rehearsed(self, agent_id: str, in_time: bool) -> None:
+        """How it did while no caller waited."""
+        past = self._of(agent_id)
+        if self._is_late(past):
+            past.rehearsed_each = min(2 * past.rehearsed_each, REHEARSED_EACH_MAX)
+        past.unasked = 0
+        past.misses = 0 if in_time else max(past.misses, self._max_of(past))
 
     def began(self, agent_id: str) -> None:
         """It had a sentence in time."""
@@ -57,13 +66,13 @@ class Patience:
 
     def missed(self, agent_id: str) -> None:
         """It had none."""
-        past = self._of(agent_id)
-        past.misses += 1
-        if past.tried:
-            past.tried, past.tried_each = False, min(2 * past.tried_each, TRIED_EACH_MAX)
+        self._of(agent_id).misses += 1
 
     def _of(self, agent_id: str) -> _Past:
         return self._pasts.setdefault(agent_id, _Past())
+
+    def _is_late(self, past: _Past) -> bool:
+        return past.misses >= self._max_of(past)
 
     def _max_of(self, past: _Past) -> float:
         return self._misses_max if past.proven else self._misses_max_unproven

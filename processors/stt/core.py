@@ -80,7 +80,7 @@ from schemas.events import AudioFrame, Control, ControlKind, Session, SessionKin
 GAP_MS_MAX = 1000  # lost audio up to this is heard as silence; past it the stream starts anew
 FRAME_MS_MAX = 2000
 UTTERANCE_MS_MAX = 28_000  # with pre-roll within the 30 s that an engine reads at once
-READ_MS = 64  # of silence: two windows; most gaps within words are shorter
+READ_MS = 32  # of silence: one window
 PARTIAL_FIRST_MS = 600
 PARTIAL_EVERY_MS = 600
 MISSED_MS_MAX = 100  # shorter than a word
@@ -258,8 +258,8 @@ class _Work:
         speech = self._set(asked=None, failures=0, partial_due=speech.position + wait, doubtful=reply.doubtful)
         if whole:
             self._take(speech, reading)
-        elif reading.text and not speech.sealed and (speech.partial is None or speech.partial.text != reading.text):
-            self._publish(reading, 0)
+        elif not speech.sealed:
+            self._show(reading)
         self._judge()
 
     def failed(self, ask_id: str, reason: str) -> None:
@@ -436,10 +436,20 @@ class _Work:
         self._judge()
 
     def _go_on(self, speech: Utterance, window: Window) -> None:
-        """Speech is added; where its words so far were heard provisionally, nobody waits for surer ones of them."""
-        if speech.reading is not None and speech.asked is not None and speech.asked.best and speech.closing is None:
+        """Speech is added; where its words so far were heard provisionally, nobody waits for surer ones of them.
+
+        What was begun in a gap within words is let go on where a partial is due, and then is one.
+        """
+        due = window.end >= speech.partial_due
+        open_ = speech.closing is None
+        if open_ and speech.reading is not None and (due or speech.published):
+            if not speech.published:
+                self._show(speech.reading)
+            self._set(partial_due=window.end + samples(PARTIAL_EVERY_MS))
+        unwanted = speech.reading is not None or not due
+        if open_ and unwanted and speech.asked is not None and speech.asked.best:
             self.outcomes.append(Cancel(speech.asked.ask_id))
-            self._set(asked=None, partial_due=window.end + samples(PARTIAL_EVERY_MS))
+            self._set(asked=None)
         thought = speech.paused and _lasted(speech, self._rules_of(speech).turn_ms)
         self._set(
             thinking=max(speech.thinking, speech.pause) if thought else speech.thinking,
@@ -469,8 +479,8 @@ class _Work:
         if not speech.paused and not speech.sealed:
             if ms(speech.position - speech.windows[0].start) >= UTTERANCE_MS_MAX:
                 self._seal()
-            elif speech.asked is None and speech.position >= speech.partial_due and self._may_ask_partial(speech):
-                self._ask(speech, best=False)
+            else:
+                self._read_on(speech)
             return
         hesitation_ms = min(rules.hesitation_ms, completion_ms)
         # While there is time to spare, the reading is begun before it is certain that it will be wanted.
@@ -488,6 +498,21 @@ class _Work:
             self._give_up(speech)
         elif not speech.sealed and _lasted(speech, completion_ms):
             self._seal()
+
+    def _read_on(self, speech: Utterance) -> None:
+        """Asks, while the caller speaks, for what may turn out to be the best reading, or for a partial that is due.
+
+        The last window of speech is mostly one of a voice that fades, which may be the end: there is time to spare
+        for this, or else the reading waits for silence.
+        """
+        fades = self._partials_apart == 1 and speech.fades and speech.reading is None and not speech.failures
+        asked = speech.asked
+        if fades and not (asked is not None and asked.best) and self._may_ask_partial(speech):
+            if asked is not None:
+                self.outcomes.append(Cancel(asked.ask_id))
+            self._ask(speech, best=True)
+        elif asked is None and speech.position >= speech.partial_due and self._may_ask_partial(speech):
+            self._ask(speech, best=False)
 
     def _is_over(self, speech: Utterance, reading: Reading) -> bool:
         """Whether the pause is long enough for the words."""
@@ -613,6 +638,13 @@ class _Work:
         deadline_s = FINAL_DEADLINE_S if best else PARTIAL_DEADLINE_S
         self.outcomes.append(Ask(asked.ask_id, "stt", request, deadline_s, self.state.turn + 1))
         return self._set(asked=asked, asks=speech.asks + 1)
+
+    def _show(self, reading: Reading) -> None:
+        """Emits the words as a partial, unless the last one said the same."""
+        speech = self.state.speech
+        assert speech is not None
+        if reading.text and (speech.partial is None or speech.partial.text != reading.text):
+            self._publish(reading, 0)
 
     def _publish(self, reading: Reading, pause_ms: int) -> None:
         """Emits the reading as the utterance's next revision."""

@@ -133,6 +133,11 @@ class Utterance:
         return self.position - self.end
 
     @property
+    def fades(self) -> bool:
+        """Whether the last window was less certainly speech than what speech begins with: often it is the last one."""
+        return self.windows[-1].probability < SPEECH_ABOVE
+
+    @property
     def pcm(self) -> bytes:
         """All its audio so far."""
         return b"".join(window.pcm for window in self.windows)

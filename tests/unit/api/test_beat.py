@@ -8,17 +8,19 @@ from typing import Any
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
-from api.beat import ON_BEAT, Beat, MediaProtocol
+from api.beat import FEW, ON_BEAT, Beat, MediaProtocol
 from tests.simulation.simulated import simulate
 
 
-def beats(arrivals_ms: list[float], again: int = 0) -> list[int]:
+def beats(arrivals_ms: list[float], again: int = 0, sockets: int = FEW + 1) -> list[int]:
     """When those who came then were called back, in ms; who waits `again` so many times does so when called back."""
     called: list[int] = []
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
         beat = Beat(40)
+        for _ in range(sockets):
+            beat.join()
         left = again
 
         def call_back() -> None:
@@ -49,6 +51,32 @@ def test_nobody_waits_longer_than_a_beat() -> None:
 
 def test_who_waits_again_when_called_back_waits_for_the_next_beat() -> None:
     assert beats([0], again=3) == [40, 80, 120, 160]
+
+
+def test_few_sockets_are_read_twice_as_often() -> None:
+    assert beats([1, 3, 39, 41, 79], sockets=FEW) == [20, 20, 40, 60, 80]
+    assert beats([0], again=3, sockets=FEW) == [20, 40, 60, 80]
+
+
+def test_the_beat_becomes_faster_as_sockets_leave_and_is_never_out_of_step() -> None:
+    called: list[int] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        beat = Beat(40)
+
+        def call_back() -> None:
+            called.append(round(loop.time() * 1000))
+
+        for change, wait_ms in ((beat.join, 5), (beat.join, 30), (beat.leave, 40), (beat.leave, 30)):
+            for _ in range(FEW):
+                change()
+            beat.wait(call_back)
+            await asyncio.sleep(wait_ms / 1000)
+
+    simulate(run())
+    # With 4, 8, 4 and none, asked for at 0, 5, 35 and 75 ms: the second found the first one's beat.
+    assert called == [20, 20, 40, 80]
 
 
 class ByHand(Beat):

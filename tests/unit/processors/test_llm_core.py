@@ -19,7 +19,7 @@ from processors.llm.caller import Caller
 from processors.llm.core import Conversation
 from processors.llm.knowledge import KnowledgeIndex, Vectors
 from processors.llm.memory import Exchange, Memory, heard_until, remember_turn
-from processors.llm.patience import MISSES_MAX, TRIED_EACH, Patience
+from processors.llm.patience import MISSES_MAX, Patience
 from processors.llm.requests import render_call, tool_call_id
 from processors.llm.stage import create_core
 from processors.llm.state import State
@@ -903,40 +903,46 @@ def test_a_model_that_does_not_begin_in_time_is_not_waited_for(call: Call) -> No
     assert not call.asks
 
 
-def patient() -> Call:
+def patient(patience: Patience) -> Call:
     """A call whose agent's model is waited for only as long as it is worth it."""
-    core = create_core(Settings(data_dir=Path("/nowhere")), AGENTS, embed, {}, patience=Patience())
+    core = create_core(Settings(data_dir=Path("/nowhere")), AGENTS, embed, {}, patience=patience)
     call = Call(core, core.start(SESSION))
     call.receive(started())
     return call
 
 
-def test_a_model_that_never_begins_in_time_is_tried_now_and_then_until_it_does() -> None:
-    call = patient()
+def test_a_model_that_never_begins_in_time_is_not_waited_for_until_a_rehearsal_says_so() -> None:
+    patience = Patience()
+    call = patient(patience)
+    numbers = itertools.count(1)
 
     def asked(turn: int) -> bool:
         call.receive(intent(turn, "none", "which colours suit mountain people", 0.1))
         call.embedded()
         return any(ask.role == "llm" for ask in call.asks.values())
 
-    def late(turn: int) -> bool:
+    def late() -> bool:
+        turn = next(numbers)
         was_asked = asked(turn)
         if was_asked:
             call.apply(Woken(f"turn-{turn}-model"))
         assert {event.source for event in call.log if event.turn == turn} == {"clarification"}
         return was_asked
 
-    numbers = itertools.count(1)
-    waits = [False] * (TRIED_EACH - 1) + [True]
-    assert [late(next(numbers)) for _ in range(1 + TRIED_EACH)] == [True, *waits], "a single try at first"
-    assert [asked(next(numbers)) for _ in range(2 * TRIED_EACH)] == [False] * TRIED_EACH + waits, "then ever less often"
+    assert [late() for _ in range(50)] == [True] + [False] * 49, "a single try at first"
+    patience.rehearsed("shop", in_time=False)
+    assert not late()
+    patience.rehearsed("shop", in_time=True)
+    assert [late() for _ in range(3)] == [True, False, False]
+    patience.rehearsed("shop", in_time=True)
+    assert asked(next(numbers))
     call.model("Bright colours are easy to see. ")
     assert call.last().source == "model"
-    assert [late(next(numbers)) for _ in range(MISSES_MAX + TRIED_EACH)] == [True] * MISSES_MAX + waits
+    assert [late() for _ in range(MISSES_MAX + 2)] == [True] * MISSES_MAX + [False] * 2, "it can make it"
 
 
 def test_an_answer_that_a_model_began_before_a_crash_is_its_own_however_late_it_is_now() -> None:
-    call = patient()
+    call = patient(Patience())
     call.receive(intent(1, "none", "which colours suit mountain people", 0.1))
     call.embedded()
     call.apply(Woken("turn-1-model"))

@@ -2,13 +2,26 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from processors.engine import HeardWord, Transcribe, Transcribed
 from processors.stage import Ask
 from processors.stt.core import SttCore
+from processors.stt.pace import PartialPace
+from processors.stt.state import ms
 from schemas.events import TranscriptKind
-from tests.unit.processors.test_stt_core import Ear, ScriptedDetector, cut, cut_from, heard, read, silence, speech
+from tests.unit.processors.test_stt_core import (
+    Ear,
+    ScriptedDetector,
+    cut,
+    cut_from,
+    heard,
+    murmur,
+    read,
+    silence,
+    speech,
+)
 
 
 def test_a_reading_that_comes_when_the_turn_is_over_is_the_final_alone() -> None:
@@ -68,11 +81,75 @@ def test_under_load_nothing_is_read_before_the_hesitation() -> None:
     assert len(ear.requests) == 1
 
 
+# ---- voices that fade
+
+
+def test_the_reading_is_begun_while_the_voice_fades() -> None:
+    ear = heard(silence(384) + speech(512) + murmur(32))
+    assert [request.partial for request in ear.requests] == [False]
+    assert ear.kinds() == ["speech_started"]
+    ear.hear(cut_from(silence(400), ear))
+    assert ear.kinds() == ["speech_started", "partial", "final"]
+    assert len(ear.requests) == 1
+    assert len(ear.requests[0].pcm) > 2 * 16 * 512, "what fades is read, too"
+
+
+def test_what_is_begun_while_the_voice_fades_is_begun_anew_where_that_was_not_its_end() -> None:
+    ear = heard(silence(384) + speech(512) + murmur(64) + silence(400))
+    first, second = ear.requests
+    assert len(second.pcm) == len(first.pcm) + 2 * 512
+    assert ear.finals()[0].audio_end_ms >= 384 + 512 + 64 - 32
+
+
+def test_a_gap_within_words_leaves_no_trace() -> None:
+    ear = heard(silence(384) + speech(384) + murmur(32) + speech(96))
+    assert ear.kinds() == ["speech_started"]
+    waiting = Ear()
+    waiting.hear(cut(silence(384) + speech(384) + murmur(32) + speech(32), [320]), answer_every=10_000)
+    assert len(waiting.requests) == 1
+    assert waiting.asks == [], "nobody waits for it any more"
+
+
+def test_what_was_begun_in_a_gap_is_a_partial_where_one_is_due() -> None:
+    for text in (murmur(32), silence(64)):
+        ear = Ear()
+        ear.hear(cut(silence(384) + speech(512) + text + speech(192), [320]), answer_every=10_000)
+        (ask,) = ear.asks
+        ear.tell(ask, provisionally())
+        assert [(event.text, event.pause_ms) for event in ear.log[1:]] == [("a blue tent.", 0)]
+        assert ear.asks == []
+
+
+def test_a_voice_that_fades_again_and_again_is_heard_in_partials_all_the_same() -> None:
+    ear = heard(silence(384) + (speech(160) + murmur(32)) * 20, answer=lambda request: provisionally_read(request))
+    partials = [event for event in ear.log if event.kind is TranscriptKind.PARTIAL]
+    assert len(partials) >= 4
+    assert [event.pause_ms for event in partials] == [0] * len(partials)
+
+
+def test_readings_of_what_may_go_on_share_what_partials_may_take() -> None:
+    core = SttCore(ScriptedDetector(), pace=PartialPace(share=0.0))
+    ear = heard(silence(384) + (speech(160) + murmur(32)) * 50, core=core)
+    asked_ms = [ms(len(request.pcm) // 2) for request in ear.requests]
+    assert 0 < len(asked_ms) <= 13
+    ear.hear(cut_from(silence(400), ear))
+    assert len(ear.finals()) == 1
+
+
+def test_under_load_a_voice_that_fades_is_waited_for() -> None:
+    core = SttCore(ScriptedDetector(), partials_apart=lambda: 2)
+    assert heard(silence(384) + speech(512) + murmur(32), core=core).requests == []
+
+
 # ---- provisional readings
 
 
 def provisionally(text: str = "a blue tent.", compute_ms: float = 100.0) -> Transcribed:
     return said(text, compute_ms=compute_ms, provisional=True)
+
+
+def provisionally_read(request: Transcribe) -> Transcribed:
+    return msgspec.structs.replace(read(request), provisional=not request.partial)
 
 
 def said(text: str, **fields: Any) -> Transcribed:

@@ -174,16 +174,12 @@ class WhisperEngine:
         """
         first, *others = readers
         second = others[0] if others and not (asked.request.partial or asked.request.quick) else None
-        began_s, mine_s = self._now_s(), self._mine_s
-        encoded = first.encode(asked.request.pcm)
-        if asked.stopped():
-            return None
-        # Not before: many readings are begun in a gap within words, and are not wanted any more by now.
         ahead = self._begun_ahead(second, asked.request)
-        reading = first.read(encoded, asked.seconds, asked.request, _spoken(first, encoded, asked.candidates))
-        if asked.stopped():
+        began_s, mine_s = self._now_s(), self._mine_s
+        heard = self._first(first, asked)
+        if heard is None:
             return None
-        heard: _Heard = (first, encoded, reading)
+        _, _, reading = heard
         spent_s = self._now_s() - began_s
         complete = self._judged(reading, asked.request)
         if not asked.request.partial and _is_probable(reading):
@@ -234,6 +230,16 @@ class WhisperEngine:
             self._judged_ahead = self._judging.submit(self._complete, reading.text)
         return None
 
+    @staticmethod
+    def _first(reader: Reader, asked: "_Asked") -> "_Heard | None":
+        """What the first reader makes of it; None where it was stopped."""
+        encoded = reader.encode(asked.request.pcm)
+        if asked.stopped():
+            return None
+        language = _spoken(reader, encoded, asked.candidates)
+        reading = reader.read(encoded, asked.seconds, asked.request, language)
+        return None if asked.stopped() else (reader, encoded, reading)
+
     def _opinion(
         self, second: Reader, ahead: "Future[Any] | None", reading: Reading, asked: "_Asked", first_s: float
     ) -> "_Heard | None":
@@ -254,7 +260,7 @@ class WhisperEngine:
         return second, encoded, other
 
     def _begun_ahead(self, second: Reader | None, request: Transcribe) -> "Future[Any] | None":
-        """The second reader's encoding, begun beside the first one's decoding where it will probably be wanted.
+        """The second reader's encoding, begun beside the first one's reading where it will probably be wanted.
 
         Only while a core has nothing to do, and nobody else is read.
         """

@@ -101,7 +101,8 @@ class MediaProtocol(WebSocketsSansIOProtocol):
 
     def _join(self, urgent: Callable[[], bool]) -> None:
         self._urgent = urgent
-        if not self._on_beat:
+        # Who has gone while the call began will not leave again.
+        if not self._on_beat and not self.disconnected:
             self._on_beat = True
             self._beat.join()
 

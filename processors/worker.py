@@ -1,12 +1,10 @@
 """A stage's process: `python -m processors.worker STAGE`."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -20,7 +18,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from processors.agent_models import check_models
 from processors.agents import Agent, load_agents
 from processors.choices import SWAPPABLE
-from processors.engine import CallTool, Embed, Embedded, EngineClient, EngineError
+from processors.engine import Embed, Embedded, EngineClient, EngineError
 from processors.generations import Generations
 from processors.health import Health
 from processors.hosted import hosted_roles
@@ -46,7 +44,6 @@ from streams.yamlfile import ConfigError
 log = structlog.get_logger(__name__)
 
 EMBED_S = 60.0
-OWN_PAGE_S = 5.0
 EmbedTexts = Callable[[tuple[str, ...]], NDArray[np.float32]]
 
 
@@ -172,6 +169,10 @@ async def work(settings: Settings, stage: Stage) -> None:
     # A producer's first record waits for connections and an id; that shall not be the first caller's.
     await producer.publish_raw(state_topic(stage.name), b"warm-up", None)
     await shell.prepare()
+    if "tools" in stage.roles:
+        from processors.llm import tools
+
+        await tools.warm()
     await standby.turn()
     for role, client in plain.items():
         if isinstance(client, Generations):
@@ -183,8 +184,9 @@ async def work(settings: Settings, stage: Stage) -> None:
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
     announcing = loop.create_task(_announce(settings, stage, shell, server.server_port))
     watching = loop.create_task(watch.run(settings, codec))
-    page = f"http://127.0.0.1:{server.server_port}/metrics"
-    rehearsing = loop.create_task(_rehearse(stage, agents, patience, plain, clock, lambda: watch.spares_time, page))
+    rehearsing = loop.create_task(
+        _rehearse(stage, agents, patience, plain, clock, lambda: watch.spares_time, shell.stop)
+    )
     try:
         await shell.run()
     finally:
@@ -205,22 +207,18 @@ async def _rehearse(
     engines: Mapping[str, EngineClient],
     clock: Clock,
     spares_time: Callable[[], bool],
-    page: str,
+    bug: Callable[[BaseException], None],
 ) -> None:
-    """Does once what would be done for the first time while a caller waits; `page` is one of this process's own.
-
-    Finds out which agents' callers wait for the language model; those that it may have a tool for always do.
-    """
+    """Finds out which agents' callers wait for the language model; those that it may have a tool for always do."""
     if stage.name == "llm":
         from processors.llm.offers import offers_of
         from processors.llm.rehearsal import Rehearsal
 
-        # With its first call an HTTP client loads most of what it consists of.
-        with contextlib.suppress(EngineError):
-            async with aclosing(engines["tools"].ask(CallTool("GET", page, {}, b"", ""), OWN_PAGE_S)) as replies:
-                await anext(replies)
         asked = [agent for agent in agents.values() if not offers_of(agent)]
-        await Rehearsal(asked, patience, engines["llm"], clock, spares_time).run()
+        try:
+            await Rehearsal(asked, patience, engines["llm"], clock, spares_time).run()
+        except Exception as error:
+            bug(error)
 
 
 async def _announce(settings: Settings, stage: Stage, shell: Shell, metrics_port: int) -> None:

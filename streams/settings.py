@@ -90,7 +90,12 @@ class ApiSettings(BaseModel):
         description="over how many of a gateway's partitions new calls are spread; empty: all, but 2 in `trunkline up` "
         "with a broker of its own. Few cost the log less, and suffice where each stage has one worker",
     )
-    frame_ms: int = Field(40, ge=20, le=100, description="how often callers' audio is read and written: a frame")
+    frame_ms: int = Field(
+        40,
+        ge=20,
+        le=100,
+        description="how often callers' audio is read and written: a frame; twice as often with few calls",
+    )
     quiet_frame_ms: int = Field(1000, ge=20, le=1000, description="length of frames while a caller is silent")
     barge_in_ms: int = Field(
         1500, ge=0, le=5000, description="sound over the agent, which hushes it, that stops it though it has no words"

@@ -1,14 +1,14 @@
 """Whether an agent's language model begins its answers in time, found out while no caller waits for it."""
 
-import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 
 import structlog
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from processors.agents import Agent
+from processors.choices import History
 from processors.engine import EngineClient, EngineError, Generated
+from processors.generations import ForTurns
 from processors.llm.chat import rehearsal_of
 from processors.llm.patience import Patience
 from processors.llm.sentences import take_sentences
@@ -19,9 +19,8 @@ log = structlog.get_logger(__name__)
 TRIES = 3
 """The first reads the agent's rules, which the model then remembers."""
 LOOK_S = 1.0
-RETRY_S = 2.0
 LOADS_MAX = 30
-"""Times that a model is asked which may still be loading."""
+"""Looks for which a model may still be loading."""
 
 
 class Rehearsal:
@@ -44,47 +43,40 @@ class Rehearsal:
 
     async def run(self) -> None:
         """Never ends by itself."""
-        for agent in self._agents:
-            await self._rehearse(agent, LOADS_MAX)
+        loading = {agent.id: LOADS_MAX for agent in self._agents}
         while True:
-            await self._clock.sleep(LOOK_S)
             for agent in self._agents:
-                if self._patience.wants_rehearsal(agent.id) and self._spares_time():
-                    await self._rehearse(agent)
+                left = loading.get(agent.id, 0)
+                if (left or self._patience.wants_rehearsal(agent.id)) and self._spares_time():
+                    in_time = await self._makes_it(agent)
+                    loading[agent.id] = left - 1 if left and in_time is None else 0
+                    self._patience.rehearsed(agent.id, in_time)
+            await self._clock.sleep(LOOK_S)
 
-    async def _rehearse(self, agent: Agent, attempts_max: int = 1) -> None:
-        """One sentence in time will do. A model that fails was not late: callers find that out, as ever."""
-        attempts = AsyncRetrying(
-            sleep=self._clock.sleep,
-            stop=stop_after_attempt(attempts_max),
-            wait=wait_fixed(RETRY_S),
-            retry=retry_if_exception_type(EngineError),
-        )
-        in_time = True
+    async def _makes_it(self, agent: Agent) -> bool | None:
+        """Whether one of some first sentences is there in time; None where the model does not answer."""
+        limit_s = agent.limits.first_sentence_ms_max / 1000
         try:
-            in_time = await attempts(self._makes_it, agent)
-        except RetryError:
-            log.info("model not rehearsed", agent=agent.id)
-        self._patience.rehearsed(agent.id, in_time)
-
-    async def _makes_it(self, agent: Agent) -> bool:
-        for _ in range(TRIES):
-            if await self._begins_in_time(agent):
-                return True
+            for _ in range(TRIES):
+                if await self._first_sentence_s(agent) <= limit_s:
+                    return True
+        except EngineError as error:
+            log.info("model not rehearsed", agent=agent.id, reason=error.reason)
+            return None
+        log.info("model is late", agent=agent.id, limit_s=limit_s)
         return False
 
-    async def _begins_in_time(self, agent: Agent) -> bool:
-        """Whether there is a first sentence within the agent's limit; what comes after that is not waited for."""
-        limits, written = agent.limits, ""
-        try:
-            async with (
-                asyncio.timeout(limits.first_sentence_ms_max / 1000),
-                aclosing(self._engine.ask(rehearsal_of(agent), limits.turn_s_max)) as replies,
-            ):
-                async for reply in replies:
-                    written += reply.text if isinstance(reply, Generated) else ""
-                    if take_sentences(written, complete=False)[0]:
-                        break
-        except TimeoutError:
-            return False
-        return bool(written.strip())
+    async def _first_sentence_s(self, agent: Agent) -> float:
+        """How long it takes. It is waited for however late it is: an engine is blamed for what is withdrawn early."""
+        engine, written = self._engine, ""
+        if isinstance(engine, ForTurns):  # the agent may have a model of its own
+            engine = engine.for_turn(History(self._clock.now_us(), agent_id=agent.id), 1)
+        began_s = self._clock.monotonic_s()
+        async with aclosing(engine.ask(rehearsal_of(agent), agent.limits.turn_s_max)) as replies:
+            async for reply in replies:
+                written += reply.text if isinstance(reply, Generated) else ""
+                if take_sentences(written, complete=False)[0]:
+                    break
+        if not written.strip():
+            raise EngineError("invalid", "no words")
+        return self._clock.monotonic_s() - began_s

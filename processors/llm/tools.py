@@ -4,6 +4,7 @@ Each host has a breaker: one that does not answer is not waited for by every cal
 """
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import OrderedDict
@@ -36,6 +37,13 @@ class _PassingError(Exception):
     def __init__(self, reply: ToolReturned) -> None:
         super().__init__(f"status {reply.status}")
         self.reply = reply
+
+
+async def warm() -> None:
+    """Loads what else the first call would, while its caller waits: most of an HTTP client, as it connects."""
+    async with httpx.AsyncClient() as client:
+        with contextlib.suppress(httpx.TransportError):
+            await client.get("http://127.0.0.1:0/")  # where nobody listens
 
 
 class HttpTools:

@@ -80,7 +80,6 @@ from schemas.events import AudioFrame, Control, ControlKind, Session, SessionKin
 GAP_MS_MAX = 1000  # lost audio up to this is heard as silence; past it the stream starts anew
 FRAME_MS_MAX = 2000
 UTTERANCE_MS_MAX = 28_000  # with pre-roll within the 30 s that an engine reads at once
-READ_MS = 32  # of silence: one window
 PARTIAL_FIRST_MS = 600
 PARTIAL_EVERY_MS = 600
 MISSED_MS_MAX = 100  # shorter than a word
@@ -254,11 +253,11 @@ class _Work:
             self.outcomes.append(Cancel(ask_id))
         if self._pace is not None and not asked.best:
             self._pace.took(reply.compute_ms)
-        wait = self._partials_apart * max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(reply.compute_ms))
-        speech = self._set(asked=None, failures=0, partial_due=speech.position + wait, doubtful=reply.doubtful)
+        speech = self._set(asked=None, failures=0, doubtful=reply.doubtful)
         if whole:
             self._take(speech, reading)
-        elif not speech.sealed:
+        else:
+            self._set(partial_due=self._partial_due(speech.position, reply.compute_ms))
             self._show(reading)
         self._judge()
 
@@ -358,6 +357,7 @@ class _Work:
             frame_at_us=self._now_us,
         )
         self._feed(windows)
+        self._read_ahead()
 
     def _feed(self, windows: Iterable[Window]) -> None:
         left = iter(windows)
@@ -426,7 +426,10 @@ class _Work:
             self._set(later=(*speech.later, window))
             return
         if window.probability < (SPEECH_ABOVE if speech.paused else PAUSE_BELOW):
-            self._set(windows=(*speech.windows, window), paused=True)
+            begins = not speech.paused
+            speech = self._set(windows=(*speech.windows, window), paused=True)
+            if begins:
+                self._adopt_recorded(speech)
         else:
             if speech.published and speech.reading is not None and speech.closing is None:
                 revision = speech.reading.revision
@@ -440,13 +443,13 @@ class _Work:
 
         What was begun in a gap within words is let go on where a partial is due, and then is one.
         """
-        due = window.end >= speech.partial_due
+        reading, due = speech.reading, window.end >= speech.partial_due
         open_ = speech.closing is None
-        if open_ and speech.reading is not None and (due or speech.published):
+        if open_ and reading is not None and (due or speech.published):
             if not speech.published:
-                self._show(speech.reading)
-            self._set(partial_due=window.end + samples(PARTIAL_EVERY_MS))
-        unwanted = speech.reading is not None or not due
+                self._show(reading)
+            self._set(partial_due=max(speech.partial_due, self._partial_due(window.end, reading.compute_ms)))
+        unwanted = reading is not None or not due
         if open_ and unwanted and speech.asked is not None and speech.asked.best:
             self.outcomes.append(Cancel(speech.asked.ask_id))
             self._set(asked=None)
@@ -479,13 +482,11 @@ class _Work:
         if not speech.paused and not speech.sealed:
             if ms(speech.position - speech.windows[0].start) >= UTTERANCE_MS_MAX:
                 self._seal()
-            else:
-                self._read_on(speech)
+            elif speech.asked is None and speech.position >= speech.partial_due and self._may_ask_partial(speech):
+                self._ask(speech, best=False)
             return
         hesitation_ms = min(rules.hesitation_ms, completion_ms)
-        # While there is time to spare, the reading is begun before it is certain that it will be wanted.
-        read_ms = hesitation_ms if self._partials_apart > 1 else min(READ_MS, hesitation_ms)
-        if speech.sealed or _lasted(speech, read_ms):
+        if speech.sealed or _lasted(speech, hesitation_ms):
             speech = self._have_best(speech)
         reading = speech.reading
         if reading is not None and self._is_over(speech, reading):
@@ -499,20 +500,23 @@ class _Work:
         elif not speech.sealed and _lasted(speech, completion_ms):
             self._seal()
 
-    def _read_on(self, speech: Utterance) -> None:
-        """Asks, while the caller speaks, for what may turn out to be the best reading, or for a partial that is due.
+    def _read_ahead(self) -> None:
+        """While there is time to spare, begins the reading before it is certain that it will be wanted.
 
-        The last window of speech is mostly one of a voice that fades, which may be the end: there is time to spare
-        for this, or else the reading waits for silence.
+        That is in the first moment of silence, or before: the last of speech is mostly a voice that fades. Decided once
+        for all that has come, since a long frame tells how it went on.
         """
-        fades = self._partials_apart == 1 and speech.fades and speech.reading is None and not speech.failures
-        asked = speech.asked
-        if fades and not (asked is not None and asked.best) and self._may_ask_partial(speech):
-            if asked is not None:
-                self.outcomes.append(Cancel(asked.ask_id))
+        speech = self.state.speech
+        if speech is None or speech.sealed or speech.closing is not None or self._partials_apart > 1:
+            return
+        if speech.paused:
+            self._have_best(speech)
+            return
+        begun = speech.reading is not None or (speech.asked is not None and speech.asked.best)
+        if speech.fades and not begun and not speech.failures and self._pays(first=False):
+            if speech.asked is not None:
+                self.outcomes.append(Cancel(speech.asked.ask_id))
             self._ask(speech, best=True)
-        elif asked is None and speech.position >= speech.partial_due and self._may_ask_partial(speech):
-            self._ask(speech, best=False)
 
     def _is_over(self, speech: Utterance, reading: Reading) -> bool:
         """Whether the pause is long enough for the words."""
@@ -526,21 +530,38 @@ class _Work:
         return speech.sealed or _lasted(speech, needed_ms)
 
     def _have_best(self, speech: Utterance) -> Utterance:
-        """Sees to it that the best reading of all speech so far is there, or asked for."""
+        """Sees to it that the best reading of all speech so far is there, or asked for; returns what is so then."""
         settled = speech.reading is not None and speech.reading.settled
         if settled or (speech.asked and speech.asked.best and speech.asked.covers == speech.end):
             return speech
-        for event in speech.recorded if speech.reading is None else ():
-            if event.kind is TranscriptKind.PARTIAL and event.pause_ms and event.audio_end_ms == ms(speech.end):
-                speech = self._set(reading=_recorded_reading(event, speech.end), published=True)
         if speech.failures >= (ATTEMPTS_MAX_SEALED if speech.sealed else ATTEMPTS_MAX):
             return speech
         if speech.asked is not None:
             self.outcomes.append(Cancel(speech.asked.ask_id))
         return self._ask(speech, best=True)
 
+    def _adopt_recorded(self, speech: Utterance) -> None:
+        """What others were given to work on in this pause before a crash, they go on with; it is settled anew."""
+        readings = [
+            _recorded_reading(event, speech.end)
+            for event in speech.recorded
+            if event.kind is TranscriptKind.PARTIAL and event.pause_ms and event.audio_end_ms == ms(speech.end)
+        ]
+        if not readings:
+            return
+        mine, speech = speech.reading, self._set(reading=readings[-1], published=True)
+        if mine is not None and mine.settled:
+            self._take(speech, mine)
+
     def _may_ask_partial(self, speech: Utterance) -> bool:
-        return self._pace is None or self._pace.take(self._now_us, first=speech.asks == 0)
+        return self._pays(first=speech.partials == 0)
+
+    def _pays(self, first: bool) -> bool:
+        return self._pace is None or self._pace.take(self._now_us, first)
+
+    def _partial_due(self, since: int, compute_ms: float) -> int:
+        """When the next partial may be asked for, after one that was told then and took so long."""
+        return since + self._partials_apart * max(samples(PARTIAL_EVERY_MS), PARTIAL_LOAD_MAX * samples(compute_ms))
 
     def _seal(self) -> None:
         """Nothing more belongs to the utterance; it ends as soon as it has been read."""
@@ -637,13 +658,13 @@ class _Work:
         )
         deadline_s = FINAL_DEADLINE_S if best else PARTIAL_DEADLINE_S
         self.outcomes.append(Ask(asked.ask_id, "stt", request, deadline_s, self.state.turn + 1))
-        return self._set(asked=asked, asks=speech.asks + 1)
+        return self._set(asked=asked, asks=speech.asks + 1, partials=speech.partials + (not best))
 
     def _show(self, reading: Reading) -> None:
         """Emits the words as a partial, unless the last one said the same."""
         speech = self.state.speech
         assert speech is not None
-        if reading.text and (speech.partial is None or speech.partial.text != reading.text):
+        if reading.text and not speech.sealed and (speech.partial is None or speech.partial.text != reading.text):
             self._publish(reading, 0)
 
     def _publish(self, reading: Reading, pause_ms: int) -> None:

@@ -95,9 +95,10 @@ class Utterance:
     """Speech from its onset until its final.
 
     `windows` start with the pre-roll; `end` is the sample after the last speech, which `ended_at` is the arrival of.
-    Once `sealed`, what comes belongs to the next utterance and waits in `later`. `doubtful` is what the last answer to
-    an ask said of itself, for the next one. `thinking` is the longest pause, in samples, that was as long as the turn
-    pause and after which the caller went on; also the one before it, where that was taken for the end of a turn.
+    Once `sealed`, what comes belongs to the next utterance and waits in `later`. Of the `asks`, `partials` were for no
+    more than a partial. `doubtful` is what the last answer to an ask said of itself, for the next one. `thinking` is
+    the longest pause, in samples, that was as long as the turn pause and after which the caller went on; also the one
+    before it, where that was taken for the end of a turn.
     """
 
     cause: Heard
@@ -111,6 +112,7 @@ class Utterance:
     later: tuple[Window, ...] = ()
     revision: int = 0
     asks: int = 0
+    partials: int = 0
     asked: Asked | None = None
     doubtful: bool = False
     thinking: int = 0

@@ -85,6 +85,13 @@ class ByHand(Beat):
     def __init__(self) -> None:
         super().__init__(every_ms=3_600_000)
         self.callbacks: list[Callable[[], None]] = []
+        self.on_it = 0
+
+    def join(self) -> None:
+        self.on_it += 1
+
+    def leave(self) -> None:
+        self.on_it -= 1
 
     def wait(self, callback: Callable[[], None]) -> None:
         self.callbacks.append(callback)
@@ -96,16 +103,24 @@ class ByHand(Beat):
 
 
 class Listener:
-    """An application that notes what it hears; the word `urgent` makes what follows so, `calm` ends that."""
+    """An application that notes what it hears; the word `urgent` makes what follows so, `calm` ends that.
+
+    It is ready for a call when `begun` is set.
+    """
 
     def __init__(self) -> None:
         self.heard: asyncio.Queue[str] = asyncio.Queue()
         self.urgent = False
+        self.begun = asyncio.Event()
+        self.begun.set()
+        self.joined = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
+        await self.begun.wait()
         scope[ON_BEAT](lambda: self.urgent)
+        self.joined.set()
         while (message := await receive())["type"] == "websocket.receive":
             word = message["text"]
             self.urgent = (self.urgent or word == "urgent") and word != "calm"
@@ -161,5 +176,30 @@ def test_what_is_urgent_waits_for_no_beat() -> None:
         assert listener.heard.empty()
         await beaten(beat)
         assert await listener.heard.get() == "three"
+
+    converse(talk)
+
+
+def test_a_socket_is_on_the_beat_until_it_is_closed() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        await listener.joined.wait()
+        assert beat.on_it == 1
+        socket.transport.abort()
+        while beat.on_it:  # noqa: ASYNC110  the protocol tells nobody
+            await asyncio.sleep(0.001)
+
+    converse(talk)
+
+
+def test_a_caller_who_has_gone_before_the_call_began_is_not_on_the_beat() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        listener.joined.clear()
+        listener.begun.clear()
+        async with connect(f"ws://127.0.0.1:{socket.remote_address[1]}") as other:
+            other.transport.abort()
+        await asyncio.sleep(0.05)
+        listener.begun.set()
+        await listener.joined.wait()
+        assert beat.on_it == 1, "the one who is there"
 
     converse(talk)

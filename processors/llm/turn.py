@@ -7,7 +7,7 @@ from typing import Any
 from processors.agents import IntentSpec, Tool
 from processors.engine import Chosen
 from processors.llm.decide import Call, Look
-from processors.stage import Emit, Outcome, Position, caused
+from processors.stage import Emit, Outcome, Position, caused, event_id
 from schemas.event import Event
 from schemas.events import Intent, Response, ResponseKind
 
@@ -210,7 +210,7 @@ def complete(turn: Turn, outcome: str, now_us: int, action: str = "", target: st
         "documents": turn.documents,
         **_cost(turn),
     }
-    return [respond(turn, END, ResponseKind.COMPLETED, now_us, **fields)]
+    return [_end(turn, ResponseKind.COMPLETED, now_us, fields)]
 
 
 def cancelled(turn: Turn, now_us: int) -> list[Outcome]:
@@ -222,7 +222,22 @@ def cancelled(turn: Turn, now_us: int) -> list[Outcome]:
         return []
     text = " ".join(turn.sentences)
     fields = {"sentence": len(turn.sentences), "text": text, **_cost(turn)}
-    return [respond(turn, END, ResponseKind.CANCELLED, now_us, **fields)]
+    return [_end(turn, ResponseKind.CANCELLED, now_us, fields)]
+
+
+def end_id(session_id: str, number: int) -> str:
+    """The id of a committed turn's last event, whatever record it comes of.
+
+    A worker that wakes up after it was replaced may come to another end by another way: the first one is the truth.
+    """
+    return event_id(session_id, f"turn-{number}-{END}")
+
+
+def _end(turn: Turn, kind: ResponseKind, now_us: int, fields: Mapping[str, Any]) -> Emit:
+    emit = respond(turn, END, kind, now_us, **fields)
+    if not turn.committed:
+        return emit
+    return Emit(replace(emit.event, event_id=end_id(turn.cause.session_id, turn.number)))
 
 
 def _cost(turn: Turn) -> dict[str, Any]:

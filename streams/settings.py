@@ -94,7 +94,7 @@ class ApiSettings(BaseModel):
         40,
         ge=20,
         le=100,
-        description="how often callers' audio is read and written: a frame; twice as often with few calls",
+        description="how often callers' audio is read and written: a frame; other lengths with few and many calls",
     )
     quiet_frame_ms: int = Field(1000, ge=20, le=1000, description="length of frames while a caller is silent")
     barge_in_ms: int = Field(

@@ -5,14 +5,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
-from api.beat import FEW, ON_BEAT, Beat, MediaProtocol
+from api.beat import ON_BEAT, SLOWER_FROM, Beat, MediaProtocol
 from tests.simulation.simulated import simulate
 
 
-def beats(arrivals_ms: list[float], again: int = 0, sockets: int = FEW + 1) -> list[int]:
+def beats(arrivals_ms: list[float], again: int = 0, sockets: int = SLOWER_FROM[0]) -> list[int]:
     """When those who came then were called back, in ms; who waits `again` so many times does so when called back."""
     called: list[int] = []
 
@@ -53,9 +54,13 @@ def test_who_waits_again_when_called_back_waits_for_the_next_beat() -> None:
     assert beats([0], again=3) == [40, 80, 120, 160]
 
 
-def test_few_sockets_are_read_twice_as_often() -> None:
-    assert beats([1, 3, 39, 41, 79], sockets=FEW) == [20, 20, 40, 60, 80]
-    assert beats([0], again=3, sockets=FEW) == [20, 40, 60, 80]
+@pytest.mark.parametrize(
+    ("sockets", "every_ms"), [(1, 20), (4, 20), (5, 40), (23, 40), (24, 60), (35, 60), (36, 80), (500, 80)]
+)
+def test_the_more_sockets_there_are_the_less_often_they_are_read(sockets: int, every_ms: int) -> None:
+    assert beats([0], again=3, sockets=sockets) == [every_ms, 2 * every_ms, 3 * every_ms, 4 * every_ms]
+    arrivals_ms = [1.0, every_ms - 1.0, every_ms + 1.0]
+    assert beats(arrivals_ms, sockets=sockets) == [every_ms, every_ms, 2 * every_ms]
 
 
 def test_the_beat_becomes_faster_as_sockets_leave_and_is_never_out_of_step() -> None:
@@ -69,7 +74,7 @@ def test_the_beat_becomes_faster_as_sockets_leave_and_is_never_out_of_step() -> 
             called.append(round(loop.time() * 1000))
 
         for change, wait_ms in ((beat.join, 5), (beat.join, 30), (beat.leave, 40), (beat.leave, 30)):
-            for _ in range(FEW):
+            for _ in range(4):
                 change()
             beat.wait(call_back)
             await asyncio.sleep(wait_ms / 1000)

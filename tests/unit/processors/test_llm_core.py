@@ -891,6 +891,23 @@ def test_the_index_finds_each_passage_once_and_only_in_the_documents_named() -> 
     assert index.search(vector[:5]) == []
 
 
+def test_a_turn_has_one_end_whichever_way_a_worker_came_to_it() -> None:
+    """One that was replaced may know less of the call, and end the turn another way when it wakes up."""
+    core, ends = create_core(Settings(data_dir=Path("/nowhere")), AGENTS, embed, {}), []
+    for ahead in (True, False):
+        call = Call(core, core.start(SESSION))
+        call.receive(started())
+        asked = intent(1, "thanks", "thanks")
+        if ahead:
+            call.receive(replace(asked, event_id="0" * 32, committed=False))
+            assert call.kinds(1)[-1] == "sentence"
+        call.receive(asked)
+        ends.append(call.last())
+    answered, zombies = ends
+    assert answered.causation_id != zombies.causation_id
+    assert answered.event_id == zombies.event_id
+
+
 def test_a_model_that_does_not_begin_in_time_is_not_waited_for(call: Call) -> None:
     call.receive(intent(1, "none", "which colours suit mountain people", 0.1))
     call.embedded()

@@ -192,13 +192,15 @@ class Frames:
         self._strong_bytes = self._strong_bytes + len(piece) if strong else 0
         return loud
 
-    def take_due(self, spoken_over: bool = False) -> list[bytes]:
+    def take_due(self, spoken_over: bool = False, behind: bool = False) -> list[bytes]:
         """The frames to be written now; what is left over waits for more.
 
         Over the agent's speech (`spoken_over`) nothing waits but silence, half as long: the agent is to be stopped
-        soon, and the newest frame tells how much of it has been heard where a gateway is killed.
+        soon, and the newest frame tells how much of it has been heard where a gateway is killed. While the log is
+        `behind` nobody hears it soon, and as many frames as may wait shall hold as much speech as they can.
         """
-        if self.waiting_ms < self._due_ms(spoken_over):
+        due_ms = self._due_ms(spoken_over)
+        if self.waiting_ms < (max(due_ms, self._lengths.speech_ms) if behind else due_ms):
             return []
         data = self.flush()
         frames = [data[start : start + self._size_max] for start in range(0, len(data), self._size_max)]

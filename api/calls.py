@@ -35,6 +35,8 @@ REST_S = 0.3
 # From the onset of a sound over the agent, after quiet: whether it is speech is certain after 128 ms of it, but it may
 # begin softly. On a line that is never quiet nothing is urgent.
 URGENT_S = 0.4
+# That the log has not confirmed: half a second at least, where it takes some 10 ms.
+BEHIND_FRAMES = 25
 _LONGER = 3  # times a frame's usual length, amid speech
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
 
@@ -170,7 +172,8 @@ class Call:
             self._writing.cancel()
             self._writing = None
         if not self.ended.is_set():
-            for frame in self._frames.take_due(spoken_over=self._playback.playing(self._now_ms())):
+            spoken_over, behind = self._playback.playing(self._now_ms()), self.journal.unacknowledged > BEHIND_FRAMES
+            for frame in self._frames.take_due(spoken_over, behind):
                 self.journal.frame(self._dialect.pcm(frame))
 
     def is_urgent(self) -> bool:

@@ -118,6 +118,15 @@ def test_frames_are_long_only_where_nobody_waits_for_them() -> None:
     assert in_frames(frames, [SILENCE, SPEECH]) == [80], "a sound ends the wait at once"
 
 
+@pytest.mark.parametrize("piece", [SPEECH, SILENCE, MURMUR])
+def test_frames_are_long_while_the_log_is_behind(piece: bytes) -> None:
+    frames, lengths = Frames(20, LENGTHS), []
+    for _ in range(12):
+        frames.add(piece, peak_of(piece))
+        lengths += [len(frame) // BYTES_PER_MS for frame in frames.take_due(spoken_over=True, behind=True)]
+    assert lengths == [120, 120]
+
+
 def test_over_the_agents_speech_no_frame_waits() -> None:
     frames = Frames(20, LENGTHS)
     in_frames(frames, [SPEECH] * 48)

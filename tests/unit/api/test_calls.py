@@ -11,6 +11,7 @@ import msgspec
 from api.calls import URGENT_S, Call, new_call
 from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
+from api.journal import UNACKNOWLEDGED_MAX
 from processors.agents import Pauses
 from processors.stage import caused
 from schemas.event import Event
@@ -105,6 +106,19 @@ async def test_what_was_sent_to_a_client_that_fell_silent_is_not_taken_for_heard
     call.audio(bytes(640))
     (heard,) = [event for event in gateway.published if isinstance(event, Control)]
     assert (heard.kind, heard.heard_ms) == (ControlKind.PLAYOUT, 100)
+    call.end("hung_up")
+
+
+async def test_what_a_log_that_is_away_has_to_take_later_is_long_enough_for_an_outage() -> None:
+    gateway = Gateway()
+    gateway.router.clock = Hands()
+    call = await begun(gateway)
+    gateway.acknowledged = asyncio.get_running_loop().create_future()
+    for number in range(20 * 50):  # of words and gaps, in which no frame is long else
+        await say(call, bytes(640) if number % 10 else b"\x00\x40" * 320)
+    frames = [event for event in gateway.published if isinstance(event, AudioFrame)]
+    assert len(frames) < UNACKNOWLEDGED_MAX
+    assert sum(len(event.pcm) for event in frames) >= 19_500 * 32, "of 20 s of speech"
     call.end("hung_up")
 
 

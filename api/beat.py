@@ -22,6 +22,8 @@ It is given what says whether the next message is urgent, which is read as soon 
 """
 SLOWER_FROM: Final = (5, 24, 36)
 """Sockets on the beat from which on it takes 2, 3 and 4 halves of its usual length, and not one."""
+SLOW_MS_MAX: Final = 80
+"""No beat becomes slower than that, or than its usual length."""
 
 
 class Beat:
@@ -29,6 +31,7 @@ class Beat:
 
     def __init__(self, every_ms: int) -> None:
         self._half_s = every_ms / 2000
+        self._halves_max = max(2, 2 * SLOW_MS_MAX // every_ms)
         self._waiting: list[Callable[[], None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0
@@ -47,7 +50,7 @@ class Beat:
         self._waiting.append(callback)
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            step = 1 + bisect_right(SLOWER_FROM, self._sockets)
+            step = min(1 + bisect_right(SLOWER_FROM, self._sockets), self._halves_max)
             # A loop may be called a little before the time, and must not beat twice for it.
             passed = max(math.floor(loop.time() / self._half_s), self._last)
             self._last = (passed // step + 1) * step

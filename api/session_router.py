@@ -43,7 +43,7 @@ READER_RETRY_S = 1.0
 START_PATIENCE_S = 15.0
 START_RETRY_S = 0.1
 # Of all producers this one writes most, a frame of audio at a time, and each request costs the broker as much as a
-# batch. Its audio was 40 ms in the making.
+# batch. Its audio was up to 40 ms in the making.
 LINGER_MS = 5
 
 

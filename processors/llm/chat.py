@@ -34,12 +34,14 @@ def asked(
     return turn, Ask(turn.ask_id, "llm", request, deadline_s, turn.number)
 
 
-def rehearsal_of(agent: Agent) -> Generate:
+def rehearsal_of(agent: Agent, number: int) -> Generate:
     """A question to the agent's model as a call may begin with it, for finding out how soon it begins to answer.
 
-    The longest of the examples: to a short one there may be a short answer, which is made sooner than most.
+    The longest examples, one for each `number`: a short one may have a short answer, which is made sooner than most,
+    and one that was asked before is known to the model.
     """
-    question = max((example for intent in agent.intents for example in intent.examples), key=len)
+    examples = sorted((example for intent in agent.intents for example in intent.examples), key=len, reverse=True)
+    question = examples[number % len(examples)]
     return Generate((Message("system", _rules(agent)), Message("user", question)), agent.limits.tokens_max)
 
 

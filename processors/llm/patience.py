@@ -57,8 +57,9 @@ class Patience:
         past.unasked = 0
         if past.late:
             past.rehearsed_each = min(2 * past.rehearsed_each, REHEARSED_EACH_MAX)
-        if in_time:
-            past.misses, past.late = 0, False
+        if in_time and past.late:
+            # What made it with nobody waiting may yet be late for callers: one of them finds that out.
+            past.misses, past.late = MISSES_MAX - 1 if past.proven else 0, False
         elif in_time is False and not past.proven:  # callers know better
             past.late = True
 

@@ -57,8 +57,10 @@ class Rehearsal:
         """Whether one of some first sentences is there in time; None where the model does not answer."""
         limit_s = agent.limits.first_sentence_ms_max / 1000
         try:
-            for _ in range(TRIES):
-                if await self._first_sentence_s(agent) <= limit_s:
+            for number in range(TRIES):
+                if not self._spares_time():
+                    return None
+                if await self._first_sentence_s(agent, number) <= limit_s:
                     return True
         except EngineError as error:
             log.info("model not rehearsed", agent=agent.id, reason=error.reason)
@@ -66,13 +68,13 @@ class Rehearsal:
         log.info("model is late", agent=agent.id, limit_s=limit_s)
         return False
 
-    async def _first_sentence_s(self, agent: Agent) -> float:
+    async def _first_sentence_s(self, agent: Agent, number: int) -> float:
         """How long it takes. It is waited for however late it is: an engine is blamed for what is withdrawn early."""
         engine, written = self._engine, ""
         if isinstance(engine, ForTurns):  # the agent may have a model of its own
             engine = engine.for_turn(History(self._clock.now_us(), agent_id=agent.id), 1)
         began_s = self._clock.monotonic_s()
-        async with aclosing(engine.ask(rehearsal_of(agent), agent.limits.turn_s_max)) as replies:
+        async with aclosing(engine.ask(rehearsal_of(agent, number), agent.limits.turn_s_max)) as replies:
             async for reply in replies:
                 written += reply.text if isinstance(reply, Generated) else ""
                 if take_sentences(written, complete=False)[0]:

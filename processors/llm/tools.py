@@ -41,7 +41,7 @@ class _PassingError(Exception):
 
 async def warm() -> None:
     """Loads what else the first call would, while its caller waits: most of an HTTP client, as it connects."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=1.0) as client:
         with contextlib.suppress(httpx.TransportError):
             await client.get("http://127.0.0.1:0/")  # where nobody listens
 

@@ -1,10 +1,10 @@
 """The ear of a call: audio frames in, transcripts out.
 
 Time is counted in samples of the caller's stream, never by the clock, so that the same audio gives the same utterances
-however it was cut into frames and however often it is heard. While somebody speaks, partials are asked for; at the
-hesitation pause the best reading is, and published as a partial with `pause_ms`; at the turn-taking pause (if the words
-sound complete, see `endpoint.py`) or else at the completion pause it becomes the final. Speech before that makes the
-revision void (`speech_resumed`) and the utterance goes on.
+however it was cut into frames and however often it is heard. While somebody speaks, partials are asked for; as the
+voice fades the best reading is, and published at the hesitation pause as a partial with `pause_ms`; at the turn-taking
+pause (if the words sound complete, see `endpoint.py`) or else at the completion pause it becomes the final. Speech
+before that makes the revision void (`speech_resumed`) and the utterance goes on.
 
 Who has paused in thought once will do so again: after such a pause, the next in the same utterance may be twice as
 long. One who was taken for finished and went on is also listened to with that patience in the turns that follow.

@@ -6,6 +6,9 @@ that are left (`Spoken.resumed`). What no engine can say goes out as text, so th
 
 Sentences that are not committed are spoken as they come; whoever plays them holds them back. All sentences of one
 answer have the same cause, and an answer has samples of its own: where one is void, the next begins at 0 again.
+
+A worker of the llm that wakes up after it was replaced may answer a turn that has ended, and has one end alone. What it
+says of a turn that was answered stays silent; where it had ended without a word, it is spoken, and ends the turn again.
 """
 
 from collections.abc import Callable, Mapping
@@ -96,11 +99,14 @@ class State:
     """Where speech stands.
 
     `answers` are the latest ones, by the id of their cause; turns up to `void_turn` were interrupted and stay silent.
+    Turns up to `ended_turn` have ended, the last of them without a word where that is `ended_silent`.
     `queue` holds what waits behind the sentence at the engine: sentences, those that had been begun, ends of turns.
     """
 
     answers: Mapping[str, Answer] = field(default_factory=dict)
     void_turn: int = -1
+    ended_turn: int = -1
+    ended_silent: bool = False
     queue: tuple[Response | Speaking, ...] = ()
     speaking: Speaking | None = None
 
@@ -148,12 +154,14 @@ class TtsCore:
         match response.kind:
             case ResponseKind.SENTENCE if response.turn <= state.void_turn or state.answer_to(response).void:
                 return Step(state, (Drop("interrupted_turn"),))
+            case ResponseKind.SENTENCE if response.turn < state.ended_turn or (
+                response.turn == state.ended_turn and not state.ended_silent
+            ):
+                return Step(state, (Drop("ended_turn"),))
             case ResponseKind.SENTENCE:
                 return self._sentence(state, response, recorded, now_us)
-            case ResponseKind.COMPLETED if response.turn > state.void_turn:
-                return self._next(replace(state, queue=(*state.queue, response)), now_us)
             case ResponseKind.COMPLETED:
-                return Step(state, (Emit(_end_of_turn(response, state, now_us)),))
+                return self._completed(state, response, now_us)
             case ResponseKind.CANCELLED if not response.committed:
                 return self._leave(state, response, now_us)
             case ResponseKind.CANCELLED:
@@ -162,12 +170,20 @@ class TtsCore:
             case _:
                 return Step(state)
 
+    def _completed(self, state: State, response: Response, now_us: int) -> Step[State]:
+        if response.turn > state.ended_turn:
+            state = replace(state, ended_turn=response.turn, ended_silent=response.sentence == 0)
+        if response.turn > state.void_turn:
+            return self._next(replace(state, queue=(*state.queue, response)), now_us)
+        return Step(state, (Emit(_end_of_turn(response, state, now_us)),))
+
     def _sentence(self, state: State, sentence: Response, recorded: tuple[Event, ...], now_us: int) -> Step[State]:
         begun = (Speculated("begun"),) if not sentence.committed and _cause(sentence) not in state.answers else ()
         state = state.with_answer(sentence)
         chunks = [event for event in recorded if isinstance(event, SpeechChunk)]
+        end = (replace(sentence, kind=ResponseKind.COMPLETED),) if sentence.turn == state.ended_turn else ()
         if not chunks:
-            step = self._next(replace(state, queue=(*state.queue, sentence)), now_us)
+            step = self._next(replace(state, queue=(*state.queue, sentence, *end)), now_us)
             return Step(step.state, (*begun, *step.outcomes))
         said = sum(len(chunk.pcm) for chunk in chunks)
         next_sample = max(chunk.sample_index + len(chunk.pcm) // BYTES_A_SAMPLE for chunk in chunks)
@@ -178,8 +194,9 @@ class TtsCore:
         speaking = Speaking(sentence, _ask_id(sentence, 1), 1, len(chunks), said, said, model=model)
         if state.speaking is not None:
             # Two had been begun where the first was cut short, of which this worker has yet to read.
-            return Step(replace(state, queue=(*state.queue, speaking)))
-        return Step(replace(state, speaking=speaking), (*begun, self._speak(speaking)))
+            return Step(replace(state, queue=(*state.queue, speaking, *end)))
+        state = replace(state, speaking=speaking, queue=(*state.queue, *end))
+        return Step(state, (*begun, self._speak(speaking)))
 
     def _next(self, state: State, now_us: int) -> Step[State]:
         """Takes from the queue until a sentence is at the engine or nothing waits."""
@@ -299,21 +316,25 @@ class TtsCore:
 
     def save(self, state: State) -> bytes:
         """The answers' positions; nothing waits while no ask is open."""
-        if not state.answers and state.void_turn < 0:
+        if not state.answers and state.void_turn < 0 and state.ended_turn < 0:
             return b""
-        return msgspec.msgpack.encode(_Durable(state.void_turn, dict(state.answers)))
+        return msgspec.msgpack.encode(
+            _Durable(state.void_turn, dict(state.answers), state.ended_turn, state.ended_silent)
+        )
 
     def load(self, session_id: str, data: bytes) -> State:
         """See `Core`."""
         if not data:
             return State()
         durable = msgspec.msgpack.decode(data, type=_Durable)
-        return State(durable.answers, durable.void_turn)
+        return State(durable.answers, durable.void_turn, durable.ended_turn, durable.ended_silent)
 
 
 class _Durable(msgspec.Struct, frozen=True):
     void_turn: int
     answers: dict[str, Answer]
+    ended_turn: int = -1
+    ended_silent: bool = False
 
 
 def _response(item: Response | Speaking) -> Response:

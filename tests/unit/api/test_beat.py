@@ -13,13 +13,13 @@ from api.beat import ON_BEAT, SLOWER_FROM, Beat, MediaProtocol
 from tests.simulation.simulated import simulate
 
 
-def beats(arrivals_ms: list[float], again: int = 0, sockets: int = SLOWER_FROM[0]) -> list[int]:
+def beats(arrivals_ms: list[float], again: int = 0, sockets: int = SLOWER_FROM[0], usual_ms: int = 40) -> list[int]:
     """When those who came then were called back, in ms; who waits `again` so many times does so when called back."""
     called: list[int] = []
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        beat = Beat(40)
+        beat = Beat(usual_ms)
         for _ in range(sockets):
             beat.join()
         left = again
@@ -61,6 +61,11 @@ def test_the_more_sockets_there_are_the_less_often_they_are_read(sockets: int, e
     assert beats([0], again=3, sockets=sockets) == [every_ms, 2 * every_ms, 3 * every_ms, 4 * every_ms]
     arrivals_ms = [1.0, every_ms - 1.0, every_ms + 1.0]
     assert beats(arrivals_ms, sockets=sockets) == [every_ms, every_ms, 2 * every_ms]
+
+
+@pytest.mark.parametrize(("usual_ms", "slowest_ms"), [(20, 40), (40, 80), (60, 60), (100, 100)])
+def test_no_beat_is_slower_than_callers_can_wait(usual_ms: int, slowest_ms: int) -> None:
+    assert beats([0], sockets=500, usual_ms=usual_ms) == [slowest_ms]
 
 
 def test_the_beat_becomes_faster_as_sockets_leave_and_is_never_out_of_step() -> None:

@@ -9,7 +9,7 @@ import pytest
 from processors.agents import load_agents
 from processors.choices import History
 from processors.engine import EngineClient, EngineError, Generate, Generated, Reply, Request
-from processors.llm.patience import REHEARSED_EACH, REHEARSED_EACH_MAX, Patience
+from processors.llm.patience import MISSES_MAX, REHEARSED_EACH, REHEARSED_EACH_MAX, Patience
 from processors.llm.rehearsal import LOADS_MAX, LOOK_S, TRIES, Rehearsal
 from tests.simulation.simulated import SimulatedClock, simulate
 
@@ -144,6 +144,24 @@ def turned_away(patience: Patience) -> int:
         assert not patience.is_worth("shop")
         count += 1
     return count
+
+
+def test_a_model_that_callers_have_to_wait_for_all_the_same_is_late_after_one_of_them() -> None:
+    patience = Patience()
+    patience.began("shop")
+    for _ in range(MISSES_MAX):
+        patience.missed("shop")
+    patience.rehearsed("shop", in_time=True)
+    assert patience.is_worth("shop")
+    patience.missed("shop")
+    assert not patience.is_worth("shop")
+
+
+def test_no_question_is_asked_twice() -> None:
+    model = Model(lambda number: 2 * LIMIT_S)
+    rehearsed(model, Patience())
+    assert len({request.messages[-1].content for request in model.asked}) == TRIES
+    assert len({request.messages[0] for request in model.asked}) == 1
 
 
 def test_a_late_model_is_rehearsed_ever_more_rarely() -> None:

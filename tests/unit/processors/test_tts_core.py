@@ -146,6 +146,31 @@ def test_a_whole_answer_that_is_interrupted_ends_its_turn_once(interrupted_first
     assert (end.kind, end.turn) == (SpeechChunkKind.END_OF_TURN, 1)
 
 
+def test_what_is_said_of_a_turn_that_was_answered_stays_silent() -> None:
+    """By a worker that wakes up after it was replaced; the end that it comes to has the id of the one before."""
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)), received(completed()))
+    state, _ = played(state, *spoken(asks(outcomes)[0].ask_id, b"\1\0" * 10))
+    state = CORE.load("s1", CORE.save(state))
+    again = replace(a_sentence(0, "Once more."), event_id="z1-0", causation_id="zombie")
+    for late in (again, replace(again, turn=0)):
+        assert played(state, received(late))[1] == [Drop("ended_turn")]
+    assert asks(played(state, received(a_sentence(0, turn=2)))[1])
+
+
+def test_a_turn_that_had_ended_without_a_word_is_answered_and_ends_again() -> None:
+    silent = replace(completed(), sentence=0)
+    state, outcomes = played(CORE.start("s1"), received(silent))
+    (end,) = chunks(outcomes)
+    assert end.kind is SpeechChunkKind.END_OF_TURN
+    state = CORE.load("s1", CORE.save(state))
+    state, outcomes = played(state, received(a_sentence(0)))
+    state, outcomes = played(state, *spoken(asks(outcomes)[0].ask_id, b"\1\0" * 10))
+    *audio, again = chunks(outcomes)
+    assert {chunk.kind for chunk in audio} == {SpeechChunkKind.AUDIO}
+    assert again.kind is SpeechChunkKind.END_OF_TURN
+    assert again.event_id != end.event_id
+
+
 def test_a_cancelled_answer_ends_its_turn() -> None:
     cancelled = Response(**envelope("x", 1), kind=ResponseKind.CANCELLED)
     _, outcomes = played(CORE.start("s1"), received(a_sentence(0)), received(cancelled))
@@ -211,7 +236,7 @@ def test_whatever_was_recorded_before_a_crash_the_speech_is_whole_and_once(lengt
     assert chunks(outcomes)[-1].kind is SpeechChunkKind.END_OF_TURN
 
 
-@pytest.mark.parametrize("state", [State(), State({"i1": Answer(480, 12.5), "i2": Answer(void=True)}, 2)])
+@pytest.mark.parametrize("state", [State(), State({"i1": Answer(480, 12.5), "i2": Answer(void=True)}, 2, 3, True)])
 def test_the_position_survives(state: State) -> None:
     assert CORE.load("s1", CORE.save(state)) == state
 

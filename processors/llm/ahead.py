@@ -10,7 +10,7 @@ import msgspec
 
 from processors.llm import memory as remembering
 from processors.llm.memory import Memory
-from processors.llm.turn import Turn, cancelled, end_id
+from processors.llm.turn import Turn, cancelled, committed_end
 from processors.stage import Ask, Cancel, Emit, Outcome, Position, Speculated
 from schemas.events import Intent, Response, ResponseKind
 
@@ -67,10 +67,7 @@ class Ahead:
 
     def committed_end(self, now_us: int) -> list[Outcome]:
         """The end that was kept back, where the turn has come to it and the log does not have it."""
-        if self.end is None:
-            return []
-        end, known_as = self.end, end_id(self.end.session_id, self.end.turn)
-        return [Emit(replace(end, event_id=known_as, committed=True, occurred_at=now_us))]
+        return [] if self.end is None else [Emit(replace(committed_end(self.end), occurred_at=now_us))]
 
     def leave(self, now_us: int) -> list[Outcome]:
         """Everything that was begun is void: readers are told, and engines stop."""

@@ -12,7 +12,7 @@ from schemas.event import Event
 from schemas.events import Intent, Response, ResponseKind
 
 _TERMINAL = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
-# One name for both ends of a turn, hence one id: where a straggler ended it in the other way, the first is the truth.
+# One name for both ends of a turn: completed and cancelled by the same record have one id, and the first is the truth.
 END = "end"
 
 
@@ -225,19 +225,18 @@ def cancelled(turn: Turn, now_us: int) -> list[Outcome]:
     return [_end(turn, ResponseKind.CANCELLED, now_us, fields)]
 
 
-def end_id(session_id: str, number: int) -> str:
-    """The id of a committed turn's last event, whatever record it comes of.
+def committed_end(end: Response) -> Response:
+    """A turn's last event as that of a committed turn, which has one id whatever record it comes of.
 
     A worker that wakes up after it was replaced may come to another end by another way: the first one is the truth.
     """
-    return event_id(session_id, f"turn-{number}-{END}")
+    return replace(end, event_id=event_id(end.session_id, f"turn-{end.turn}-{END}"), committed=True)
 
 
 def _end(turn: Turn, kind: ResponseKind, now_us: int, fields: Mapping[str, Any]) -> Emit:
-    emit = respond(turn, END, kind, now_us, **fields)
-    if not turn.committed:
-        return emit
-    return Emit(replace(emit.event, event_id=end_id(turn.cause.session_id, turn.number)))
+    event = respond(turn, END, kind, now_us, **fields).event
+    assert isinstance(event, Response)
+    return Emit(committed_end(event) if turn.committed else event)
 
 
 def _cost(turn: Turn) -> dict[str, Any]:

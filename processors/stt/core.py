@@ -509,14 +509,10 @@ class _Work:
         speech = self.state.speech
         if speech is None or speech.sealed or speech.closing is not None or self._partials_apart > 1:
             return
-        if speech.paused:
-            self._have_best(speech)
-            return
         begun = speech.reading is not None or (speech.asked is not None and speech.asked.best)
-        if speech.fades and not begun and not speech.failures and self._pays(first=False):
-            if speech.asked is not None:
-                self.outcomes.append(Cancel(speech.asked.ask_id))
-            self._ask(speech, best=True)
+        begins = speech.fades and not begun and not speech.failures
+        if speech.paused or (begins and self._pays(first=False)):
+            self._have_best(speech)
 
     def _is_over(self, speech: Utterance, reading: Reading) -> bool:
         """Whether the pause is long enough for the words."""

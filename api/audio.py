@@ -17,6 +17,7 @@ MULAW_SILENCE: Final = b"\xff"
 QUIET_PEAK: Final = 200  # of a 16-bit sample: -44 dBFS, above a line's noise and below any speech
 FRAME_MS_SPARE: Final = 200  # by which a frame may be longer than the longest, before it is two
 MULAW_PEAKS: Final = (0, 50, 100, QUIET_PEAK, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
+SPOKEN_OVER_QUIET_MS: Final = 300  # while the agent speaks, when nobody waits for the end of a pause
 QUIET_MARGIN_MS: Final = 200  # beyond the completion pause, so that an end of turn is never told later for it
 
 _STRONG_MS = 200  # of speech without a pause
@@ -168,8 +169,8 @@ class Frames:
         self._frame_ms_min = frame_ms_min
         self._lengths = lengths or FrameLengths(frame_ms_min, frame_ms_min)
         self._size_max = (self._lengths.quiet_ms + FRAME_MS_SPARE) * bytes_per_ms
-        # How much of the newest audio is quiet, or strong, without a break.
-        self._quiet_bytes = self._strong_bytes = 0
+        # How much of the newest audio is quiet, strong, or neither loud nor strong, without a break.
+        self._quiet_bytes = self._strong_bytes = self._weak_bytes = 0
         self._loudest = 0.0
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
@@ -179,6 +180,20 @@ class Frames:
         """How much is in no frame yet."""
         return self._waiting_bytes / self._bytes_per_ms
 
+    @property
+    def pause_ms(self) -> float:
+        """For how long there has been nothing nearly as loud as what was loudest a moment ago."""
+        return self._weak_bytes / self._bytes_per_ms
+
+    @property
+    def in_silence(self) -> bool:
+        """Whether it has been quiet for so long that no pause is measured any more."""
+        return self._quiet_ms > self._lengths.quiet_after_ms
+
+    @property
+    def _quiet_ms(self) -> float:
+        return self._quiet_bytes / self._bytes_per_ms
+
     def add(self, piece: bytes, peak: int) -> bool:
         """Takes the next piece, and its largest sample; whether there may be something to hear in it."""
         self._waiting.append(piece)
@@ -187,9 +202,11 @@ class Frames:
         loud = peak > QUIET_PEAK
         rises = peak > _RISE * self._loudest
         self._loudest = max(peak, self._loudest * _FADES_BY ** (piece_ms / 1000))
-        strong = loud and not rises and peak >= _STRONG * self._loudest
+        voiced = loud and peak >= _STRONG * self._loudest
+        strong = voiced and not rises
         self._quiet_bytes = 0 if loud else self._quiet_bytes + len(piece)
         self._strong_bytes = self._strong_bytes + len(piece) if strong else 0
+        self._weak_bytes = 0 if voiced else self._weak_bytes + len(piece)
         return loud
 
     def take_due(self, spoken_over: bool = False, behind: bool = False) -> list[bytes]:
@@ -220,7 +237,9 @@ class Frames:
         return data
 
     def _due_ms(self, spoken_over: bool) -> float:
-        if self._quiet_bytes / self._bytes_per_ms > self._lengths.quiet_after_ms:
-            return self._lengths.quiet_ms / (2 if spoken_over else 1)
+        if spoken_over:
+            return self._lengths.quiet_ms / 2 if self._quiet_ms > SPOKEN_OVER_QUIET_MS else self._frame_ms_min
+        if self.in_silence:
+            return self._lengths.quiet_ms
         goes_on = self._strong_bytes >= self._waiting_bytes and self._strong_bytes / self._bytes_per_ms > _STRONG_MS
-        return self._lengths.speech_ms if goes_on and not spoken_over else self._frame_ms_min
+        return self._lengths.speech_ms if goes_on else self._frame_ms_min

@@ -1,40 +1,59 @@
-"""The gateway's beat: the sockets of calls are read together, once in the usual length of a frame.
+"""The gateway's beat: the sockets of calls are read together, at times that all share.
 
 Each message that comes by itself wakes the whole process, with cold caches, for 20 ms of audio; what is read together
-costs a third. A frame is that long in the making in any case: for the beat audio waits 10 ms longer on average. While
-there are few, little is to be saved, and the beat is twice as fast; where there are many, callers wait longer for a
-core that is busy than for a slower beat. What may have to silence the agent is urgent, and waits for no beat.
+costs a third. The more calls there are the more there is to save, and the longer a caller waits for a core that is
+busy. So many calls are read seldom, but for those whose pause is about to be long enough for an answer; few are read
+at the rate of the wire. What may have to silence the agent is urgent, and waits for no beat.
 """
 
 import asyncio
 import math
 from bisect import bisect_right
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any, Final
 
 from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 ON_BEAT: Final = "trunkline.on_beat"
-"""Of an ASGI scope: puts the socket on the beat; absent where there is none. `Callable[[Callable[[], bool]], None]`.
+"""Of an ASGI scope: puts the socket on the beat; absent where there is none. `Callable[[Callable[[], Wait]], None]`.
 
-It is given what says whether the next message is urgent, which is read as soon as it is there.
+It is given what says how long the next message may wait.
 """
-SLOWER_FROM: Final = (5, 24, 36)
-"""Sockets on the beat from which on it takes 2, 3 and 4 halves of its usual length, and not one."""
-SLOW_MS_MAX: Final = 80
-"""No beat becomes slower than that, or than its usual length."""
+
+
+class Wait(IntEnum):
+    """How long what a caller says next may wait to be read."""
+
+    SHORT = 0
+    """A pause is about to be long enough for an answer."""
+    MEDIUM = 1
+    """The caller speaks, or the agent, which may have to be silenced."""
+    LONG = 2
+    """Nobody speaks."""
+    NONE = 3
+    """It is read as soon as it is there."""
+
+
+SLOWER_FROM: Final = (5, 16)
+"""Sockets on the beat from which on the next row of `HALVES` applies."""
+HALVES: Final = ((1, 1, 1), (2, 2, 4), (2, 4, 8))
+"""How many halves of the usual length a SHORT, a MEDIUM and a LONG wait take."""
+WAIT_MS_MAX: Final = 160
+"""No wait becomes longer than that, or than the usual length."""
 
 
 class Beat:
-    """Calls back all who wait, once every `every_ms`: see `SLOWER_FROM`."""
+    """Calls back all who wait, at times that all share: see `HALVES`. Those whose waits are short come first."""
 
     def __init__(self, every_ms: int) -> None:
         self._half_s = every_ms / 2000
-        self._halves_max = max(2, 2 * SLOW_MS_MAX // every_ms)
-        self._waiting: list[Callable[[], None]] = []
+        self._halves_max = max(2, 2 * WAIT_MS_MAX // every_ms)
+        self._waiting: dict[int, list[Callable[[], None]]] = {}  # by the halves that they wait
+        self._due: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._last = 0
+        self._beaten = 0
         self._sockets = 0
 
     def join(self) -> None:
@@ -45,22 +64,34 @@ class Beat:
         """One of them is closed."""
         self._sockets -= 1
 
-    def wait(self, callback: Callable[[], None]) -> None:
-        """Calls back at the next beat, once."""
-        self._waiting.append(callback)
-        if self._timer is None:
-            loop = asyncio.get_running_loop()
-            step = min(1 + bisect_right(SLOWER_FROM, self._sockets), self._halves_max)
+    def wait(self, callback: Callable[[], None], wait: Wait) -> None:
+        """Calls back at the next beat for such waits, once."""
+        halves = min(HALVES[bisect_right(SLOWER_FROM, self._sockets)][wait], self._halves_max)
+        if halves not in self._waiting:
             # A loop may be called a little before the time, and must not beat twice for it.
-            passed = max(math.floor(loop.time() / self._half_s), self._last)
-            self._last = (passed // step + 1) * step
-            self._timer = loop.call_at(self._last * self._half_s, self._beat)
+            passed = max(math.floor(asyncio.get_running_loop().time() / self._half_s), self._beaten)
+            self._due[halves] = (passed // halves + 1) * halves
+            self._waiting[halves] = []
+            self._set_timer()
+        self._waiting[halves].append(callback)
 
-    def _beat(self) -> None:
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = None
-        callbacks, self._waiting = self._waiting, []
+        if self._due:
+            at = min(self._due.values())
+            self._timer = asyncio.get_running_loop().call_at(at * self._half_s, self._beat, at)
+
+    def _beat(self, at: int) -> None:
+        self._beaten = at
+        due = sorted(halves for halves, due in self._due.items() if due == at)
+        callbacks = [callback for halves in due for callback in self._waiting.pop(halves)]
+        for halves in due:
+            del self._due[halves]
         for callback in callbacks:
             callback()
+        self._set_timer()
 
 
 class MediaProtocol(WebSocketsSansIOProtocol):
@@ -69,7 +100,7 @@ class MediaProtocol(WebSocketsSansIOProtocol):
     def __init__(self, beat: Beat, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._beat = beat
-        self._urgent: Callable[[], bool] = lambda: True  # until the socket is on the beat
+        self._wait: Callable[[], Wait] = lambda: Wait.NONE  # until the socket is on the beat
         self._on_beat = self._waits = False
 
     async def run_asgi(self) -> None:
@@ -90,11 +121,14 @@ class MediaProtocol(WebSocketsSansIOProtocol):
         return self.read_paused and self.queue.empty()
 
     def _read_more(self) -> None:
-        if self._is_hungry and self._urgent():
+        if not self._is_hungry:
+            return
+        wait = self._wait()
+        if wait is Wait.NONE:
             self._read_on()
-        elif self._is_hungry and not self._waits:
+        elif not self._waits:
             self._waits = True
-            self._beat.wait(self._beaten)
+            self._beat.wait(self._beaten, wait)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -103,8 +137,8 @@ class MediaProtocol(WebSocketsSansIOProtocol):
             self._beat.leave()
         super().connection_lost(exc)
 
-    def _join(self, urgent: Callable[[], bool]) -> None:
-        self._urgent = urgent
+    def _join(self, wait: Callable[[], Wait]) -> None:
+        self._wait = wait
         # Who has gone while the call began will not leave again.
         if not self._on_beat and not self.disconnected:
             self._on_beat = True

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, FrameLengths, Frames
+from api.beat import Wait
 from api.dialects.dialect import Dialect, Playout, Resumed, Start, Started
 from api.journal import UNACKNOWLEDGED_MAX, Journal, opening
 from api.line import Line
@@ -37,7 +38,11 @@ REST_S = 0.3
 URGENT_S = 0.4
 # That the log has not confirmed: half a second at least, where it takes some 10 ms.
 BEHIND_FRAMES = 25
-_LONGER = 3  # times a frame's usual length, amid speech
+# A pause of about so many ms less or more than one that ends a turn is measured closely: stt, which hears windows of
+# 32 ms, takes its beginning for a little earlier or later than the gateway does.
+DECIDES_BEFORE_MS = 140
+DECIDES_AFTER_MS = 100
+_LONGER = 2.5  # times a frame's usual length, amid speech: the next beat need not have the last piece of a third
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
 
 
@@ -71,7 +76,9 @@ class Call:
         self._spoke_s = self._heard_s = self._active_s = now_s
         self._playback = playback or Playback(settings.barge_in_ms, settings.lead_ms)
         agent = router.agents.get(summary.agent)
-        self._frames = caller_frames(settings, agent.pauses if agent else Pauses(), dialect.bytes_per_ms)
+        pauses = agent.pauses if agent else Pauses()
+        self._frames = caller_frames(settings, pauses, dialect.bytes_per_ms)
+        self._decisive_ms = (pauses.turn_ms, pauses.completion_ms)
         self._writing: asyncio.Handle | None = None
         self._loud = False
         self._urgent_until_s = 0.0
@@ -172,13 +179,25 @@ class Call:
             self._writing.cancel()
             self._writing = None
         if not self.ended.is_set():
-            spoken_over, behind = self._playback.playing(self._now_ms()), self.journal.unacknowledged > BEHIND_FRAMES
+            spoken_over, behind = self._is_spoken_over(self._now_ms()), self.journal.unacknowledged > BEHIND_FRAMES
             for frame in self._frames.take_due(spoken_over, behind):
                 self.journal.frame(self._dialect.pcm(frame))
 
-    def is_urgent(self) -> bool:
-        """Whether the agent may have to be silenced for what the caller says next, so that it waits for no beat."""
-        return self._clock.monotonic_s() < self._urgent_until_s
+    def may_wait(self) -> Wait:
+        """How long what the caller says next may wait to be read."""
+        now_s = self._clock.monotonic_s()
+        if now_s < self._urgent_until_s:
+            return Wait.NONE
+        if self._is_spoken_over(now_s * 1000):
+            return Wait.MEDIUM
+        if self._frames.in_silence:
+            return Wait.LONG
+        beyond_ms = (self._frames.pause_ms - needed_ms for needed_ms in self._decisive_ms)
+        return Wait.SHORT if any(-DECIDES_BEFORE_MS <= ms <= DECIDES_AFTER_MS for ms in beyond_ms) else Wait.MEDIUM
+
+    def _is_spoken_over(self, now_ms: float) -> bool:
+        """Whether the agent is audible, or about to be, and not silent for the moment to find out who speaks."""
+        return self._playback.playing(now_ms) and not self._playback.hushed
 
     @property
     def crowded(self) -> bool:
@@ -477,7 +496,8 @@ def caller_frames(settings: ApiSettings, pauses: Pauses, bytes_per_ms: int) -> F
 
     Pieces and beats need not meet in step, so that half of that is enough for a frame.
     """
-    lengths = FrameLengths(_LONGER * settings.frame_ms, settings.quiet_frame_ms, pauses.completion_ms + QUIET_MARGIN_MS)
+    speech_ms, quiet_after_ms = round(_LONGER * settings.frame_ms), pauses.completion_ms + QUIET_MARGIN_MS
+    lengths = FrameLengths(speech_ms, settings.quiet_frame_ms, quiet_after_ms)
     return Frames(settings.frame_ms // 2, lengths, bytes_per_ms)
 
 

@@ -213,7 +213,7 @@ class Connection:
         """From now on audio comes, which can wait for that of others."""
         join = self._websocket.scope.get(ON_BEAT)
         if join is not None and self._call is not None:
-            join(self._call.is_urgent)
+            join(self._call.may_wait)
 
     async def _announced(self, start: Start, token: ResumeToken) -> bool:
         """Whether a session that was announced had been begun, and goes on here or is over."""

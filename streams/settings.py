@@ -94,7 +94,7 @@ class ApiSettings(BaseModel):
         40,
         ge=20,
         le=100,
-        description="how often callers' audio is read and written; half of it with few calls, up to twice with many",
+        description="how often callers' audio is read and written; half of it with few calls, more where many can wait",
     )
     quiet_frame_ms: int = Field(1000, ge=20, le=1000, description="length of frames while a caller is silent")
     barge_in_ms: int = Field(

@@ -9,11 +9,17 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
-from api.beat import ON_BEAT, SLOWER_FROM, Beat, MediaProtocol
+from api.beat import ON_BEAT, SLOWER_FROM, Beat, MediaProtocol, Wait
 from tests.simulation.simulated import simulate
 
 
-def beats(arrivals_ms: list[float], again: int = 0, sockets: int = SLOWER_FROM[0], usual_ms: int = 40) -> list[int]:
+def beats(
+    arrivals_ms: list[float],
+    again: int = 0,
+    sockets: int = SLOWER_FROM[0],
+    usual_ms: int = 40,
+    wait: Wait = Wait.SHORT,
+) -> list[int]:
     """When those who came then were called back, in ms; who waits `again` so many times does so when called back."""
     called: list[int] = []
 
@@ -29,11 +35,11 @@ def beats(arrivals_ms: list[float], again: int = 0, sockets: int = SLOWER_FROM[0
             called.append(round(loop.time() * 1000))
             if left:
                 left -= 1
-                beat.wait(call_back)
+                beat.wait(call_back, wait)
 
         for at_ms in arrivals_ms:
             await asyncio.sleep(at_ms / 1000 - loop.time())
-            beat.wait(call_back)
+            beat.wait(call_back, wait)
         await asyncio.sleep(1)
 
     simulate(run())
@@ -55,17 +61,45 @@ def test_who_waits_again_when_called_back_waits_for_the_next_beat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sockets", "every_ms"), [(1, 20), (4, 20), (5, 40), (23, 40), (24, 60), (35, 60), (36, 80), (500, 80)]
+    ("sockets", "short_ms", "medium_ms", "long_ms"),
+    [(1, 20, 20, 20), (4, 20, 20, 20), (5, 40, 40, 80), (15, 40, 40, 80), (16, 40, 80, 160), (500, 40, 80, 160)],
 )
-def test_the_more_sockets_there_are_the_less_often_they_are_read(sockets: int, every_ms: int) -> None:
-    assert beats([0], again=3, sockets=sockets) == [every_ms, 2 * every_ms, 3 * every_ms, 4 * every_ms]
-    arrivals_ms = [1.0, every_ms - 1.0, every_ms + 1.0]
-    assert beats(arrivals_ms, sockets=sockets) == [every_ms, every_ms, 2 * every_ms]
+def test_the_more_sockets_there_are_the_less_often_those_are_read_who_can_wait(
+    sockets: int, short_ms: int, medium_ms: int, long_ms: int
+) -> None:
+    for wait, every_ms in ((Wait.SHORT, short_ms), (Wait.MEDIUM, medium_ms), (Wait.LONG, long_ms)):
+        assert beats([0], again=3, sockets=sockets, wait=wait) == [every_ms, 2 * every_ms, 3 * every_ms, 4 * every_ms]
+        arrivals_ms = [1.0, every_ms - 1.0, every_ms + 1.0]
+        assert beats(arrivals_ms, sockets=sockets, wait=wait) == [every_ms, every_ms, 2 * every_ms]
 
 
-@pytest.mark.parametrize(("usual_ms", "slowest_ms"), [(20, 40), (40, 80), (60, 60), (100, 100)])
-def test_no_beat_is_slower_than_callers_can_wait(usual_ms: int, slowest_ms: int) -> None:
-    assert beats([0], sockets=500, usual_ms=usual_ms) == [slowest_ms]
+@pytest.mark.parametrize(("usual_ms", "longest_ms"), [(20, 80), (40, 160), (60, 150), (100, 150), (200, 200)])
+def test_nobody_waits_longer_than_callers_can(usual_ms: int, longest_ms: int) -> None:
+    assert beats([0], sockets=500, usual_ms=usual_ms, wait=Wait.LONG) == [longest_ms]
+
+
+def test_waits_of_all_lengths_end_together_and_the_short_ones_come_first() -> None:
+    called: list[tuple[int, Wait]] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        beat = Beat(40)
+        for _ in range(SLOWER_FROM[-1]):
+            beat.join()
+
+        def call_back(wait: Wait) -> None:
+            called.append((round(loop.time() * 1000), wait))
+            if loop.time() < 0.15:
+                beat.wait(functools.partial(call_back, wait), wait)
+
+        for wait in (Wait.LONG, Wait.MEDIUM, Wait.SHORT):
+            beat.wait(functools.partial(call_back, wait), wait)
+        await asyncio.sleep(0.5)
+
+    simulate(run())
+    short, medium = Wait.SHORT, Wait.MEDIUM
+    assert called[:4] == [(40, short), (80, short), (80, medium), (120, short)]
+    assert called[4:] == [(160, short), (160, medium), (160, Wait.LONG)]
 
 
 def test_the_beat_becomes_faster_as_sockets_leave_and_is_never_out_of_step() -> None:
@@ -81,12 +115,12 @@ def test_the_beat_becomes_faster_as_sockets_leave_and_is_never_out_of_step() -> 
         for change, wait_ms in ((beat.join, 5), (beat.join, 30), (beat.leave, 40), (beat.leave, 30)):
             for _ in range(4):
                 change()
-            beat.wait(call_back)
+            beat.wait(call_back, Wait.SHORT)
             await asyncio.sleep(wait_ms / 1000)
 
     simulate(run())
-    # With 4, 8, 4 and none, asked for at 0, 5, 35 and 75 ms: the second found the first one's beat.
-    assert called == [20, 20, 40, 80]
+    # With 4, 8, 4 and none, asked for at 0, 5, 35 and 75 ms.
+    assert called == [20, 40, 40, 80]
 
 
 class ByHand(Beat):
@@ -103,7 +137,7 @@ class ByHand(Beat):
     def leave(self) -> None:
         self.on_it -= 1
 
-    def wait(self, callback: Callable[[], None]) -> None:
+    def wait(self, callback: Callable[[], None], wait: Wait) -> None:
         self.callbacks.append(callback)
 
     def beat(self) -> None:
@@ -129,7 +163,7 @@ class Listener:
         await receive()
         await send({"type": "websocket.accept"})
         await self.begun.wait()
-        scope[ON_BEAT](lambda: self.urgent)
+        scope[ON_BEAT](lambda: Wait.NONE if self.urgent else Wait.SHORT)
         self.joined.set()
         while (message := await receive())["type"] == "websocket.receive":
             word = message["text"]

@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 
 import msgspec
 
+from api.beat import Wait
 from api.calls import URGENT_S, Call, new_call
 from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
@@ -128,17 +129,46 @@ async def test_a_sound_over_the_agent_is_urgent_for_a_moment_from_its_onset() ->
     call = await begun(gateway)
     quiet, sound = bytes(640), b"\x00\x40" * 320
     await say(call, sound)
-    assert not call.is_urgent(), "the agent is silent"
+    assert call.may_wait() is not Wait.NONE, "the agent is silent"
     speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(64_000), "last_of_sentence": True}
     call.deliver(caused(gateway.published[0], SpeechChunk, "chunk", 1, **speech))
     await say(call, sound)
-    assert not call.is_urgent(), "the sound was there before"
+    assert call.may_wait() is not Wait.NONE, "the sound was there before"
     await say(call, quiet)
     await say(call, sound)
-    assert call.is_urgent()
+    assert call.may_wait() is Wait.NONE
     clock.now_s += URGENT_S
     await say(call, sound)
-    assert not call.is_urgent()
+    assert call.may_wait() is Wait.MEDIUM
+    call.end("hung_up")
+
+
+async def test_who_may_be_answered_soon_is_read_soon_and_others_seldom() -> None:
+    gateway = Gateway()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    quiet, sound = bytes(640), b"\x00\x40" * 320
+
+    async def waits(pieces: int) -> list[str]:
+        said: list[str] = []
+        for _ in range(pieces):
+            await say(call, quiet)
+            said.append(call.may_wait().name)
+        return said
+
+    for _ in range(20):
+        await say(call, sound)
+        assert call.may_wait() is Wait.MEDIUM
+    by_pause = dict(zip(range(20, 1200, 20), await waits(59), strict=True))
+    turn_ms, completion_ms = Pauses().turn_ms, Pauses().completion_ms
+    assert {by_pause[ms] for ms in (turn_ms - 60, turn_ms, turn_ms + 60, completion_ms)} == {"SHORT"}
+    assert {by_pause[ms] for ms in (20, turn_ms - 200, turn_ms + 200)} == {"MEDIUM"}
+    assert {by_pause[ms] for ms in range(completion_ms + 240, 1200, 20)} == {"LONG"}
+    speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(64_000), "last_of_sentence": True}
+    call.deliver(caused(gateway.published[0], SpeechChunk, "chunk", 1, **speech))
+    await say(call, sound)
+    clock.now_s += URGENT_S
+    assert set(await waits(59)) == {"MEDIUM"}, "the agent may have to be silenced"
     call.end("hung_up")
 
 

@@ -16,8 +16,8 @@ An utterance without words ends with a partial of empty text, and takes no turn.
 a final of empty text that says so (`failure`): it is a turn, in which the caller is asked to say it again.
 
 Every window from an utterance's pre-roll on is heard again after a crash. Ids derive from the frame with which the
-onset was certain, so the second hearing emits the same events; a recorded final is adopted without asking anyone, and a
-recorded reading is what others go on with until it is settled anew.
+onset was certain (a final's from its turn), so the second hearing emits the same events; a recorded final is adopted
+without asking anyone, and a recorded reading is what others go on with until it is settled anew.
 """
 
 import math
@@ -392,7 +392,7 @@ class _Work:
         start = window.end - run * WINDOW_SAMPLES
         first_ms = self._partials_apart * PARTIAL_FIRST_MS
         due = max([ms(start) + first_ms, *(event.audio_end_ms + PARTIAL_EVERY_MS for event in partials)])
-        ends = {event_id(window.frame.event.event_id, name) for name in (f"final-{index}", f"closed-{index}")}
+        closed_id = event_id(window.frame.event.event_id, f"closed-{index}")
         speech = Utterance(
             cause=window.frame,
             windows=self.state.ring,
@@ -402,7 +402,7 @@ class _Work:
             partial_due=samples(due),
             revision=max((event.revision for event in recorded), default=self.state.revision),
             recorded=recorded,
-            closing=next((event for event in recorded if event.event_id in ends), None),
+            closing=next((event for event in recorded if _closes(event, closed_id)), None),
             thinking=self._gone_on_after(start, window.frame.event),
         )
         self.state = replace(self.state, speech=speech, ring=(), run=0)
@@ -581,7 +581,7 @@ class _Work:
             reading = replace(reading, revision=speech.revision + 1)
         why = (speech.failure or "crashed") if failure else ""
         if reading.text or failure:
-            self._emit_reading(speech, TranscriptKind.FINAL, f"final-{index}", reading, ms(speech.pause), why)
+            self._emit_reading(speech, TranscriptKind.FINAL, "final", reading, ms(speech.pause), why)
         else:
             self._emit_reading(speech, TranscriptKind.PARTIAL, f"closed-{index}", reading, ms(speech.pause))
             self._set(revision=max(speech.revision, reading.revision))
@@ -704,7 +704,8 @@ class _Work:
             "speech_ended_at": None if kind is TranscriptKind.SPEECH_STARTED else speech.ended_at,
             **fields,
         }
-        self.outcomes.append(Emit(caused(speech.cause.event, Transcript, name, self._now_us, **values)))
+        event = caused(speech.cause.event, Transcript, name, self._now_us, **values)
+        self.outcomes.append(Emit(_as_turn(event) if kind is TranscriptKind.FINAL else event))
 
     def _end_soon(self) -> None:
         self.state = replace(self.state, ending=True)
@@ -748,6 +749,18 @@ def _wrong(frame: AudioFrame) -> str | None:
     if frame.sample_index < 0:
         return f"sample_index: expected 0 or more, found {frame.sample_index}"
     return None
+
+
+def _as_turn(final: Transcript) -> Transcript:
+    """A turn's final, which has one id wherever it was cut: the first one is the truth.
+
+    A worker that wakes up after it was replaced has heard what came meanwhile in other pieces, or not at all.
+    """
+    return replace(final, event_id=event_id(final.session_id, f"turn-{final.turn}-final"))
+
+
+def _closes(event: Transcript, closed_id: str) -> bool:
+    return event.kind is TranscriptKind.FINAL or event.event_id == closed_id
 
 
 def _lasted(speech: Utterance, pause_ms: int) -> bool:

@@ -224,6 +224,14 @@ def test_an_utterance_from_onset_to_final() -> None:
     assert {event.causation_id for event in ear.log} == {ear.log[0].causation_id}
 
 
+def test_a_turns_final_has_one_id_however_it_was_heard() -> None:
+    turns = silence(500) + speech(800) + silence(1000) + speech(800) + silence(1000)
+    finals, others = heard(turns).finals(), heard(silence(5000) + turns, frame_ms=100).finals()
+    assert {final.causation_id for final in finals}.isdisjoint(final.causation_id for final in others)
+    assert [final.event_id for final in finals] == [final.event_id for final in others]
+    assert len({final.event_id for final in finals}) == 2
+
+
 def test_the_final_takes_the_reading_of_the_hesitation() -> None:
     ear = heard(silence(500) + speech(400) + silence(1000))
     assert [request.partial for request in ear.requests] == [False]

@@ -17,7 +17,7 @@ MULAW_SILENCE: Final = b"\xff"
 QUIET_PEAK: Final = 200  # of a 16-bit sample: -44 dBFS, above a line's noise and below any speech
 FRAME_MS_SPARE: Final = 200  # by which a frame may be longer than the longest, before it is two
 MULAW_PEAKS: Final = (0, 50, 100, QUIET_PEAK, 400, 800, 1600, 3200, 6400, 12_800, 25_600)
-SPOKEN_OVER_QUIET_MS: Final = 300  # while the agent speaks, when nobody waits for the end of a pause
+UNHEARD_QUIET_MS: Final = 300  # in which nobody began to speak, so that the end of no pause is waited for
 QUIET_MARGIN_MS: Final = 200  # beyond the completion pause, so that an end of turn is never told later for it
 
 _STRONG_MS = 200  # of speech without a pause
@@ -209,14 +209,15 @@ class Frames:
         self._weak_bytes = 0 if voiced else self._weak_bytes + len(piece)
         return loud
 
-    def take_due(self, spoken_over: bool = False, behind: bool = False) -> list[bytes]:
+    def take_due(self, spoken_over: bool = False, measured: bool = True, behind: bool = False) -> list[bytes]:
         """The frames to be written now; what is left over waits for more.
 
         Over the agent's speech (`spoken_over`) nothing waits but silence, half as long: the agent is to be stopped
-        soon, and the newest frame tells how much of it has been heard where a gateway is killed. While the log is
-        `behind` nobody hears it soon, and as many frames as may wait shall hold as much speech as they can.
+        soon, and the newest frame tells how much of it has been heard where a gateway is killed. That is sooner a
+        silence where no pause is `measured`, since no utterance is open. While the log is `behind` nobody hears it
+        soon, and as many frames as may wait shall hold as much speech as they can.
         """
-        due_ms = self._due_ms(spoken_over)
+        due_ms = self._due_ms(spoken_over, measured)
         if self.waiting_ms < (max(due_ms, self._lengths.speech_ms) if behind else due_ms):
             return []
         data = self.flush()
@@ -236,10 +237,8 @@ class Frames:
         self._waiting, self._waiting_bytes = [], 0
         return data
 
-    def _due_ms(self, spoken_over: bool) -> float:
-        if spoken_over:
-            return self._lengths.quiet_ms / 2 if self._quiet_ms > SPOKEN_OVER_QUIET_MS else self._frame_ms_min
-        if self.in_silence:
-            return self._lengths.quiet_ms
+    def _due_ms(self, spoken_over: bool, measured: bool) -> float:
+        if self.in_silence or (not measured and self._quiet_ms > UNHEARD_QUIET_MS):
+            return self._lengths.quiet_ms / (2 if spoken_over else 1)
         goes_on = self._strong_bytes >= self._waiting_bytes and self._strong_bytes / self._bytes_per_ms > _STRONG_MS
-        return self._lengths.speech_ms if goes_on else self._frame_ms_min
+        return self._lengths.speech_ms if goes_on and not spoken_over else self._frame_ms_min

@@ -10,7 +10,7 @@ import asyncio
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from enum import IntEnum
+from enum import Enum
 from typing import Any, Final
 
 from uvicorn._types import ASGIReceiveEvent
@@ -23,24 +23,24 @@ It is given what says how long the next message may wait.
 """
 
 
-class Wait(IntEnum):
+class Wait(Enum):
     """How long what a caller says next may wait to be read."""
 
-    SHORT = 0
-    """A pause is about to be long enough for an answer."""
-    MEDIUM = 1
-    """The caller speaks, or the agent, which may have to be silenced."""
-    LONG = 2
-    """Nobody speaks."""
-    NONE = 3
+    NONE = "none"
     """It is read as soon as it is there."""
+    SHORT = "short"
+    """A pause is about to be long enough for an answer."""
+    MEDIUM = "medium"
+    """The caller speaks, or the agent, which may have to be silenced."""
+    LONG = "long"
+    """Nobody speaks."""
 
 
-SLOWER_FROM: Final = (5, 16)
-"""Sockets on the beat from which on the next row of `HALVES` applies."""
-HALVES: Final = ((1, 1, 1), (2, 2, 4), (2, 4, 8))
-"""How many halves of the usual length a SHORT, a MEDIUM and a LONG wait take."""
-WAIT_MS_MAX: Final = 160
+SLOWER_FROM: Final = (5, 24)
+"""Sockets on the beat from which on the second and the third of `HALVES` apply."""
+HALVES: Final = {Wait.SHORT: (1, 2, 2), Wait.MEDIUM: (1, 2, 4), Wait.LONG: (1, 4, 8)}
+"""How many halves of the usual length they take. Each is twice another, so that they end together."""
+WAIT_MS_MAX: Final = {Wait.SHORT: 40, Wait.MEDIUM: 80, Wait.LONG: 160}
 """No wait becomes longer than that, or than the usual length."""
 
 
@@ -48,12 +48,12 @@ class Beat:
     """Calls back all who wait, at times that all share: see `HALVES`. Those whose waits are short come first."""
 
     def __init__(self, every_ms: int) -> None:
+        self._every_ms = every_ms
         self._half_s = every_ms / 2000
-        self._halves_max = max(2, 2 * WAIT_MS_MAX // every_ms)
         self._waiting: dict[int, list[Callable[[], None]]] = {}  # by the halves that they wait
         self._due: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._beaten = 0
+        self._last = 0
         self._sockets = 0
 
     def join(self) -> None:
@@ -65,15 +65,21 @@ class Beat:
         self._sockets -= 1
 
     def wait(self, callback: Callable[[], None], wait: Wait) -> None:
-        """Calls back at the next beat for such waits, once."""
-        halves = min(HALVES[bisect_right(SLOWER_FROM, self._sockets)][wait], self._halves_max)
+        """Calls back at the next beat for such waits (not NONE), once."""
+        halves = self._halves(wait)
         if halves not in self._waiting:
             # A loop may be called a little before the time, and must not beat twice for it.
-            passed = max(math.floor(asyncio.get_running_loop().time() / self._half_s), self._beaten)
+            passed = max(math.floor(asyncio.get_running_loop().time() / self._half_s), self._last)
             self._due[halves] = (passed // halves + 1) * halves
             self._waiting[halves] = []
             self._set_timer()
         self._waiting[halves].append(callback)
+
+    def _halves(self, wait: Wait) -> int:
+        halves = HALVES[wait][bisect_right(SLOWER_FROM, self._sockets)]
+        while halves > 2 and halves * self._every_ms > 2 * WAIT_MS_MAX[wait]:
+            halves //= 2
+        return halves
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -84,14 +90,14 @@ class Beat:
             self._timer = asyncio.get_running_loop().call_at(at * self._half_s, self._beat, at)
 
     def _beat(self, at: int) -> None:
-        self._beaten = at
+        self._last = at
         due = sorted(halves for halves, due in self._due.items() if due == at)
         callbacks = [callback for halves in due for callback in self._waiting.pop(halves)]
         for halves in due:
             del self._due[halves]
+        self._set_timer()
         for callback in callbacks:
             callback()
-        self._set_timer()
 
 
 class MediaProtocol(WebSocketsSansIOProtocol):
@@ -128,7 +134,7 @@ class MediaProtocol(WebSocketsSansIOProtocol):
             self._read_on()
         elif not self._waits:
             self._waits = True
-            self._beat.wait(self._beaten, wait)
+            self._beat.wait(self._read_at_beat, wait)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -144,7 +150,7 @@ class MediaProtocol(WebSocketsSansIOProtocol):
             self._on_beat = True
             self._beat.join()
 
-    def _beaten(self) -> None:
+    def _read_at_beat(self) -> None:
         self._waits = False
         self._read_on()
 

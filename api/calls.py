@@ -42,7 +42,7 @@ BEHIND_FRAMES = 25
 # 32 ms, takes its beginning for a little earlier or later than the gateway does.
 DECIDES_BEFORE_MS = 140
 DECIDES_AFTER_MS = 100
-_LONGER = 2.5  # times a frame's usual length, amid speech: the next beat need not have the last piece of a third
+_LONGER = 2.5  # times a frame's usual length, amid speech: three beats need not have brought all of their last piece
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
 
 
@@ -179,8 +179,9 @@ class Call:
             self._writing.cancel()
             self._writing = None
         if not self.ended.is_set():
-            spoken_over, behind = self._is_spoken_over(self._now_ms()), self.journal.unacknowledged > BEHIND_FRAMES
-            for frame in self._frames.take_due(spoken_over, behind):
+            spoken_over, behind = self._playback.playing(self._now_ms()), self.journal.unacknowledged > BEHIND_FRAMES
+            measured = not spoken_over or self._playback.listening
+            for frame in self._frames.take_due(spoken_over, measured, behind):
                 self.journal.frame(self._dialect.pcm(frame))
 
     def may_wait(self) -> Wait:
@@ -188,16 +189,12 @@ class Call:
         now_s = self._clock.monotonic_s()
         if now_s < self._urgent_until_s:
             return Wait.NONE
-        if self._is_spoken_over(now_s * 1000):
+        if self._playback.playing(now_s * 1000) and not self._playback.hushed:
             return Wait.MEDIUM
         if self._frames.in_silence:
             return Wait.LONG
         beyond_ms = (self._frames.pause_ms - needed_ms for needed_ms in self._decisive_ms)
         return Wait.SHORT if any(-DECIDES_BEFORE_MS <= ms <= DECIDES_AFTER_MS for ms in beyond_ms) else Wait.MEDIUM
-
-    def _is_spoken_over(self, now_ms: float) -> bool:
-        """Whether the agent is audible, or about to be, and not silent for the moment to find out who speaks."""
-        return self._playback.playing(now_ms) and not self._playback.hushed
 
     @property
     def crowded(self) -> bool:

@@ -166,6 +166,11 @@ class Playback:
         """Whether speech is held back until it is known what the caller's side is saying."""
         return self._hushed is not None
 
+    @property
+    def listening(self) -> bool:
+        """Whether the caller has begun an utterance whose end has not been told."""
+        return self._speaking is not None
+
     def event(self, event: Event, now: float) -> list[Effect]:
         """An event of the session from the log."""
         if isinstance(event, Transcript):

@@ -20,7 +20,7 @@ from bench.running import running_state
 from processors.agents import Pauses
 from streams.settings import REPOSITORY
 
-SESSIONS = (10, 25, 50, 75, 100, 150, 200)
+SESSIONS = (10, 20, 30, 35, 40, 45, 50, 60, 75, 100, 150, 200)
 QUICK_SESSIONS = (10, 40)
 OWN_MS_MAX = 100.0
 ENVIRONMENT = {

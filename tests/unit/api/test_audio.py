@@ -13,7 +13,7 @@ from api.audio import (
     FRAME_MS_SPARE,
     MULAW_PEAKS,
     QUIET_PEAK,
-    SPOKEN_OVER_QUIET_MS,
+    UNHEARD_QUIET_MS,
     Doubler,
     FrameLengths,
     Frames,
@@ -138,14 +138,16 @@ def test_over_the_agents_speech_no_frame_waits() -> None:
     assert [len(frame) for frame in frames.take_due(spoken_over=True)] == [40 * BYTES_PER_MS]
 
 
-def test_over_the_agents_speech_silence_soon_waits() -> None:
-    frames, lengths = Frames(20, LENGTHS), []
-    in_frames(frames, [SPEECH] * 48)
-    frames.flush()
-    for _ in range(42):
-        frames.add(SILENCE, peak_of(SILENCE))
-        lengths += [len(frame) // BYTES_PER_MS for frame in frames.take_due(spoken_over=True)]
-    assert lengths == [20] * (SPOKEN_OVER_QUIET_MS // 20) + [260, 260]
+def test_silence_waits_sooner_where_no_pause_is_measured() -> None:
+    for measured, quiet_ms in ((False, UNHEARD_QUIET_MS), (True, LENGTHS.quiet_after_ms)):
+        frames, lengths = Frames(20, LENGTHS), []
+        in_frames(frames, [SPEECH] * 48)
+        frames.flush()
+        for _ in range(int(quiet_ms) // 20 + 26):
+            frames.add(SILENCE, peak_of(SILENCE))
+            due = frames.take_due(spoken_over=True, measured=measured)
+            lengths += [len(frame) // BYTES_PER_MS for frame in due]
+        assert lengths == [20] * (int(quiet_ms) // 20) + [260, 260]
 
 
 def test_a_pause_lasts_since_the_voice_was_gone() -> None:
@@ -157,7 +159,10 @@ def test_a_pause_lasts_since_the_voice_was_gone() -> None:
     in_frames(frames, [SILENCE] * 3)
     assert frames.pause_ms == 120
     in_frames(frames, [SPEECH])
-    assert frames.pause_ms == 0, "an onset is voice at once"
+    assert frames.pause_ms == 0
+    softly = Frames(20, LENGTHS)
+    in_frames(softly, [MURMUR] * 48 + [SILENCE] * 3 + [SPEECH])
+    assert softly.pause_ms == 0, "an onset is voice at once"
 
 
 def test_who_begins_to_speak_over_a_loud_line_is_heard_at_once() -> None:

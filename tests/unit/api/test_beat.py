@@ -62,7 +62,7 @@ def test_who_waits_again_when_called_back_waits_for_the_next_beat() -> None:
 
 @pytest.mark.parametrize(
     ("sockets", "short_ms", "medium_ms", "long_ms"),
-    [(1, 20, 20, 20), (4, 20, 20, 20), (5, 40, 40, 80), (15, 40, 40, 80), (16, 40, 80, 160), (500, 40, 80, 160)],
+    [(1, 20, 20, 20), (4, 20, 20, 20), (5, 40, 40, 80), (23, 40, 40, 80), (24, 40, 80, 160), (500, 40, 80, 160)],
 )
 def test_the_more_sockets_there_are_the_less_often_those_are_read_who_can_wait(
     sockets: int, short_ms: int, medium_ms: int, long_ms: int
@@ -73,9 +73,13 @@ def test_the_more_sockets_there_are_the_less_often_those_are_read_who_can_wait(
         assert beats(arrivals_ms, sockets=sockets, wait=wait) == [every_ms, every_ms, 2 * every_ms]
 
 
-@pytest.mark.parametrize(("usual_ms", "longest_ms"), [(20, 80), (40, 160), (60, 150), (100, 150), (200, 200)])
-def test_nobody_waits_longer_than_callers_can(usual_ms: int, longest_ms: int) -> None:
-    assert beats([0], sockets=500, usual_ms=usual_ms, wait=Wait.LONG) == [longest_ms]
+@pytest.mark.parametrize(
+    ("usual_ms", "short_ms", "medium_ms", "long_ms"),
+    [(20, 20, 40, 80), (40, 40, 80, 160), (60, 60, 60, 120), (80, 80, 80, 160), (100, 100, 100, 100)],
+)
+def test_nobody_waits_longer_than_callers_can(usual_ms: int, short_ms: int, medium_ms: int, long_ms: int) -> None:
+    waits = {Wait.SHORT: short_ms, Wait.MEDIUM: medium_ms, Wait.LONG: long_ms}
+    assert {wait: beats([0], sockets=500, usual_ms=usual_ms, wait=wait)[0] for wait in waits} == waits
 
 
 def test_waits_of_all_lengths_end_together_and_the_short_ones_come_first() -> None:
@@ -129,6 +133,7 @@ class ByHand(Beat):
     def __init__(self) -> None:
         super().__init__(every_ms=3_600_000)
         self.callbacks: list[Callable[[], None]] = []
+        self.waits: list[Wait] = []
         self.on_it = 0
 
     def join(self) -> None:
@@ -139,6 +144,7 @@ class ByHand(Beat):
 
     def wait(self, callback: Callable[[], None], wait: Wait) -> None:
         self.callbacks.append(callback)
+        self.waits.append(wait)
 
     def beat(self) -> None:
         callbacks, self.callbacks = self.callbacks, []
@@ -163,7 +169,7 @@ class Listener:
         await receive()
         await send({"type": "websocket.accept"})
         await self.begun.wait()
-        scope[ON_BEAT](lambda: Wait.NONE if self.urgent else Wait.SHORT)
+        scope[ON_BEAT](lambda: Wait.NONE if self.urgent else Wait.MEDIUM)
         self.joined.set()
         while (message := await receive())["type"] == "websocket.receive":
             word = message["text"]
@@ -206,6 +212,7 @@ def test_a_socket_on_the_beat_is_read_on_it() -> None:
                 assert listener.heard.empty()
                 await beaten(beat)
             assert await listener.heard.get() == word
+        assert set(beat.waits) == {Wait.MEDIUM}, "what the call says"
 
     converse(talk)
 

@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 
 import msgspec
 
+from api.audio import BYTES_PER_MS
 from api.beat import Wait
 from api.calls import URGENT_S, Call, new_call
 from api.dialects.dialect import Start
@@ -16,7 +17,17 @@ from api.journal import UNACKNOWLEDGED_MAX
 from processors.agents import Pauses
 from processors.stage import caused
 from schemas.event import Event
-from schemas.events import AudioFrame, Control, ControlKind, Response, ResponseKind, SpeechChunk, SpeechChunkKind
+from schemas.events import (
+    AudioFrame,
+    Control,
+    ControlKind,
+    Response,
+    ResponseKind,
+    SpeechChunk,
+    SpeechChunkKind,
+    Transcript,
+    TranscriptKind,
+)
 from streams.clock import SystemClock
 from streams.settings import ApiSettings, Settings
 
@@ -169,6 +180,34 @@ async def test_who_may_be_answered_soon_is_read_soon_and_others_seldom() -> None
     await say(call, sound)
     clock.now_s += URGENT_S
     assert set(await waits(59)) == {"MEDIUM"}, "the agent may have to be silenced"
+    begun_to_speak = {"kind": TranscriptKind.SPEECH_STARTED, "turn": 1, "utterance": 0}
+    call.deliver(caused(gateway.published[0], Transcript, "started", 1, **begun_to_speak))
+    await say(call, sound)
+    clock.now_s += URGENT_S
+    assert {"SHORT", "LONG"} < set(await waits(59)), "it is silent"
+    call.end("hung_up")
+
+
+async def test_over_the_agent_frames_of_silence_are_long_while_no_utterance_is_open() -> None:
+    gateway = Gateway()
+    gateway.router.clock = Hands()
+    call = await begun(gateway)
+    started = gateway.published[0]
+    speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(64_000), "last_of_sentence": True}
+    call.deliver(caused(started, SpeechChunk, "chunk", 1, **speech))
+
+    async def longest_ms() -> int:
+        first = len(gateway.published)
+        await say(call, b"\x00\x40" * 320)
+        for _ in range(40):
+            await say(call, bytes(640))
+        frames = [event for event in gateway.published[first:] if isinstance(event, AudioFrame)]
+        return max(len(frame.pcm) for frame in frames) // BYTES_PER_MS
+
+    assert await longest_ms() == 500
+    begun_to_speak = {"kind": TranscriptKind.SPEECH_STARTED, "turn": 1, "utterance": 0}
+    call.deliver(caused(started, Transcript, "started", 1, **begun_to_speak))
+    assert await longest_ms() == 20, "a pause is measured"
     call.end("hung_up")
 
 

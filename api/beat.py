@@ -36,7 +36,7 @@ class Wait(Enum):
     """Nobody speaks."""
 
 
-SLOWER_FROM: Final = (5, 24)
+SLOWER_FROM: Final = (5, 16)
 """Sockets on the beat from which on the second and the third of `HALVES` apply."""
 HALVES: Final = {Wait.SHORT: (1, 2, 2), Wait.MEDIUM: (1, 2, 4), Wait.LONG: (1, 4, 8)}
 """How many halves of the usual length they take. Each is twice another, so that they end together."""

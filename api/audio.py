@@ -169,7 +169,7 @@ class Frames:
         self._frame_ms_min = frame_ms_min
         self._lengths = lengths or FrameLengths(frame_ms_min, frame_ms_min)
         self._size_max = (self._lengths.quiet_ms + FRAME_MS_SPARE) * bytes_per_ms
-        # How much of the newest audio is quiet, strong, or neither loud nor strong, without a break.
+        # How much of the newest audio is quiet, or strong, or no voice, without a break.
         self._quiet_bytes = self._strong_bytes = self._weak_bytes = 0
         self._loudest = 0.0
         self._waiting: list[bytes] = []

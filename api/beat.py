@@ -50,8 +50,8 @@ class Beat:
     def __init__(self, every_ms: int) -> None:
         self._every_ms = every_ms
         self._half_s = every_ms / 2000
-        self._waiting: dict[int, list[Callable[[], None]]] = {}  # by the halves that they wait
-        self._due: dict[int, int] = {}
+        # When who waits so many halves is called back, and who that is.
+        self._waiting: dict[int, tuple[int, list[Callable[[], None]]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0
         self._sockets = 0
@@ -70,10 +70,9 @@ class Beat:
         if halves not in self._waiting:
             # A loop may be called a little before the time, and must not beat twice for it.
             passed = max(math.floor(asyncio.get_running_loop().time() / self._half_s), self._last)
-            self._due[halves] = (passed // halves + 1) * halves
-            self._waiting[halves] = []
+            self._waiting[halves] = (passed // halves + 1) * halves, []
             self._set_timer()
-        self._waiting[halves].append(callback)
+        self._waiting[halves][1].append(callback)
 
     def _halves(self, wait: Wait) -> int:
         halves = HALVES[wait][bisect_right(SLOWER_FROM, self._sockets)]
@@ -85,16 +84,14 @@ class Beat:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        if self._due:
-            at = min(self._due.values())
+        if self._waiting:
+            at = min(due for due, _ in self._waiting.values())
             self._timer = asyncio.get_running_loop().call_at(at * self._half_s, self._beat, at)
 
     def _beat(self, at: int) -> None:
         self._last = at
-        due = sorted(halves for halves, due in self._due.items() if due == at)
-        callbacks = [callback for halves in due for callback in self._waiting.pop(halves)]
-        for halves in due:
-            del self._due[halves]
+        ended = sorted(halves for halves, (due, _) in self._waiting.items() if due == at)
+        callbacks = [callback for halves in ended for callback in self._waiting.pop(halves)[1]]
         self._set_timer()
         for callback in callbacks:
             callback()

@@ -208,6 +208,14 @@ def event_id(cause_id: str, name: str) -> str:
     return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"
 
 
+def turn_event_id(session_id: str, turn: int, name: str) -> str:
+    """The id of the event called `name` of which a committed turn has one, whatever record brings it about.
+
+    A worker that wakes up after it was replaced may come to another by another way: the first one is the truth.
+    """
+    return event_id(session_id, f"turn-{turn}-{name}")
+
+
 def caused(cause: Event, event_class: type[Event], name: str, now_us: int, /, **fields: Any) -> Any:
     """A new event that `cause` brought about: the envelope is filled in, `seq` is left to the runner.
 

@@ -7,7 +7,7 @@ greeted should not wait for their greetings.
 import os
 
 STAGE_NICENESS = 10
-BACKGROUND_NICENESS = 19
+READER_NICENESS = 19
 
 
 def step_back(niceness: int) -> None:

@@ -18,7 +18,7 @@ import sys
 import threading
 from functools import cache
 
-from streams.priority import BACKGROUND_NICENESS
+from streams.priority import READER_NICENESS
 
 LIFELINE = "TRUNKLINE_LIFELINE_FD"
 SPARE = "TRUNKLINE_SPARE"
@@ -74,7 +74,7 @@ def _line() -> socket.socket | None:
 def _import_quietly(module: str) -> None:
     """On Linux each thread has a priority of its own; without privileges a process could not raise its own again."""
     if sys.platform.startswith("linux"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), READER_NICENESS)
     importlib.import_module(module)
 
 

@@ -62,7 +62,7 @@ from streams.clock import Clock, SystemClock
 from streams.codec import Codec, CodecError
 from streams.consumer import BEGINNING, LogReader, Record, read_range
 from streams.logs import configure
-from streams.priority import BACKGROUND_NICENESS, step_back
+from streams.priority import READER_NICENESS, step_back
 from streams.producer import LogProducer
 from streams.registry import codec_for, keyring_for
 from streams.settings import Settings
@@ -388,7 +388,7 @@ async def work(settings: Settings) -> None:
 
 def main() -> int:
     """Exits 0 after an orderly stop, 1 after a failure, 78 where objectives, policies or the signing key are wrong."""
-    step_back(BACKGROUND_NICENESS)
+    step_back(READER_NICENESS)
     settings = Settings()
     configure(settings, "clickhouse")
     try:

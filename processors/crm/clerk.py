@@ -49,7 +49,7 @@ from streams.consumer import LogReader
 from streams.keyfile import kept_key
 from streams.keys import Position
 from streams.logs import configure
-from streams.priority import BACKGROUND_NICENESS, step_back
+from streams.priority import READER_NICENESS, step_back
 from streams.producer import LogProducer
 from streams.registry import codec_for, keyring_for
 from streams.settings import Settings
@@ -421,7 +421,7 @@ async def work(settings: Settings) -> None:
 
 def main() -> int:
     """Exits 0 after an orderly stop, 1 after a failure, 78 where an adapter, a workflow or a policy is wrong."""
-    step_back(BACKGROUND_NICENESS)
+    step_back(READER_NICENESS)
     settings = Settings()
     configure(settings, COMPONENT)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 from processors.agents import IntentSpec, Tool
 from processors.engine import Chosen
 from processors.llm.decide import Call, Look
-from processors.stage import Emit, Outcome, Position, caused, event_id
+from processors.stage import Emit, Outcome, Position, caused, turn_event_id
 from schemas.event import Event
 from schemas.events import Intent, Response, ResponseKind
 
@@ -226,11 +226,8 @@ def cancelled(turn: Turn, now_us: int) -> list[Outcome]:
 
 
 def committed_end(end: Response) -> Response:
-    """A turn's last event as that of a committed turn, which has one id whatever record it comes of.
-
-    A worker that wakes up after it was replaced may come to another end by another way: the first one is the truth.
-    """
-    return replace(end, event_id=event_id(end.session_id, f"turn-{end.turn}-{END}"), committed=True)
+    """A turn's last event as that of a committed turn, which has one."""
+    return replace(end, event_id=turn_event_id(end.session_id, end.turn, END), committed=True)
 
 
 def _end(turn: Turn, kind: ResponseKind, now_us: int, fields: Mapping[str, Any]) -> Emit:

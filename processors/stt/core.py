@@ -52,6 +52,7 @@ from processors.stage import (
     abandonment,
     caused,
     event_id,
+    turn_event_id,
 )
 from processors.stt.endpoint import SttRules, pause_needed_ms
 from processors.stt.pace import PartialPace
@@ -393,6 +394,7 @@ class _Work:
         first_ms = self._partials_apart * PARTIAL_FIRST_MS
         due = max([ms(start) + first_ms, *(event.audio_end_ms + PARTIAL_EVERY_MS for event in partials)])
         closed_id = event_id(window.frame.event.event_id, f"closed-{index}")
+        ends = (event for event in recorded if event.kind is TranscriptKind.FINAL or event.event_id == closed_id)
         speech = Utterance(
             cause=window.frame,
             windows=self.state.ring,
@@ -402,7 +404,7 @@ class _Work:
             partial_due=samples(due),
             revision=max((event.revision for event in recorded), default=self.state.revision),
             recorded=recorded,
-            closing=next((event for event in recorded if _closes(event, closed_id)), None),
+            closing=next(ends, None),
             thinking=self._gone_on_after(start, window.frame.event),
         )
         self.state = replace(self.state, speech=speech, ring=(), run=0)
@@ -704,8 +706,9 @@ class _Work:
             "speech_ended_at": None if kind is TranscriptKind.SPEECH_STARTED else speech.ended_at,
             **fields,
         }
-        event = caused(speech.cause.event, Transcript, name, self._now_us, **values)
-        self.outcomes.append(Emit(_as_turn(event) if kind is TranscriptKind.FINAL else event))
+        if kind is TranscriptKind.FINAL:  # wherever it was cut
+            values["event_id"] = turn_event_id(self.state.session_id, self.state.turn + 1, name)
+        self.outcomes.append(Emit(caused(speech.cause.event, Transcript, name, self._now_us, **values)))
 
     def _end_soon(self) -> None:
         self.state = replace(self.state, ending=True)
@@ -749,18 +752,6 @@ def _wrong(frame: AudioFrame) -> str | None:
     if frame.sample_index < 0:
         return f"sample_index: expected 0 or more, found {frame.sample_index}"
     return None
-
-
-def _as_turn(final: Transcript) -> Transcript:
-    """A turn's final, which has one id wherever it was cut: the first one is the truth.
-
-    A worker that wakes up after it was replaced has heard what came meanwhile in other pieces, or not at all.
-    """
-    return replace(final, event_id=event_id(final.session_id, f"turn-{final.turn}-final"))
-
-
-def _closes(event: Transcript, closed_id: str) -> bool:
-    return event.kind is TranscriptKind.FINAL or event.event_id == closed_id
 
 
 def _lasted(speech: Utterance, pause_ms: int) -> bool:

@@ -30,7 +30,7 @@ from streams.clock import Clock, SystemClock
 from streams.codec import Codec
 from streams.consumer import LogReader
 from streams.logs import configure
-from streams.priority import BACKGROUND_NICENESS, step_back
+from streams.priority import READER_NICENESS, step_back
 from streams.producer import LogProducer
 from streams.registry import codec_for
 from streams.settings import Settings
@@ -189,7 +189,7 @@ async def work(settings: Settings) -> None:
 
 def main() -> int:
     """Exits 0 after an orderly stop, 1 after a failure, 78 without a key for signing secrets or with a bad policy."""
-    step_back(BACKGROUND_NICENESS)
+    step_back(READER_NICENESS)
     settings = Settings()
     configure(settings, COMPONENT)
     try:

@@ -84,6 +84,18 @@ async def say(call: Call, pcm: bytes) -> None:
     await asyncio.sleep(0)
 
 
+def agent_speaks(gateway: Gateway, call: Call) -> None:
+    """Two seconds of it."""
+    speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(64_000), "last_of_sentence": True}
+    call.deliver(caused(gateway.published[0], SpeechChunk, "chunk", 1, **speech))
+
+
+def caller_begins(gateway: Gateway, call: Call) -> None:
+    """An utterance is open."""
+    speech = {"kind": TranscriptKind.SPEECH_STARTED, "turn": 1, "utterance": 0}
+    call.deliver(caused(gateway.published[0], Transcript, "started", 1, **speech))
+
+
 async def test_started_comes_first_even_when_the_greeting_is_faster_than_the_logs_acknowledgement() -> None:
     gateway = Gateway()
     call = new_call(gateway.router, NativeDialect(), gateway.line, Start(), "demo", "shop", lambda: None)
@@ -141,8 +153,7 @@ async def test_a_sound_over_the_agent_is_urgent_for_a_moment_from_its_onset() ->
     quiet, sound = bytes(640), b"\x00\x40" * 320
     await say(call, sound)
     assert call.may_wait() is not Wait.NONE, "the agent is silent"
-    speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(64_000), "last_of_sentence": True}
-    call.deliver(caused(gateway.published[0], SpeechChunk, "chunk", 1, **speech))
+    agent_speaks(gateway, call)
     await say(call, sound)
     assert call.may_wait() is not Wait.NONE, "the sound was there before"
     await say(call, quiet)
@@ -175,13 +186,11 @@ async def test_who_may_be_answered_soon_is_read_soon_and_others_seldom() -> None
     assert {by_pause[ms] for ms in (turn_ms - 60, turn_ms, turn_ms + 60, completion_ms)} == {"SHORT"}
     assert {by_pause[ms] for ms in (20, turn_ms - 200, turn_ms + 200)} == {"MEDIUM"}
     assert {by_pause[ms] for ms in range(completion_ms + 240, 1200, 20)} == {"LONG"}
-    speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(64_000), "last_of_sentence": True}
-    call.deliver(caused(gateway.published[0], SpeechChunk, "chunk", 1, **speech))
+    agent_speaks(gateway, call)
     await say(call, sound)
     clock.now_s += URGENT_S
     assert set(await waits(59)) == {"MEDIUM"}, "the agent may have to be silenced"
-    begun_to_speak = {"kind": TranscriptKind.SPEECH_STARTED, "turn": 1, "utterance": 0}
-    call.deliver(caused(gateway.published[0], Transcript, "started", 1, **begun_to_speak))
+    caller_begins(gateway, call)
     await say(call, sound)
     clock.now_s += URGENT_S
     assert {"SHORT", "LONG"} < set(await waits(59)), "it is silent"
@@ -192,9 +201,7 @@ async def test_over_the_agent_frames_of_silence_are_long_while_no_utterance_is_o
     gateway = Gateway()
     gateway.router.clock = Hands()
     call = await begun(gateway)
-    started = gateway.published[0]
-    speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(64_000), "last_of_sentence": True}
-    call.deliver(caused(started, SpeechChunk, "chunk", 1, **speech))
+    agent_speaks(gateway, call)
 
     async def longest_ms() -> int:
         first = len(gateway.published)
@@ -205,8 +212,7 @@ async def test_over_the_agent_frames_of_silence_are_long_while_no_utterance_is_o
         return max(len(frame.pcm) for frame in frames) // BYTES_PER_MS
 
     assert await longest_ms() == 500
-    begun_to_speak = {"kind": TranscriptKind.SPEECH_STARTED, "turn": 1, "utterance": 0}
-    call.deliver(caused(started, Transcript, "started", 1, **begun_to_speak))
+    caller_begins(gateway, call)
     assert await longest_ms() == 20, "a pause is measured"
     call.end("hung_up")
 

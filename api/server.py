@@ -21,6 +21,7 @@ from api.beat import Beat, MediaProtocol
 from api.door import SOCKETS_SPARE
 from api.session_router import SessionRouter
 from streams import logs, ready, standby
+from streams.garbage import collect_seldom
 from streams.settings import Settings
 from streams.standby import LISTENER
 from streams.yamlfile import ConfigError
@@ -134,6 +135,7 @@ def main() -> int:
     """Serves until SIGTERM or SIGINT; 0 after an orderly stop, 78 where an agent's file is wrong."""
     settings = Settings()
     logs.configure(settings, COMPONENT)
+    collect_seldom()
     try:
         server = make_server(settings)
     except ConfigError as error:

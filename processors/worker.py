@@ -33,6 +33,7 @@ from processors.shell import Shell
 from processors.stage import Core
 from streams import ready, standby
 from streams.clock import Clock, SystemClock
+from streams.garbage import collect_seldom
 from streams.logs import configure
 from streams.priority import STAGE_NICENESS, step_back
 from streams.producer import LogProducer
@@ -236,6 +237,7 @@ def main() -> int:
     settings = Settings()
     configure(settings, name)
     step_back(STAGE_NICENESS)
+    collect_seldom()
     try:
         uvloop.run(work(settings, STAGES[name]))
     except ConfigError as error:

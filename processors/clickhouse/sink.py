@@ -61,6 +61,7 @@ from streams.client import LogError, Partition
 from streams.clock import Clock, SystemClock
 from streams.codec import Codec, CodecError
 from streams.consumer import BEGINNING, LogReader, Record, read_range
+from streams.garbage import collect_seldom
 from streams.logs import configure
 from streams.priority import READER_NICENESS, step_back
 from streams.producer import LogProducer
@@ -389,6 +390,7 @@ async def work(settings: Settings) -> None:
 def main() -> int:
     """Exits 0 after an orderly stop, 1 after a failure, 78 where objectives, policies or the signing key are wrong."""
     step_back(READER_NICENESS)
+    collect_seldom()
     settings = Settings()
     configure(settings, "clickhouse")
     try:

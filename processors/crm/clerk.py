@@ -46,6 +46,7 @@ from streams.client import LogError
 from streams.clock import Clock, SystemClock
 from streams.codec import Codec
 from streams.consumer import LogReader
+from streams.garbage import collect_seldom
 from streams.keyfile import kept_key
 from streams.keys import Position
 from streams.logs import configure
@@ -422,6 +423,7 @@ async def work(settings: Settings) -> None:
 def main() -> int:
     """Exits 0 after an orderly stop, 1 after a failure, 78 where an adapter, a workflow or a policy is wrong."""
     step_back(READER_NICENESS)
+    collect_seldom()
     settings = Settings()
     configure(settings, COMPONENT)
     try:

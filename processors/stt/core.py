@@ -20,12 +20,14 @@ onset was certain (a final's from its turn), so the second hearing emits the sam
 without asking anyone, and a recorded reading is what others go on with until it is settled anew.
 """
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from processors.backchannel import is_backchannel
 from processors.engine import Transcribe, Transcribed
@@ -200,7 +202,7 @@ class _Work:
             self.outcomes.append(Drop("repeated"))
             return
         self.outcomes.append(Hold())
-        heard = Heard(replace(frame, pcm=b""), position, recorded)
+        heard = Heard(dataclasses.replace(frame, pcm=b""), position, recorded)
         if not self.state.frame_at_us:
             self.outcomes.append(abandonment(self._now_us))
         if gap > samples(GAP_MS_MAX):

@@ -1,7 +1,5 @@
 """What the ear keeps of a call: windows of audio, the utterance in progress, and the part that survives a crash."""
 
-from dataclasses import dataclass
-
 import msgspec
 
 from processors.stage import Position
@@ -32,8 +30,7 @@ def advanced(run: int, probability: float) -> int:
     return run + 1 if probability >= (PAUSE_BELOW if run else SPEECH_ABOVE) else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True):
     """A frame as it is remembered: its event without the audio, and what was recorded for it before a crash."""
 
     event: AudioFrame
@@ -41,8 +38,7 @@ class Heard:
     recorded: tuple[Transcript, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(msgspec.Struct, frozen=True):
     """512 samples, their probability of speech, and the detector's state before them.
 
     `first_offset` is the offset of the frame that holds its first sample, `frame` the one that holds its last.
@@ -61,8 +57,7 @@ class Window:
         return self.start + WINDOW_SAMPLES
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """An ask that is open: for the best reading of the speech up to `covers`, or for a partial one."""
 
     ask_id: str
@@ -70,8 +65,7 @@ class Asked:
     best: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """A reading of the utterance up to the sample `covers`; word times count from the call's first sample.
 
     `complete` is as in `Transcribed`; the log does not have it. One that is not `settled` is worked on ahead, but ends
@@ -90,8 +84,7 @@ class Reading:
     settled: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Utterance:
+class Utterance(msgspec.Struct, frozen=True):
     """Speech from its onset until its final.
 
     `windows` start with the pre-roll; `end` is the sample after the last speech, which `ended_at` is the arrival of.
@@ -145,8 +138,7 @@ class Utterance:
         return b"".join(window.pcm for window in self.windows)
 
 
-@dataclass(frozen=True, slots=True)
-class Hearing:
+class Hearing(msgspec.Struct, frozen=True):
     """The state of the stage for one call.
 
     `ring` are the latest windows while nobody speaks, the first of them preceded by `ring_run` windows of speech in a

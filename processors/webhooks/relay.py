@@ -29,6 +29,7 @@ from streams import ready, standby
 from streams.clock import Clock, SystemClock
 from streams.codec import Codec
 from streams.consumer import LogReader
+from streams.garbage import collect_seldom
 from streams.logs import configure
 from streams.priority import READER_NICENESS, step_back
 from streams.producer import LogProducer
@@ -190,6 +191,7 @@ async def work(settings: Settings) -> None:
 def main() -> int:
     """Exits 0 after an orderly stop, 1 after a failure, 78 without a key for signing secrets or with a bad policy."""
     step_back(READER_NICENESS)
+    collect_seldom()
     settings = Settings()
     configure(settings, COMPONENT)
     try:

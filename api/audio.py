@@ -76,6 +76,22 @@ _HALF_BAND = _half_band()
 # Every other tap of a half-band filter is zero but for the one in the middle, which passes a sample as it is.
 _SIDES = (2 * _HALF_BAND[::2]).astype(np.float32)
 _SIDES_DELAY = len(_SIDES) // 2
+_BLOCK = 32
+
+
+def _sides_of_block() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The sides' filter for a block of samples at once, as matrices: what the block before gives to it, and its own.
+
+    A convolution takes a call for each sample.
+    """
+    matrix = np.zeros((2 * _BLOCK, _BLOCK), np.float32)
+    for column in range(_BLOCK):
+        last = _BLOCK + column + 1
+        matrix[last - len(_SIDES) : last, column] = _SIDES[::-1]
+    return matrix[:_BLOCK].copy(), matrix[_BLOCK:].copy()
+
+
+_BEFORE, _WITHIN = _sides_of_block()
 
 
 def _rounded(signal: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -93,18 +109,23 @@ class Doubler:
     """
 
     def __init__(self) -> None:
-        self._history = np.zeros(len(_SIDES) - 1, np.float32)
+        self._history = np.zeros(_BLOCK, np.float32)
 
     def process(self, pcm: bytes) -> bytes:
         """The next piece, twice as many samples as it was given: those that were there, and one between each two."""
         narrow = np.frombuffer(pcm, "<i2")
         if not len(narrow):
             return b""
-        signal = np.concatenate((self._history, narrow))
-        self._history = signal[1 - len(_SIDES) :]
+        end = _BLOCK + len(narrow)
+        signal = np.zeros(-(-end // _BLOCK) * _BLOCK, np.float32)
+        signal[:_BLOCK] = self._history
+        signal[_BLOCK:end] = narrow
+        self._history = signal[end - _BLOCK : end]
+        blocks = signal.reshape(-1, _BLOCK)
+        between = (blocks[:-1] @ _BEFORE + blocks[1:] @ _WITHIN).reshape(-1)
         wide = np.empty(2 * len(narrow), "<i2")
-        wide[::2] = _rounded(np.convolve(signal, _SIDES, "valid"))
-        wide[1::2] = signal[_SIDES_DELAY : _SIDES_DELAY + len(narrow)]
+        wide[::2] = _rounded(between[: len(narrow)])
+        wide[1::2] = signal[_BLOCK - _SIDES_DELAY + 1 : end - _SIDES_DELAY + 1]
         return wide.tobytes()
 
 

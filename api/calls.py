@@ -144,18 +144,22 @@ class Call:
         self._router.metrics.resumed.labels(self.summary.channel).inc()
         log.info("call resumed", session_id=self.summary.session_id, sample_index=position)
 
-    def audio(self, data: bytes) -> float:
-        """Takes a piece of the caller's audio; returns the seconds by which the client is too fast."""
-        loud = self._frames.add(data, self._dialect.peak(data))
+    def audio(self, *pieces: bytes) -> float:
+        """Takes the next pieces of the caller's audio; returns the seconds by which the client is too fast."""
+        rises = heard = False
+        for data in pieces:
+            loud = self._frames.add(data, self._dialect.peak(data))
+            rises |= loud and not self._loud
+            heard |= loud
+            self._loud = loud
         if self._writing is None:
             # What else has been read of this socket by now belongs to the same frame.
             self._writing = asyncio.get_running_loop().call_soon(self._write_frames)
         self._spoke()
         self._heard_s = self._spoke_s
-        if loud and not self._loud and self._playback.playing(self._now_ms()):
+        if rises and self._playback.playing(self._now_ms()):
             self._urgent_until_s = self._spoke_s + URGENT_S
-        self._loud = loud
-        if loud and self._playback.hushed:
+        if heard and self._playback.hushed:
             self._playback.loud(self._now_ms())
         if self._silence is None:
             self._silence = asyncio.get_running_loop().call_later(REST_S, self._listen_for_silence)

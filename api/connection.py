@@ -1,13 +1,14 @@
 """A media socket: takes its messages in order, and has a call once one was started or resumed on it."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from starlette.websockets import WebSocket
 
 from api.admission import Refusal
-from api.beat import ON_BEAT
+from api.beat import MORE, ON_BEAT
 from api.calls import Call, new_call
 from api.dialects.dialect import (
     Audio,
@@ -117,10 +118,35 @@ class Connection:
                 # The server tells a socket that broke by the same code as one closed without any, but gives no reason.
                 self._disconnected(message.get("code", 1006) if "reason" in message else 1006)
                 return
-            for command in self._commands(message):
-                await self._handle(command)
+            await self._take((message, *message.get(MORE, ())))
             if self._over.is_set():
                 return
+
+    async def _take(self, messages: Iterable[Any]) -> None:
+        """What was read together, in order; of audio that comes without a break the call is told at once."""
+        pieces: list[bytes] = []
+        for command in chain.from_iterable(map(self._commands, messages)):
+            if isinstance(command, Audio) and self._call is not None:
+                pieces.append(command.data)
+                continue
+            await self._hear(self._call, pieces)
+            pieces = []
+            await self._handle(command)
+            if self._over.is_set():
+                return
+        await self._hear(self._call, pieces)
+
+    async def _hear(self, call: Call | None, pieces: Sequence[bytes]) -> None:
+        """Gives the call the pieces of audio that were read together."""
+        if call is None or not pieces:
+            return
+        ahead_s = call.audio(*pieces)
+        while call.crowded and not call.ended.is_set():
+            await self._router.clock.sleep(_CROWDED_S)
+        if ahead_s:
+            # A client that sends faster than people speak is slowed down to their pace by its own socket.
+            self._router.metrics.paused_seconds.inc(ahead_s)
+            await self._router.clock.sleep(ahead_s)
 
     def _disconnected(self, code: int) -> None:
         if self._call is None:
@@ -152,14 +178,6 @@ class Connection:
             await self._resumed(command)
         elif self._call is None:
             self._not_started(command)
-        elif isinstance(command, Audio):
-            ahead_s = self._call.audio(command.data)
-            while self._call.crowded and not self._call.ended.is_set():
-                await self._router.clock.sleep(_CROWDED_S)
-            if ahead_s:
-                # A client that sends faster than people speak is slowed down to their pace by its own socket.
-                self._router.metrics.paused_seconds.inc(ahead_s)
-                await self._router.clock.sleep(ahead_s)
         elif isinstance(command, Playout):
             self._call.playout(command)
         elif isinstance(command, Dtmf):

@@ -190,7 +190,7 @@ class TwilioDialect:
         if not isinstance(payload, str):
             return (_invalid("media.payload"),)
         try:
-            data = base64.b64decode(payload, validate=True)
+            data = binascii.a2b_base64(payload, strict_mode=True)
         except (binascii.Error, ValueError):
             return (_invalid("media.payload"),)
         if len(data) > PAYLOAD_BYTES_MAX:

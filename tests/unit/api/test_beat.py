@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
-from api.beat import ON_BEAT, SLOWER_FROM, Beat, MediaProtocol, Wait
+from api.beat import MORE, ON_BEAT, SLOWER_FROM, Beat, MediaProtocol, Wait
 from tests.simulation.simulated import simulate
 
 
@@ -160,6 +160,8 @@ class Listener:
 
     def __init__(self) -> None:
         self.heard: asyncio.Queue[str] = asyncio.Queue()
+        self.together: list[int] = []
+        self.left = asyncio.Event()
         self.urgent = False
         self.begun = asyncio.Event()
         self.begun.set()
@@ -172,9 +174,12 @@ class Listener:
         scope[ON_BEAT](lambda: Wait.NONE if self.urgent else Wait.MEDIUM)
         self.joined.set()
         while (message := await receive())["type"] == "websocket.receive":
-            word = message["text"]
-            self.urgent = (self.urgent or word == "urgent") and word != "calm"
-            self.heard.put_nowait(word)
+            words = [part["text"] for part in (message, *message.get(MORE, ()))]
+            self.together.append(len(words))
+            for word in words:
+                self.urgent = (self.urgent or word == "urgent") and word != "calm"
+                self.heard.put_nowait(word)
+        self.left.set()
 
 
 def converse(talk: Callable[[ClientConnection, Listener, ByHand], Any]) -> None:
@@ -219,7 +224,7 @@ def test_a_socket_on_the_beat_is_read_on_it() -> None:
 
 def test_what_is_urgent_waits_for_no_beat() -> None:
     async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
-        for word in ("urgent", "one", "two", "calm", "the one that was urgent still"):
+        for word in ("urgent", "one", "two", "calm"):
             await socket.send(word)
             assert await listener.heard.get() == word
         await socket.send("three")
@@ -227,6 +232,36 @@ def test_what_is_urgent_waits_for_no_beat() -> None:
         assert listener.heard.empty()
         await beaten(beat)
         assert await listener.heard.get() == "three"
+
+    converse(talk)
+
+
+def test_what_was_read_together_is_handed_on_together_and_in_order() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        await socket.send("one")
+        assert await listener.heard.get() == "one"
+        for word in ("two", "three", "four"):
+            await socket.send(word)
+        await asyncio.sleep(0.05)
+        await beaten(beat)
+        assert [await listener.heard.get() for _ in range(3)] == ["two", "three", "four"]
+        assert listener.together == [1, 3]
+
+    converse(talk)
+
+
+def test_who_leaves_is_missed_only_once_all_was_heard() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        await socket.send("one")
+        assert await listener.heard.get() == "one"
+        await socket.send("two")
+        await socket.send("three")
+        closing = asyncio.create_task(socket.close())
+        await asyncio.sleep(0.05)
+        await beaten(beat)
+        await listener.left.wait()
+        assert listener.together == [1, 2]
+        await closing
 
     converse(talk)
 

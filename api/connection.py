@@ -1,7 +1,7 @@
 """A media socket: takes its messages in order, and has a call once one was started or resumed on it."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -35,6 +35,8 @@ START_TIMEOUT_S = 30.0
 FLOODS_MAX = 2000
 # Closed on purpose; 1005 is a close without a code, as browsers send it by default.
 CLOSED_BY_CALLER = (1000, 1005)
+# Pieces of audio that a call takes at once: more than a beat has, and few beside what a fast client may be ahead.
+TOGETHER_MAX = 25
 _CROWDED_S = 0.01
 
 Authorise = Callable[[Start], bool]
@@ -128,19 +130,23 @@ class Connection:
         for command in chain.from_iterable(map(self._commands, messages)):
             if isinstance(command, Audio) and self._call is not None:
                 pieces.append(command.data)
-                continue
-            await self._hear(self._call, pieces)
-            pieces = []
-            await self._handle(command)
+                if len(pieces) == TOGETHER_MAX:
+                    await self._hear(pieces)
+            else:
+                await self._hear(pieces)
+                if not self._over.is_set():
+                    await self._handle(command)
             if self._over.is_set():
                 return
-        await self._hear(self._call, pieces)
+        await self._hear(pieces)
 
-    async def _hear(self, call: Call | None, pieces: Sequence[bytes]) -> None:
-        """Gives the call the pieces of audio that were read together."""
+    async def _hear(self, pieces: list[bytes]) -> None:
+        """Gives the call what has come, and empties the list."""
+        call = self._call
         if call is None or not pieces:
             return
         ahead_s = call.audio(*pieces)
+        pieces.clear()
         while call.crowded and not call.ended.is_set():
             await self._router.clock.sleep(_CROWDED_S)
         if ahead_s:

@@ -21,7 +21,7 @@ from schemas.events import HealthKind
 from streams.client import LogError
 from streams.clock import Clock
 from streams.codec import Codec, CodecError
-from streams.consumer import Fetch, LogReader
+from streams.consumer import LogReader
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -213,7 +213,7 @@ async def read_health(
     A log that cannot be read is tried again.
     """
     while True:
-        reader = LogReader(settings, name, fetch=Fetch.SELDOM)
+        reader = LogReader(settings, name)
         try:
             partitions = await reader.partitions(HealthEvent.TOPIC)
             since_ms = clock.now_us() // 1000 - round(1000 * 2 * REPEAT_S)

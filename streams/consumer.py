@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from enum import Enum
 from typing import Any, NamedTuple, TypeVar, cast
 
 from confluent_kafka import (
@@ -39,6 +38,12 @@ _POLL_TO_END_S = 0.005
 _FETCH_WAIT_TO_END_MS = 10
 FETCHED_KBYTES_MAX = 8192
 _BATCH_RECORDS = 500
+# A broker answers a waiting fetch as soon as a record comes, so this delays none; it bounds how long a partition just
+# added waits for the fetch under way. At 5 ms an idle reader cost a tenth of a core, most of it the broker's.
+_FETCH_WAIT_MS = 500
+# A reader in bulk is answered five times a second, or for so many bytes, but not for each record.
+_FETCH_BULK_WAIT_MS = 200
+_FETCH_BULK_BYTES = 1_000_000
 _QUERY_S = 10.0
 _LEADER_S = 30.0
 # Records are stamped by the machines that write them.
@@ -74,25 +79,13 @@ class Record(NamedTuple):
     timestamp_ms: int
 
 
-class Fetch(Enum):
-    """For how long the broker lets a fetch wait (ms), and for how many bytes."""
-
-    AT_ONCE = 500, 1
-    """Each record is answered, so that the wait delays none; it bounds how long a partition just added waits for the
-    fetch under way. At 5 ms an idle reader cost a tenth of a core, most of it the broker's."""
-    SELDOM = 4000, 1
-    """The same where records are rare, and partitions are added once: the wait must stay a second below
-    `socket.timeout.ms`."""
-    IN_BULK = 200, 1_000_000
-    """Records wait for company, which costs the broker and the reader less."""
-
-
 class LogReader(Closing):
     """Reads chosen partitions, in offset order within each; for one event loop.
 
     At most `buffer_records_max` records wait in memory (and a few MiB in librdkafka); beyond, fetching pauses.
     With a `group`, offsets can be committed under its name, without joining it. With `note_ends`, `ended` holds the
-    partitions of which everything written so far has been read; it has a way of its own to fetch.
+    partitions of which everything written so far has been read. `in_bulk` lets records wait for company at the broker,
+    100 ms at most, which costs the broker and the reader less.
     """
 
     def __init__(
@@ -102,9 +95,8 @@ class LogReader(Closing):
         group: str | None = None,
         buffer_records_max: int = 2000,
         note_ends: bool = False,
-        fetch: Fetch = Fetch.AT_ONCE,
+        in_bulk: bool = False,
     ) -> None:
-        wait_ms, least_bytes = fetch.value
         base = client_config(settings, name) | {"group.id": group or f"{name}.reader"}
         # Queries go over a connection of their own: a broker answers one connection's requests in order, and a fetch
         # that waits for records would make them wait too.
@@ -115,9 +107,8 @@ class LogReader(Closing):
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
-                # The end of a partition is noted only when a fetch has waited for more in vain.
-                "fetch.wait.max.ms": _FETCH_WAIT_TO_END_MS if note_ends else wait_ms,
-                "fetch.min.bytes": least_bytes,
+                "fetch.wait.max.ms": _fetch_wait_ms(note_ends, in_bulk),
+                "fetch.min.bytes": _FETCH_BULK_BYTES if in_bulk else 1,
                 "fetch.queue.backoff.ms": 2,
                 "queued.max.messages.kbytes": FETCHED_KBYTES_MAX,
                 "enable.partition.eof": note_ends,
@@ -448,6 +439,13 @@ def _record(message: Message) -> Record:
         tuple(headers),
         message.timestamp()[1],
     )
+
+
+def _fetch_wait_ms(note_ends: bool, in_bulk: bool) -> int:
+    """The end of a partition is noted only when a fetch has waited for more in vain."""
+    if note_ends:
+        return _FETCH_WAIT_TO_END_MS
+    return _FETCH_BULK_WAIT_MS if in_bulk else _FETCH_WAIT_MS
 
 
 def _listed(partitions: Iterable[Partition]) -> str:

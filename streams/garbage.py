@@ -1,13 +1,15 @@
 """When a process of the platform looks for cycles among its objects.
 
-Calls are made of immutable values, which reference counts free; what is left for the collector are the few cycles of
-tasks and exceptions. At Python's thresholds it looked so often that it took an eighth of a busy worker's time.
+Calls are made of immutable values, which reference counts free; what is left for the collector is what has ended: a
+call and its socket, a task and its exception. At Python's thresholds it looked so often that it took an eighth of a
+busy worker's time.
 """
 
 import gc
 
-# New objects until the young ones are looked at, and times of that until older ones are: 10 to 20 MB at most.
-_THRESHOLDS = (20_000, 20, 20)
+# New objects until the young ones are looked at, and times of that until older ones are. Ended calls are old by then,
+# and shall not stay by hundreds.
+_THRESHOLDS = (20_000, 5, 5)
 
 
 def collect_seldom() -> None:

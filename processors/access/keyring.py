@@ -8,7 +8,7 @@ import structlog
 from processors.access.keys import Key, apply, id_in, opens, stored_keys
 from streams.client import LogError
 from streams.clock import Clock
-from streams.consumer import Fetch, LogReader
+from streams.consumer import LogReader
 from streams.settings import Settings
 from streams.topics import KEYS
 
@@ -64,7 +64,7 @@ class Keyring:
 
     async def _read_on(self) -> None:
         """Everything that is there, and then what comes."""
-        async with LogReader(self._settings, NAME, fetch=Fetch.SELDOM) as reader:
+        async with LogReader(self._settings, NAME) as reader:
             ends = await reader.end_offsets(await reader.partitions(KEYS))
             self._keys = await stored_keys(self._settings, ends)
             self._known.set()

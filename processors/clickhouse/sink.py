@@ -60,7 +60,7 @@ from streams import ready, standby
 from streams.client import LogError, Partition
 from streams.clock import Clock, SystemClock
 from streams.codec import Codec, CodecError
-from streams.consumer import BEGINNING, Fetch, LogReader, Record, read_range
+from streams.consumer import BEGINNING, LogReader, Record, read_range
 from streams.garbage import collect_seldom
 from streams.logs import configure
 from streams.priority import READER_NICENESS, step_back
@@ -148,7 +148,7 @@ class Sink:
         """Reads from where the tables end, for ever."""
         offsets = await patiently(self._store.offsets)
         rows_max = self._settings.clickhouse.batch_rows_max
-        async with LogReader(self._settings, GROUP, GROUP, rows_max, fetch=Fetch.IN_BULK) as reader:
+        async with LogReader(self._settings, GROUP, GROUP, rows_max, in_bulk=True) as reader:
             starts: dict[Partition, int] = {}
             for topic in TABLE_OF_TOPIC:
                 for partition in await reader.partitions(topic):

@@ -19,7 +19,7 @@ from schemas.event import Event
 from streams.client import LogError, Partition
 from streams.clock import Clock
 from streams.codec import Codec, CodecError
-from streams.consumer import BEGINNING, Fetch, LogReader, Record
+from streams.consumer import BEGINNING, LogReader, Record
 from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -98,7 +98,7 @@ class Tail:
         """Reads for ever; a reader that fails is replaced, and what was missed meanwhile is the backlog's."""
         while True:
             try:
-                async with LogReader(self._settings, f"{self._name}.tail", fetch=Fetch.IN_BULK) as reader:
+                async with LogReader(self._settings, f"{self._name}.tail", in_bulk=True) as reader:
                     await self._follow(reader)
             except LogError as error:
                 log.warning("reading the log failed, trying again", error=str(error))

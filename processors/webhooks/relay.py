@@ -28,7 +28,7 @@ from processors.webhooks.vault import VaultError, vault_of
 from streams import ready, standby
 from streams.clock import Clock, SystemClock
 from streams.codec import Codec
-from streams.consumer import Fetch, LogReader
+from streams.consumer import LogReader
 from streams.garbage import collect_seldom
 from streams.logs import configure
 from streams.priority import READER_NICENESS, step_back
@@ -90,7 +90,7 @@ class Relay:
 
     async def _follow(self, group: asyncio.TaskGroup, when_ready: Callable[[], None]) -> None:
         """Takes subscriptions as they are, and as they change."""
-        async with LogReader(self._settings, NAME, fetch=Fetch.SELDOM) as reader:
+        async with LogReader(self._settings, NAME) as reader:
             ends = await reader.end_offsets(await reader.partitions(SUBSCRIPTIONS))
             for subscription in (await store.subscriptions(self._settings, ends)).values():
                 await self._apply(group, subscription.id, subscription)

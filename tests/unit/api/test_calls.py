@@ -165,6 +165,34 @@ async def test_a_sound_over_the_agent_is_urgent_for_a_moment_from_its_onset() ->
     call.end("hung_up")
 
 
+async def test_a_sound_between_quiet_pieces_that_were_read_together_is_urgent_too() -> None:
+    gateway = Gateway()
+    gateway.router.clock = Hands()
+    call = await begun(gateway)
+    agent_speaks(gateway, call)
+    call.audio(bytes(640), bytes(640))
+    assert call.may_wait() is not Wait.NONE
+    call.audio(bytes(640), b"\x00\x40" * 320, bytes(640))
+    assert call.may_wait() is Wait.NONE
+    call.end("hung_up")
+
+
+async def test_pieces_that_were_read_together_make_the_same_frames() -> None:
+    pieces = [bytes([number]) * 640 for number in range(9)]
+    heard: list[list[bytes]] = []
+    for together in (1, 9):
+        gateway = Gateway()
+        gateway.router.clock = Hands()
+        call = await begun(gateway)
+        for start in range(0, 9, together):
+            call.audio(*pieces[start : start + together])
+        await asyncio.sleep(0)
+        call.end("hung_up")
+        heard.append([event.pcm for event in gateway.published if isinstance(event, AudioFrame)])
+    assert heard[0] == heard[1]
+    assert b"".join(heard[0]) == b"".join(pieces)
+
+
 async def test_who_may_be_answered_soon_is_read_soon_and_others_seldom() -> None:
     gateway = Gateway()
     clock = gateway.router.clock = Hands()

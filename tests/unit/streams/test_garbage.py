@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator
-from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -25,19 +25,28 @@ def looks() -> Iterator[list[int]]:
     gc.set_threshold(*before)
 
 
-def make(cycles: int) -> None:
-    for _ in range(cycles):
-        one: list[Any] = []
-        one.append(one)
+class Ended:
+    """A cycle, as a call that has ended is one."""
+
+    def __init__(self, left: "WeakSet[Ended]") -> None:
+        self.itself = self
+        left.add(self)
 
 
-def test_what_a_call_makes_in_a_second_is_not_looked_through(looks: list[int]) -> None:
+def test_what_calls_make_in_a_second_is_not_looked_through(looks: list[int]) -> None:
     collect_seldom()
-    make(10_000)
+    kept = [[number] for number in range(10_000)]
+    assert len(kept) == 10_000
     assert not looks
 
 
-def test_cycles_are_found_all_the_same(looks: list[int]) -> None:
+def test_cycles_are_found_all_the_same_and_old_ones_too(looks: list[int]) -> None:
     collect_seldom()
-    make(100_000)
-    assert set(looks) == {0}
+    left: WeakSet[Ended] = WeakSet()
+    calls = [Ended(left) for _ in range(1000)]
+    kept = [[number] for number in range(30_000)]  # the calls have grown old
+    assert looks == [0]
+    calls.clear()
+    kept += [[number] for number in range(150_000)]
+    assert 1 in looks
+    assert not left

@@ -88,7 +88,7 @@ def _sides_of_block() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     for column in range(_BLOCK):
         last = _BLOCK + column + 1
         matrix[last - len(_SIDES) : last, column] = _SIDES[::-1]
-    return matrix[:_BLOCK].copy(), matrix[_BLOCK:].copy()
+    return matrix[:_BLOCK], matrix[_BLOCK:]
 
 
 _BEFORE, _WITHIN = _sides_of_block()

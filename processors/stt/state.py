@@ -1,4 +1,7 @@
-"""What the ear keeps of a call: windows of audio, the utterance in progress, and the part that survives a crash."""
+"""What the ear keeps of a call: windows of audio, the utterance in progress, and the part that survives a crash.
+
+Structs, not dataclasses: a window replaces several, which took `dataclasses.replace` an eighth of the stage's time.
+"""
 
 import msgspec
 

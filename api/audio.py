@@ -212,6 +212,11 @@ class Frames:
         return self._quiet_ms > self._lengths.quiet_after_ms
 
     @property
+    def in_speech(self) -> bool:
+        """Whether the newest of it is a voice in full, which does not end in a moment that matters."""
+        return self._strong_bytes / self._bytes_per_ms > _STRONG_MS
+
+    @property
     def _quiet_ms(self) -> float:
         return self._quiet_bytes / self._bytes_per_ms
 
@@ -261,5 +266,5 @@ class Frames:
     def _due_ms(self, spoken_over: bool, measured: bool) -> float:
         if self.in_silence or (not measured and self._quiet_ms > UNHEARD_QUIET_MS):
             return self._lengths.quiet_ms / (2 if spoken_over else 1)
-        goes_on = self._strong_bytes >= self._waiting_bytes and self._strong_bytes / self._bytes_per_ms > _STRONG_MS
+        goes_on = self._strong_bytes >= self._waiting_bytes and self.in_speech
         return self._lengths.speech_ms if goes_on and not spoken_over else self._frame_ms_min

@@ -11,15 +11,16 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 ON_BEAT: Final = "trunkline.on_beat"
-"""Of an ASGI scope: puts the socket on the beat; absent where there is none. `Callable[[Callable[[], Wait]], None]`.
+"""Of an ASGI scope: puts the socket on the beat; absent where there is none.
 
-It is given what says how long the next message may wait.
+`Callable[[Callable[[], Patience]], None]`: it is given what says how long the next message may wait.
 """
 MORE: Final = "trunkline.more"
 """Of a message from a socket on the beat: those that were read with it, in order; absent without any.
@@ -34,11 +35,18 @@ class Wait(Enum):
     NONE = "none"
     """It is read as soon as it is there."""
     SHORT = "short"
-    """A pause is about to be long enough for an answer."""
+    """A pause is long enough for an answer, or is about to be."""
     MEDIUM = "medium"
     """The caller speaks, or the agent, which may have to be silenced."""
     LONG = "long"
     """Nobody speaks."""
+
+
+class Patience(NamedTuple):
+    """How long what a caller says next may wait, and in how many ms there is something that may not wait at all."""
+
+    wait: Wait
+    within_ms: float = math.inf
 
 
 SLOWER_FROM: Final = (5, 16)
@@ -47,6 +55,30 @@ HALVES: Final = {Wait.SHORT: (1, 2, 2), Wait.MEDIUM: (1, 2, 4), Wait.LONG: (1, 4
 """How many halves of the usual length they take. Each is twice another, so that they end together."""
 WAIT_MS_MAX: Final = {Wait.SHORT: 40, Wait.MEDIUM: 80, Wait.LONG: 160}
 """No wait becomes longer than that, or than the usual length."""
+LATE_MS: Final = 1000
+LATE_KEPT_S: Final = 5.0
+ROWS: Final = 4
+"""Among how many the sockets are spread, so that long waits do not all end at once."""
+
+
+class Lateness:
+    """Whether the stages hear speech so late that nothing is gained by reading it soon: read seldom, it costs less.
+
+    Without it a platform that has fallen behind stays so: replies that come late are spoken over, which is read at
+    once, and their pauses are never answered in time.
+    """
+
+    def __init__(self) -> None:
+        self._until_s = -math.inf
+
+    def heard(self, late_ms: float, now_s: float) -> None:
+        """Speech was heard so much later than it began."""
+        if late_ms > LATE_MS:
+            self._until_s = now_s + LATE_KEPT_S
+
+    def lasts(self, now_s: float) -> bool:
+        """Whether it was so a moment ago."""
+        return now_s < self._until_s
 
 
 class Beat:
@@ -55,32 +87,39 @@ class Beat:
     def __init__(self, every_ms: int) -> None:
         self._every_ms = every_ms
         self._half_s = every_ms / 2000
-        # When who waits so many halves is called back, and who that is.
-        self._waiting: dict[int, tuple[int, list[Callable[[], None]]]] = {}
+        # Who is called back when so many halves have passed, those with short waits first.
+        self._waiting: dict[int, list[tuple[int, Callable[[], None]]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0
-        self._sockets = 0
+        self._rows = [0] * ROWS
 
-    def join(self) -> None:
-        """A call's socket is on it from now on."""
-        self._sockets += 1
+    def join(self) -> int:
+        """A call's socket is on it from now on; returns the row in which it waits."""
+        row = self._rows.index(min(self._rows))
+        self._rows[row] += 1
+        return row
 
-    def leave(self) -> None:
+    def leave(self, row: int) -> None:
         """One of them is closed."""
-        self._sockets -= 1
+        self._rows[row] -= 1
 
-    def wait(self, callback: Callable[[], None], wait: Wait) -> None:
-        """Calls back at the next beat for such waits (not NONE), once."""
-        halves = self._halves(wait)
-        if halves not in self._waiting:
-            # A loop may be called a little before the time, and must not beat twice for it.
-            passed = max(math.floor(asyncio.get_running_loop().time() / self._half_s), self._last)
-            self._waiting[halves] = (passed // halves + 1) * halves, []
+    def wait(self, callback: Callable[[], None], patience: Patience, row: int) -> None:
+        """Calls back at the next beat for such waits (not NONE) in that row, once."""
+        halves = self._halves(patience.wait)
+        now = asyncio.get_running_loop().time() / self._half_s
+        # A loop may be called a little before the time, and must not beat twice for it.
+        passed = max(math.floor(now), self._last)
+        first = row * 2 % halves
+        due = (passed - first) // halves * halves + halves + first
+        if math.isfinite(patience.within_ms):
+            due = min(due, max(passed + 1, math.ceil(now + patience.within_ms / 1000 / self._half_s)))
+        if due not in self._waiting:
+            self._waiting[due] = []
             self._set_timer()
-        self._waiting[halves][1].append(callback)
+        self._waiting[due].append((halves, callback))
 
     def _halves(self, wait: Wait) -> int:
-        halves = HALVES[wait][bisect_right(SLOWER_FROM, self._sockets)]
+        halves = HALVES[wait][bisect_right(SLOWER_FROM, sum(self._rows))]
         while halves > 2 and halves * self._every_ms > 2 * WAIT_MS_MAX[wait]:
             halves //= 2
         return halves
@@ -90,15 +129,14 @@ class Beat:
             self._timer.cancel()
         self._timer = None
         if self._waiting:
-            at = min(due for due, _ in self._waiting.values())
+            at = min(self._waiting)
             self._timer = asyncio.get_running_loop().call_at(at * self._half_s, self._beat, at)
 
     def _beat(self, at: int) -> None:
         self._last = at
-        ended = sorted(halves for halves, (due, _) in self._waiting.items() if due == at)
-        callbacks = [callback for halves in ended for callback in self._waiting.pop(halves)[1]]
+        ended = sorted(self._waiting.pop(at), key=itemgetter(0))
         self._set_timer()
-        for callback in callbacks:
+        for _, callback in ended:
             callback()
 
 
@@ -108,7 +146,8 @@ class MediaProtocol(WebSocketsSansIOProtocol):
     def __init__(self, beat: Beat, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._beat = beat
-        self._wait: Callable[[], Wait] = lambda: Wait.NONE  # until the socket is on the beat
+        self._patience: Callable[[], Patience] = lambda: Patience(Wait.NONE)  # until the socket is on the beat
+        self._row = 0
         self._on_beat = self._waits = False
         self._left: ASGIReceiveEvent | None = None  # it came behind messages that were handed on together
 
@@ -146,26 +185,26 @@ class MediaProtocol(WebSocketsSansIOProtocol):
     def _read_more(self) -> None:
         if not self._is_hungry:
             return
-        wait = self._wait()
-        if wait is Wait.NONE:
+        patience = self._patience()
+        if patience.wait is Wait.NONE:
             self._read_on()
         elif not self._waits:
             self._waits = True
-            self._beat.wait(self._read_at_beat, wait)
+            self._beat.wait(self._read_at_beat, patience, self._row)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         if self._on_beat:
             self._on_beat = False
-            self._beat.leave()
+            self._beat.leave(self._row)
         super().connection_lost(exc)
 
-    def _join(self, wait: Callable[[], Wait]) -> None:
-        self._wait = wait
+    def _join(self, patience: Callable[[], Patience]) -> None:
+        self._patience = patience
         # Who has gone while the call began will not leave again.
         if not self._on_beat and not self.disconnected:
             self._on_beat = True
-            self._beat.join()
+            self._row = self._beat.join()
 
     def _read_at_beat(self) -> None:
         self._waits = False

@@ -1,13 +1,14 @@
 """A call: socket frames become events of the log, events of the log become socket frames. The same for all dialects."""
 
 import asyncio
+import math
 import uuid
 from collections.abc import Callable, Iterable
 
 import structlog
 
 from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, FrameLengths, Frames
-from api.beat import Wait
+from api.beat import Patience, Wait
 from api.dialects.dialect import Dialect, Playout, Resumed, Start, Started
 from api.journal import UNACKNOWLEDGED_MAX, Journal, opening
 from api.line import Line
@@ -38,10 +39,11 @@ REST_S = 0.3
 URGENT_S = 0.4
 # That the log has not confirmed: half a second at least, where it takes some 10 ms.
 BEHIND_FRAMES = 25
-# A pause of about so many ms less or more than one that ends a turn is measured closely: stt, which hears windows of
-# 32 ms, takes its beginning for a little earlier or later than the gateway does.
-DECIDES_BEFORE_MS = 140
-DECIDES_AFTER_MS = 100
+# stt takes a pause to begin so much after the gateway, which does not listen for a voice, until its finals tell; and no
+# further apart than that, where they mean the same pause. A pause that decides is measured closely for so long.
+PAUSES_APART_MS = 60.0
+PAUSES_APART_MS_MAX = 250.0
+DECIDES_FOR_MS = 100.0
 _LONGER = 2.5  # times a frame's usual length, amid speech: three beats need not have brought all of their last piece
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
 
@@ -79,6 +81,7 @@ class Call:
         pauses = agent.pauses if agent else Pauses()
         self._frames = caller_frames(settings, pauses, dialect.bytes_per_ms)
         self._decisive_ms = (pauses.turn_ms, pauses.completion_ms)
+        self._pauses_apart_ms = PAUSES_APART_MS
         self._writing: asyncio.Handle | None = None
         self._loud = False
         self._urgent_until_s = 0.0
@@ -167,9 +170,13 @@ class Call:
         if acknowledged >= self._told + ACKNOWLEDGE_SAMPLES:
             self._told = acknowledged
             self._line.send(self._dialect.acknowledged(acknowledged))
-        sent_ms = self.journal.marks.sample_index / 16 + self._frames.waiting_ms
-        ahead_ms = sent_ms - (self._spoke_s - self._started_s) * 1000
+        ahead_ms = self._sent_ms - (self._spoke_s - self._started_s) * 1000
         return max(0.0, ahead_ms - AHEAD_MS_MAX) / 1000
+
+    @property
+    def _sent_ms(self) -> float:
+        """How much audio the client has sent."""
+        return self.journal.marks.sample_index / 16 + self._frames.waiting_ms
 
     def _write_rest(self) -> None:
         """Writes what waits for more, since no more comes."""
@@ -188,17 +195,30 @@ class Call:
             for frame in self._frames.take_due(spoken_over, measured, behind):
                 self.journal.frame(self._dialect.pcm(frame))
 
-    def may_wait(self) -> Wait:
+    def may_wait(self) -> Patience:
         """How long what the caller says next may wait to be read."""
         now_s = self._clock.monotonic_s()
+        if self._router.lateness.lasts(now_s):
+            return Patience(Wait.LONG)
         if now_s < self._urgent_until_s:
-            return Wait.NONE
+            return Patience(Wait.NONE)
         if self._playback.playing(now_s * 1000) and not self._playback.hushed:
-            return Wait.MEDIUM
-        if self._frames.in_silence:
-            return Wait.LONG
-        beyond_ms = (self._frames.pause_ms - needed_ms for needed_ms in self._decisive_ms)
-        return Wait.SHORT if any(-DECIDES_BEFORE_MS <= ms <= DECIDES_AFTER_MS for ms in beyond_ms) else Wait.MEDIUM
+            return Patience(Wait.MEDIUM)
+        if self._frames.in_silence or self._frames.in_speech:
+            return Patience(Wait.LONG)
+        heard_ms = self._frames.pause_ms - self._pauses_apart_ms
+        left_ms = next((ms - heard_ms for ms in self._decisive_ms if heard_ms <= ms + DECIDES_FOR_MS), math.inf)
+        return Patience(Wait.MEDIUM, left_ms) if left_ms > 0 else Patience(Wait.SHORT)
+
+    def _hears(self, transcript: Transcript) -> None:
+        """Notes how stt hears what this gateway has sent."""
+        self._active_s = self._clock.monotonic_s()
+        if transcript.kind is TranscriptKind.SPEECH_STARTED:
+            self._router.lateness.heard(self._sent_ms - transcript.audio_start_ms, self._active_s)
+        elif transcript.kind is TranscriptKind.FINAL:
+            apart_ms = transcript.audio_end_ms - (self._sent_ms - self._frames.pause_ms)
+            if abs(apart_ms) <= PAUSES_APART_MS_MAX:
+                self._pauses_apart_ms += (apart_ms - self._pauses_apart_ms) / 2
 
     @property
     def crowded(self) -> bool:
@@ -315,7 +335,7 @@ class Call:
             self._session_changed(event)
             return
         if isinstance(event, Transcript):
-            self._active_s = self._clock.monotonic_s()
+            self._hears(event)
         overflowed, truncated = self._playback.overflowed, self._playback.truncated
         self._perform(self._playback.event(event, self._now_ms()))
         self._router.metrics.dropped.labels("held", "drop_oldest").inc(self._playback.overflowed - overflowed)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import structlog
 
+from api.beat import Lateness
 from api.door import Counts, Door
 from api.history import Histories
 from api.metrics import Metrics
@@ -136,6 +137,7 @@ class SessionRouter:
         self.histories = Histories(settings, self.codec, self.clock)
         self.recent: deque[Summary] = deque(maxlen=RECENT_MAX)
         self.door = Door(settings, metrics, self.clock, self._counts)
+        self.lateness = Lateness()
         self.refusals = Refusals(self.name, settings.tenant, self.clock)
         self.closing = False
         self._sockets = 0

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import itertools
 import json
+import math
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -48,9 +49,10 @@ class Tally:
 class OneOfMany:
     """A caller that says one thing again and again."""
 
-    def __init__(self, tally: Tally, utterance: Utterance, phase_s: float) -> None:
+    def __init__(self, tally: Tally, utterance: Utterance, speaks_from_s: float) -> None:
+        """Its first turn begins then, of time.monotonic(); the call may begin before."""
         self._tally = tally
-        self._phase_s = phase_s
+        self._speaks_from_s = speaks_from_s
         self._last_frame = utterance.speech[1]
         encoded = (pcm_to_mulaw(frame.astype("<i2").tobytes()) for frame in utterance.frames)
         self._payloads = [base64.b64encode(data).decode() for data in encoded]
@@ -77,8 +79,8 @@ class OneOfMany:
     async def _speak(self, socket: ClientConnection, counted_from_s: float, until_s: float) -> None:
         frames = int(TURN_EVERY_S * 1000 / FRAME_MS)
         # Callers do not send in the same instant either.
-        began_s = time.monotonic() + self._phase_s % (FRAME_MS / 1000)
-        first = frames - int(self._phase_s * 1000 / FRAME_MS)
+        frames_before = math.floor((self._speaks_from_s - time.monotonic()) * 1000 / FRAME_MS)
+        began_s = self._speaks_from_s - frames_before * FRAME_MS / 1000
         for number in itertools.count():
             due_s = began_s + number * FRAME_MS / 1000
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
@@ -88,7 +90,7 @@ class OneOfMany:
             if now_s > until_s:
                 self.hung_up(now_s)
                 return
-            await self._frame(socket, number, (number + first) % frames, now_s >= counted_from_s)
+            await self._frame(socket, number, (number - frames_before) % frames, now_s >= counted_from_s)
 
     async def _frame(self, socket: ClientConnection, number: int, place: int, counts: bool) -> None:
         speaking = place < len(self._payloads)
@@ -140,8 +142,8 @@ async def crowd(url: str, sessions: int, settle_s: float, seconds: float) -> Tal
     now_s = time.monotonic()
     async with asyncio.TaskGroup() as group:
         for number in range(sessions):
-            phase_s = number * TURN_EVERY_S / sessions
-            one = OneOfMany(tally, utterance, phase_s)
+            # Turns are spread evenly over the period, whenever the calls began.
+            one = OneOfMany(tally, utterance, now_s + number * TURN_EVERY_S / sessions)
             group.create_task(one.call(url, now_s + settle_s, now_s + settle_s + seconds))
             # A crowd that arrives in one instant is measured elsewhere.
             await asyncio.sleep(min(0.1, settle_s / 2 / sessions))

@@ -54,7 +54,8 @@ BYTES_A_SAMPLE = 2
 # up to the longest, since every record costs the log and each reader of it the same, however little it holds.
 CHUNK_BYTES = SAMPLE_RATE_HZ * BYTES_A_SAMPLE // 5
 CHUNK_BYTES_MAX = 4 * CHUNK_BYTES
-# People pause between sentences. The pause carries `last_of_sentence`, so that no speech waits to learn of its end.
+# People pause between sentences. The pause is `last_of_sentence`, with what is left of the speech and fills no chunk:
+# none that is full waits to learn whether it is the last.
 SENTENCE_PAUSE_MS = 100
 ASK_S = 6.0
 ANSWERS_MAX = 4  # that are known of at a time: a turn that still speaks, and revisions of the next
@@ -252,14 +253,12 @@ class TtsCore:
         return self._finish(state, speaking, outcomes, now_us)
 
     def _finish(self, state: State, speaking: Speaking, outcomes: list[Outcome], now_us: int) -> Step[State]:
-        if speaking.rest:
-            state, speaking, event = _chunk(state, speaking, len(speaking.rest), now_us, model=speaking.model)
-            outcomes.append(Emit(event))
-        if speaking.bytes_said == 0:
+        if not speaking.bytes_said and not speaking.rest:
             return self._failed(state, speaking, now_us)
+        model = speaking.model if speaking.rest else ""
         pause = bytes(SENTENCE_PAUSE_MS * SAMPLE_RATE_HZ // 1000 * BYTES_A_SAMPLE)
-        speaking = replace(speaking, rest=pause)
-        state, _, event = _chunk(state, speaking, len(pause), now_us, last_of_sentence=True)
+        speaking = replace(speaking, rest=speaking.rest + pause)
+        state, _, event = _chunk(state, speaking, len(speaking.rest), now_us, model=model, last_of_sentence=True)
         following = self._next(replace(state, speaking=None), now_us)
         return Step(following.state, (*outcomes, Emit(event), *following.outcomes))
 

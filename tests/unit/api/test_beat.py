@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,19 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
-from api.beat import MORE, ON_BEAT, SLOWER_FROM, Beat, MediaProtocol, Wait
+from api.beat import (
+    LATE_KEPT_S,
+    LATE_MS,
+    MORE,
+    ON_BEAT,
+    ROWS,
+    SLOWER_FROM,
+    Beat,
+    Lateness,
+    MediaProtocol,
+    Patience,
+    Wait,
+)
 from tests.simulation.simulated import simulate
 
 
@@ -19,6 +32,8 @@ def beats(
     sockets: int = SLOWER_FROM[0],
     usual_ms: int = 40,
     wait: Wait = Wait.SHORT,
+    within_ms: float = math.inf,
+    row: int = 0,
 ) -> list[int]:
     """When those who came then were called back, in ms; who waits `again` so many times does so when called back."""
     called: list[int] = []
@@ -35,11 +50,11 @@ def beats(
             called.append(round(loop.time() * 1000))
             if left:
                 left -= 1
-                beat.wait(call_back, wait)
+                beat.wait(call_back, Patience(wait), row)
 
         for at_ms in arrivals_ms:
             await asyncio.sleep(at_ms / 1000 - loop.time())
-            beat.wait(call_back, wait)
+            beat.wait(call_back, Patience(wait, within_ms), row)
         await asyncio.sleep(1)
 
     simulate(run())
@@ -94,10 +109,10 @@ def test_waits_of_all_lengths_end_together_and_the_short_ones_come_first() -> No
         def call_back(wait: Wait) -> None:
             called.append((round(loop.time() * 1000), wait))
             if loop.time() < 0.15:
-                beat.wait(functools.partial(call_back, wait), wait)
+                beat.wait(functools.partial(call_back, wait), Patience(wait), 0)
 
         for wait in (Wait.LONG, Wait.MEDIUM, Wait.SHORT):
-            beat.wait(functools.partial(call_back, wait), wait)
+            beat.wait(functools.partial(call_back, wait), Patience(wait), 0)
         await asyncio.sleep(0.5)
 
     simulate(run())
@@ -116,15 +131,47 @@ def test_the_beat_becomes_faster_as_sockets_leave_and_is_never_out_of_step() -> 
         def call_back() -> None:
             called.append(round(loop.time() * 1000))
 
-        for change, wait_ms in ((beat.join, 5), (beat.join, 30), (beat.leave, 40), (beat.leave, 30)):
+        rows: list[int] = []
+        for joins, wait_ms in ((True, 5), (True, 30), (False, 40), (False, 30)):
             for _ in range(4):
-                change()
-            beat.wait(call_back, Wait.SHORT)
+                rows.append(beat.join()) if joins else beat.leave(rows.pop())
+            beat.wait(call_back, Patience(Wait.SHORT), 0)
             await asyncio.sleep(wait_ms / 1000)
 
     simulate(run())
     # With 4, 8, 4 and none, asked for at 0, 5, 35 and 75 ms.
     assert called == [20, 40, 40, 80]
+
+
+@pytest.mark.parametrize(("wait", "every_ms"), [(Wait.SHORT, 40), (Wait.MEDIUM, 80), (Wait.LONG, 160)])
+def test_those_who_wait_long_are_spread_and_none_waits_longer_for_it(wait: Wait, every_ms: int) -> None:
+    firsts = {row: beats([1, every_ms + 1], sockets=500, wait=wait, row=row) for row in range(ROWS)}
+    assert all(second - first == every_ms for first, second in firsts.values())
+    phases = sorted({first % every_ms for first, _ in firsts.values()})
+    assert phases == list(range(0, every_ms, 40))
+
+
+def test_sockets_are_spread_evenly_also_when_some_have_left() -> None:
+    beat = Beat(40)
+    rows = [beat.join() for _ in range(2 * ROWS)]
+    assert sorted(rows) == sorted([*range(ROWS)] * 2)
+    beat.leave(2)
+    assert beat.join() == 2
+
+
+@pytest.mark.parametrize(("within_ms", "called_ms"), [(0, 20), (15, 20), (30, 40), (50, 60), (79, 80), (500, 80)])
+def test_what_is_wanted_earlier_is_read_earlier(within_ms: float, called_ms: int) -> None:
+    assert beats([1], sockets=500, wait=Wait.MEDIUM, within_ms=within_ms) == [called_ms]
+
+
+def test_speech_is_heard_late_until_a_while_after_it_was() -> None:
+    lateness = Lateness()
+    lateness.heard(LATE_MS, 10.0)
+    assert not lateness.lasts(10.0)
+    lateness.heard(LATE_MS + 1, 20.0)
+    lateness.heard(100, 21.0)
+    assert lateness.lasts(20.0 + LATE_KEPT_S - 0.1)
+    assert not lateness.lasts(20.0 + LATE_KEPT_S)
 
 
 class ByHand(Beat):
@@ -136,15 +183,18 @@ class ByHand(Beat):
         self.waits: list[Wait] = []
         self.on_it = 0
 
-    def join(self) -> None:
+    def join(self) -> int:
         self.on_it += 1
+        return 3
 
-    def leave(self) -> None:
+    def leave(self, row: int) -> None:
+        assert row == 3, "the one in which it waited"
         self.on_it -= 1
 
-    def wait(self, callback: Callable[[], None], wait: Wait) -> None:
+    def wait(self, callback: Callable[[], None], patience: Patience, row: int) -> None:
+        assert row == 3
         self.callbacks.append(callback)
-        self.waits.append(wait)
+        self.waits.append(patience.wait)
 
     def beat(self) -> None:
         callbacks, self.callbacks = self.callbacks, []
@@ -171,7 +221,7 @@ class Listener:
         await receive()
         await send({"type": "websocket.accept"})
         await self.begun.wait()
-        scope[ON_BEAT](lambda: Wait.NONE if self.urgent else Wait.MEDIUM)
+        scope[ON_BEAT](lambda: Patience(Wait.NONE if self.urgent else Wait.MEDIUM))
         self.joined.set()
         while (message := await receive())["type"] == "websocket.receive":
             words = [part["text"] for part in (message, *message.get(MORE, ()))]

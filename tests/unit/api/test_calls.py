@@ -9,8 +9,8 @@ from unittest.mock import MagicMock
 import msgspec
 
 from api.audio import BYTES_PER_MS
-from api.beat import Wait
-from api.calls import URGENT_S, Call, new_call
+from api.beat import LATE_KEPT_S, Lateness, Patience, Wait
+from api.calls import DECIDES_FOR_MS, PAUSES_APART_MS, URGENT_S, Call, new_call
 from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
 from api.journal import UNACKNOWLEDGED_MAX
@@ -54,6 +54,7 @@ class Gateway:
             settings=Settings(),
             agents={"shop": SimpleNamespace(languages=("en",), pauses=Pauses())},
             producer=SimpleNamespace(publish=self.publish),
+            lateness=Lateness(),
         )
         self.router.mint.return_value = "c1a5a8e2-b45f-4d0f-a99c-537e67854882"
         self.router.resume_token.return_value = "token"
@@ -88,6 +89,12 @@ def agent_speaks(gateway: Gateway, call: Call) -> None:
     """Two seconds of it."""
     speech = {"kind": SpeechChunkKind.AUDIO, "pcm": bytes(64_000), "last_of_sentence": True}
     call.deliver(caused(gateway.published[0], SpeechChunk, "chunk", 1, **speech))
+
+
+def hears(gateway: Gateway, call: Call, kind: TranscriptKind, **fields: int) -> None:
+    """stt says so of the caller's audio."""
+    name = f"{kind}-{fields}"
+    call.deliver(caused(gateway.published[0], Transcript, name, 1, kind=kind, turn=1, utterance=0, **fields))
 
 
 def caller_begins(gateway: Gateway, call: Call) -> None:
@@ -152,16 +159,16 @@ async def test_a_sound_over_the_agent_is_urgent_for_a_moment_from_its_onset() ->
     call = await begun(gateway)
     quiet, sound = bytes(640), b"\x00\x40" * 320
     await say(call, sound)
-    assert call.may_wait() is not Wait.NONE, "the agent is silent"
+    assert call.may_wait().wait is not Wait.NONE, "the agent is silent"
     agent_speaks(gateway, call)
     await say(call, sound)
-    assert call.may_wait() is not Wait.NONE, "the sound was there before"
+    assert call.may_wait().wait is not Wait.NONE, "the sound was there before"
     await say(call, quiet)
     await say(call, sound)
-    assert call.may_wait() is Wait.NONE
+    assert call.may_wait().wait is Wait.NONE
     clock.now_s += URGENT_S
     await say(call, sound)
-    assert call.may_wait() is Wait.MEDIUM
+    assert call.may_wait().wait is Wait.MEDIUM
     call.end("hung_up")
 
 
@@ -171,9 +178,9 @@ async def test_a_sound_between_quiet_pieces_that_were_read_together_is_urgent_to
     call = await begun(gateway)
     agent_speaks(gateway, call)
     call.audio(bytes(640), bytes(640))
-    assert call.may_wait() is not Wait.NONE
+    assert call.may_wait().wait is not Wait.NONE
     call.audio(bytes(640), b"\x00\x40" * 320, bytes(640))
-    assert call.may_wait() is Wait.NONE
+    assert call.may_wait().wait is Wait.NONE
     call.end("hung_up")
 
 
@@ -195,34 +202,58 @@ async def test_pieces_that_were_read_together_make_the_same_frames() -> None:
 
 async def test_who_may_be_answered_soon_is_read_soon_and_others_seldom() -> None:
     gateway = Gateway()
-    clock = gateway.router.clock = Hands()
+    gateway.router.clock = Hands()
     call = await begun(gateway)
-    quiet, sound = bytes(640), b"\x00\x40" * 320
-
-    async def waits(pieces: int) -> list[str]:
-        said: list[str] = []
-        for _ in range(pieces):
-            await say(call, quiet)
-            said.append(call.may_wait().name)
-        return said
-
-    for _ in range(20):
-        await say(call, sound)
-        assert call.may_wait() is Wait.MEDIUM
-    by_pause = dict(zip(range(20, 1200, 20), await waits(59), strict=True))
     turn_ms, completion_ms = Pauses().turn_ms, Pauses().completion_ms
-    assert {by_pause[ms] for ms in (turn_ms - 60, turn_ms, turn_ms + 60, completion_ms)} == {"SHORT"}
-    assert {by_pause[ms] for ms in (20, turn_ms - 200, turn_ms + 200)} == {"MEDIUM"}
-    assert {by_pause[ms] for ms in range(completion_ms + 240, 1200, 20)} == {"LONG"}
-    agent_speaks(gateway, call)
-    await say(call, sound)
-    clock.now_s += URGENT_S
-    assert set(await waits(59)) == {"MEDIUM"}, "the agent may have to be silenced"
-    caller_begins(gateway, call)
-    await say(call, sound)
-    clock.now_s += URGENT_S
-    assert {"SHORT", "LONG"} < set(await waits(59)), "it is silent"
+
+    by_pause = await patience_by_pause(call)
+    assert by_pause[0] == Patience(Wait.LONG), "the caller speaks"
+    decides_ms = turn_ms + PAUSES_APART_MS
+    assert by_pause[20] == Patience(Wait.MEDIUM, decides_ms - 20)
+    assert by_pause[200] == Patience(Wait.MEDIUM, decides_ms - 200)
+    assert {by_pause[ms].wait for ms in (decides_ms, decides_ms + DECIDES_FOR_MS)} == {Wait.SHORT}
+    goes_on_ms = decides_ms + DECIDES_FOR_MS + 20
+    assert by_pause[goes_on_ms] == Patience(Wait.MEDIUM, completion_ms + PAUSES_APART_MS - goes_on_ms)
+    assert by_pause[completion_ms + PAUSES_APART_MS].wait is Wait.SHORT
+    assert by_pause[1180].wait is Wait.LONG, "nobody has spoken for long"
     call.end("hung_up")
+
+
+async def test_finals_tell_when_stt_takes_a_pause_to_begin() -> None:
+    gateway = Gateway()
+    gateway.router.clock = Hands()
+    call = await begun(gateway)
+    for apart_ms, believed_ms in ((100.0, 80.0), (100.0, 90.0), (-40.0, 25.0), (900.0, 25.0)):
+        await patience_by_pause(call, until_ms=400)
+        began_ms = sum(len(event.pcm) for event in gateway.published if isinstance(event, AudioFrame)) / 32 - 400
+        hears(gateway, call, TranscriptKind.FINAL, audio_end_ms=round(began_ms + apart_ms))
+        by_pause = await patience_by_pause(call, until_ms=400)
+        assert by_pause[100].within_ms == Pauses().turn_ms + believed_ms - 100
+    call.end("hung_up")
+
+
+async def test_where_speech_is_heard_late_nobody_is_read_soon() -> None:
+    gateway, second = Gateway(), Gateway()
+    clock = gateway.router.clock = second.router.clock = Hands()
+    second.router.lateness = gateway.router.lateness
+    call, other = await begun(gateway), await begun(second)
+    for _ in range(100):
+        await say(call, b"\x00\x40" * 320)
+    hears(gateway, call, TranscriptKind.SPEECH_STARTED, audio_start_ms=900)
+    assert {patience.wait for patience in (await patience_by_pause(other)).values()} == {Wait.LONG}
+    clock.now_s += LATE_KEPT_S
+    assert {patience.wait for patience in (await patience_by_pause(other)).values()} > {Wait.LONG}
+    call.end("hung_up")
+    other.end("hung_up")
+
+
+async def patience_by_pause(call: Call, until_ms: int = 1200) -> dict[float, Patience]:
+    """After half a second of speech, how long the socket may wait after so many ms of silence."""
+    found: dict[float, Patience] = {}
+    for at_ms in range(-480, until_ms + 20, 20):
+        await say(call, bytes(640) if at_ms > 0 else b"\x00\x40" * 320)
+        found[at_ms] = call.may_wait()
+    return found
 
 
 async def test_over_the_agent_frames_of_silence_are_long_while_no_utterance_is_open() -> None:

@@ -22,7 +22,7 @@ from processors.stage import (
     Received,
     Speculated,
 )
-from processors.tts.core import SENTENCE_PAUSE_MS, Answer, State, TtsCore
+from processors.tts.core import CHUNK_BYTES, SENTENCE_PAUSE_MS, Answer, State, TtsCore
 from schemas.events import Control, ControlKind, Response, ResponseKind, SpeechChunk, SpeechChunkKind
 
 NOW_US = 1_763_900_000_000_000
@@ -84,10 +84,21 @@ def test_a_sentence_is_spoken_with_the_agents_voice_as_it_is_made() -> None:
     state, early = played(state, Answered(ask.ask_id, Spoken(b"\1\0" * 3200, "anna"), last=False))
     (first,) = chunks(early)
     state, outcomes = played(state, *spoken(ask.ask_id, b"\2\0" * 50))
-    second, pause = chunks(outcomes)
+    (second,) = chunks(outcomes)
     assert (first.sample_index, first.text, first.last_of_sentence) == (0, "Hello.", False)
-    assert (second.sample_index, second.text) == (3200, "")
-    assert (pause.sample_index, pause.pcm, pause.last_of_sentence) == (3250, PAUSE, True)
+    assert (second.sample_index, second.text, second.last_of_sentence) == (3200, "", True)
+    assert second.pcm == b"\2\0" * 50 + PAUSE
+    assert second.model == "anna"
+
+
+def test_a_sentence_whose_speech_fills_its_chunks_ends_with_a_pause_that_nobody_speaks() -> None:
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    (ask,) = asks(outcomes)
+    _, outcomes = played(state, *spoken(ask.ask_id, bytes(CHUNK_BYTES)))
+    speech, pause = chunks(outcomes)
+    assert (len(speech.pcm), speech.last_of_sentence) == (CHUNK_BYTES, False)
+    assert (pause.sample_index, pause.pcm, pause.last_of_sentence) == (CHUNK_BYTES // 2, PAUSE, True)
+    assert pause.model == ""
 
 
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=6), st.lists(st.integers(1, 9000), min_size=1, max_size=6))
@@ -270,7 +281,7 @@ def test_the_chunks_carry_what_every_piece_cost() -> None:
     (ask,) = asks(outcomes)
     pieces = [Spoken(b"\1\0" * samples, "anna", cost) for samples, cost in ((100, 3.0), (3200, 0.5), (50, 2.0))]
     _, said = played(state, *(Answered(ask.ask_id, piece, False) for piece in pieces), Answered(ask.ask_id, None, True))
-    assert [chunk.compute_ms for chunk in chunks(said)] == [3.5, 2.0, 0.0]
+    assert [chunk.compute_ms for chunk in chunks(said)] == [3.5, 2.0]
 
 
 def test_a_void_answer_is_stopped_and_the_next_begins_at_its_own_first_sample() -> None:
@@ -307,4 +318,4 @@ def test_two_sentences_that_had_been_begun_before_a_crash_are_both_gone_on_with(
     state, outcomes = played(CORE.start("s1"), *begun)
     _, rest = played(state, *spoken(asks(outcomes)[0].ask_id, b"\1\0" * 3210))
     assert [ask.request.heard_bytes for ask in [*asks(outcomes), *asks(rest)]] == [6400, 6400]
-    assert [chunk.sample_index for chunk in chunks(rest)] == [3200, 3210]
+    assert [chunk.sample_index for chunk in chunks(rest)] == [3200]

@@ -20,6 +20,7 @@ MULAW_PEAKS: Final = (0, 50, 100, QUIET_PEAK, 400, 800, 1600, 3200, 6400, 12_800
 UNHEARD_QUIET_MS: Final = 300  # in which nobody began to speak, so that the end of no pause is waited for
 QUIET_MARGIN_MS: Final = 200  # beyond the completion pause, so that an end of turn is never told later for it
 
+DIP_MS: Final = 60  # by which stt has heard none of a pause, which it takes to begin later
 _STRONG_MS = 200  # of speech without a pause
 _STRONG = 1 / 16  # of the loudest sample a moment ago: 24 dB below it there is a pause, or the hiss of the line
 _RISE = 4  # times the loudest sample a moment ago: 12 dB above it somebody begins to speak
@@ -235,15 +236,18 @@ class Frames:
         self._weak_bytes = 0 if voiced else self._weak_bytes + len(piece)
         return loud
 
-    def take_due(self, spoken_over: bool = False, measured: bool = True, behind: bool = False) -> list[bytes]:
+    def take_due(
+        self, spoken_over: bool = False, measured: bool = True, behind: bool = False, seldom: bool = False
+    ) -> list[bytes]:
         """The frames to be written now; what is left over waits for more.
 
         Over the agent's speech (`spoken_over`) nothing waits but silence, half as long: the agent is to be stopped
         soon, and the newest frame tells how much of it has been heard where a gateway is killed. That is sooner a
         silence where no pause is `measured`, since no utterance is open. While the log is `behind` nobody hears it
-        soon, and as many frames as may wait shall hold as much speech as they can.
+        soon, and as many frames as may wait shall hold as much speech as they can. Where audio comes `seldom`, much at a
+        time, a dip that has only begun waits, too: stt takes it for no pause yet.
         """
-        due_ms = self._due_ms(spoken_over, measured)
+        due_ms = self._due_ms(spoken_over, measured, seldom)
         if self.waiting_ms < (max(due_ms, self._lengths.speech_ms) if behind else due_ms):
             return []
         data = self.flush()
@@ -263,8 +267,9 @@ class Frames:
         self._waiting, self._waiting_bytes = [], 0
         return data
 
-    def _due_ms(self, spoken_over: bool, measured: bool) -> float:
+    def _due_ms(self, spoken_over: bool, measured: bool, seldom: bool) -> float:
         if self.in_silence or (not measured and self._quiet_ms > UNHEARD_QUIET_MS):
             return self._lengths.quiet_ms / (2 if spoken_over else 1)
         goes_on = self._strong_bytes >= self._waiting_bytes and self.in_speech
-        return self._lengths.speech_ms if goes_on and not spoken_over else self._frame_ms_min
+        dips = seldom and self.pause_ms < DIP_MS
+        return self._lengths.speech_ms if (goes_on or dips) and not spoken_over else self._frame_ms_min

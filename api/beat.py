@@ -37,9 +37,9 @@ class Wait(Enum):
     SHORT = "short"
     """A pause is long enough for an answer, or is about to be."""
     MEDIUM = "medium"
-    """The caller speaks, or the agent, which may have to be silenced."""
+    """A pause may have begun, or the agent speaks, who may have to be silenced."""
     LONG = "long"
-    """Nobody speaks."""
+    """Nobody speaks, or the caller in full voice."""
 
 
 class Patience(NamedTuple):
@@ -58,7 +58,7 @@ WAIT_MS_MAX: Final = {Wait.SHORT: 40, Wait.MEDIUM: 80, Wait.LONG: 160}
 LATE_MS: Final = 1000
 LATE_KEPT_S: Final = 5.0
 ROWS: Final = 4
-"""Among how many the sockets are spread, so that long waits do not all end at once."""
+"""Among how many the sockets are spread, the usual length apart, so that long waits do not all end at once."""
 
 
 class Lateness:
@@ -109,7 +109,7 @@ class Beat:
         now = asyncio.get_running_loop().time() / self._half_s
         # A loop may be called a little before the time, and must not beat twice for it.
         passed = max(math.floor(now), self._last)
-        first = row * 2 % halves
+        first = 2 * row % halves  # a row is the usual length, two halves, behind the one before it
         due = (passed - first) // halves * halves + halves + first
         if math.isfinite(patience.within_ms):
             due = min(due, max(passed + 1, math.ceil(now + patience.within_ms / 1000 / self._half_s)))

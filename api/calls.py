@@ -44,6 +44,7 @@ BEHIND_FRAMES = 25
 PAUSES_APART_MS = 60.0
 PAUSES_APART_MS_MAX = 250.0
 DECIDES_FOR_MS = 100.0
+SELDOM_MS = 60  # of audio that is read at once, as where there are many calls
 _LONGER = 2.5  # times a frame's usual length, amid speech: three beats need not have brought all of their last piece
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
 
@@ -82,6 +83,7 @@ class Call:
         self._frames = caller_frames(settings, pauses, dialect.bytes_per_ms)
         self._decisive_ms = (pauses.turn_ms, pauses.completion_ms)
         self._pauses_apart_ms = PAUSES_APART_MS
+        self._read_ms = 0.0
         self._writing: asyncio.Handle | None = None
         self._loud = False
         self._urgent_until_s = 0.0
@@ -155,6 +157,7 @@ class Call:
             rises |= loud and not self._loud
             heard |= loud
             self._loud = loud
+        self._read_ms = sum(map(len, pieces)) / self._dialect.bytes_per_ms
         if self._writing is None:
             # What else has been read of this socket by now belongs to the same frame.
             self._writing = asyncio.get_running_loop().call_soon(self._write_frames)
@@ -192,7 +195,7 @@ class Call:
         if not self.ended.is_set():
             spoken_over, behind = self._playback.playing(self._now_ms()), self.journal.unacknowledged > BEHIND_FRAMES
             measured = not spoken_over or self._playback.listening
-            for frame in self._frames.take_due(spoken_over, measured, behind):
+            for frame in self._frames.take_due(spoken_over, measured, behind, self._read_ms >= SELDOM_MS):
                 self.journal.frame(self._dialect.pcm(frame))
 
     def may_wait(self) -> Patience:

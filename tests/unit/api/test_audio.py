@@ -119,6 +119,24 @@ def test_frames_are_long_only_where_nobody_waits_for_them() -> None:
     assert in_frames(frames, [SILENCE, SPEECH]) == [80], "a sound ends the wait at once"
 
 
+def test_where_audio_comes_seldom_a_dip_waits_that_has_only_begun() -> None:
+    for dip_ms, seldom, written_ms in ((0, False, 0), (20, False, 40), (20, True, 0), (40, True, 0), (60, True, 80)):
+        frames = Frames(20, LENGTHS)
+        in_frames(frames, [SPEECH] * 48)
+        frames.flush()
+        for piece in [SPEECH] + [SILENCE] * (dip_ms // 20):
+            frames.add(piece, peak_of(piece))
+        assert sum(map(len, frames.take_due(seldom=seldom))) == written_ms * BYTES_PER_MS, (dip_ms, seldom)
+
+
+def test_over_the_agent_a_dip_does_not_wait() -> None:
+    frames = Frames(20, LENGTHS)
+    in_frames(frames, [SPEECH] * 48)
+    frames.flush()
+    frames.add(SILENCE, peak_of(SILENCE))
+    assert len(frames.take_due(spoken_over=True, seldom=True)) == 1
+
+
 @pytest.mark.parametrize("piece", [SPEECH, SILENCE, MURMUR])
 def test_frames_are_long_while_the_log_is_behind(piece: bytes) -> None:
     frames, lengths = Frames(20, LENGTHS), []

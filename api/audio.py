@@ -244,8 +244,8 @@ class Frames:
         Over the agent's speech (`spoken_over`) nothing waits but silence, half as long: the agent is to be stopped
         soon, and the newest frame tells how much of it has been heard where a gateway is killed. That is sooner a
         silence where no pause is `measured`, since no utterance is open. While the log is `behind` nobody hears it
-        soon, and as many frames as may wait shall hold as much speech as they can. Where audio comes `seldom`, much at a
-        time, a dip that has only begun waits, too: stt takes it for no pause yet.
+        soon, and as many frames as may wait shall hold as much speech as they can. Where audio comes `seldom`, much at
+        a time, a dip that has only begun waits, too: stt takes it for no pause yet.
         """
         due_ms = self._due_ms(spoken_over, measured, seldom)
         if self.waiting_ms < (max(due_ms, self._lengths.speech_ms) if behind else due_ms):

@@ -217,7 +217,9 @@ class Call:
         """Notes how stt hears what this gateway has sent."""
         self._active_s = self._clock.monotonic_s()
         if transcript.kind is TranscriptKind.SPEECH_STARTED:
-            self._router.lateness.heard(self._sent_ms - transcript.audio_start_ms, self._active_s)
+            # A client may be ahead of the clock, or behind it where it does not send silence.
+            spoken_ms = min(self._sent_ms, (self._active_s - self._started_s) * 1000)
+            self._router.lateness.heard(spoken_ms - transcript.audio_start_ms, self._active_s)
         elif transcript.kind is TranscriptKind.FINAL:
             apart_ms = transcript.audio_end_ms - (self._sent_ms - self._frames.pause_ms)
             if abs(apart_ms) <= PAUSES_APART_MS_MAX:

@@ -239,6 +239,9 @@ async def test_where_speech_is_heard_late_nobody_is_read_soon() -> None:
     call, other = await begun(gateway), await begun(second)
     for _ in range(100):
         await say(call, b"\x00\x40" * 320)
+    hears(gateway, call, TranscriptKind.SPEECH_STARTED, audio_start_ms=100)
+    assert Wait.MEDIUM in {patience.wait for patience in (await patience_by_pause(other)).values()}, "it is ahead"
+    clock.now_s += 2.0
     hears(gateway, call, TranscriptKind.SPEECH_STARTED, audio_start_ms=900)
     assert {patience.wait for patience in (await patience_by_pause(other)).values()} == {Wait.LONG}
     clock.now_s += LATE_KEPT_S

@@ -20,7 +20,7 @@ MULAW_PEAKS: Final = (0, 50, 100, QUIET_PEAK, 400, 800, 1600, 3200, 6400, 12_800
 UNHEARD_QUIET_MS: Final = 300  # in which nobody began to speak, so that the end of no pause is waited for
 QUIET_MARGIN_MS: Final = 200  # beyond the completion pause, so that an end of turn is never told later for it
 
-DIP_MS: Final = 60  # by which stt has heard none of a pause, which it takes to begin later
+_DIP_MS = 60  # by which stt has heard none of a pause, which it takes to begin later
 _STRONG_MS = 200  # of speech without a pause
 _STRONG = 1 / 16  # of the loudest sample a moment ago: 24 dB below it there is a pause, or the hiss of the line
 _RISE = 4  # times the loudest sample a moment ago: 12 dB above it somebody begins to speak
@@ -194,6 +194,7 @@ class Frames:
         # How much of the newest audio is quiet, or strong, or no voice, without a break.
         self._quiet_bytes = self._strong_bytes = self._weak_bytes = 0
         self._loudest = 0.0
+        self._flows = False  # a voice in full but for dips
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
 
@@ -234,6 +235,7 @@ class Frames:
         self._quiet_bytes = 0 if loud else self._quiet_bytes + len(piece)
         self._strong_bytes = self._strong_bytes + len(piece) if strong else 0
         self._weak_bytes = 0 if voiced else self._weak_bytes + len(piece)
+        self._flows = self.in_speech or (self._flows and self.pause_ms < _DIP_MS)
         return loud
 
     def take_due(
@@ -271,5 +273,5 @@ class Frames:
         if self.in_silence or (not measured and self._quiet_ms > UNHEARD_QUIET_MS):
             return self._lengths.quiet_ms / (2 if spoken_over else 1)
         goes_on = self._strong_bytes >= self._waiting_bytes and self.in_speech
-        dips = seldom and self.pause_ms < DIP_MS
-        return self._lengths.speech_ms if (goes_on or dips) and not spoken_over else self._frame_ms_min
+        waits = goes_on or (seldom and self._flows)
+        return self._lengths.speech_ms if waits and not spoken_over else self._frame_ms_min

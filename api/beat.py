@@ -35,7 +35,7 @@ class Wait(Enum):
     NONE = "none"
     """It is read as soon as it is there."""
     SHORT = "short"
-    """A pause is long enough for an answer, or is about to be."""
+    """A pause is long enough for an answer."""
     MEDIUM = "medium"
     """A pause may have begun, or the agent speaks, who may have to be silenced."""
     LONG = "long"
@@ -52,7 +52,7 @@ class Patience(NamedTuple):
 SLOWER_FROM: Final = (5, 16)
 """Sockets on the beat from which on the second and the third of `HALVES` apply."""
 HALVES: Final = {Wait.SHORT: (1, 2, 2), Wait.MEDIUM: (1, 2, 4), Wait.LONG: (1, 4, 8)}
-"""How many halves of the usual length they take. Each is twice another, so that they end together."""
+"""How many halves of the usual length they take. Each is twice another, so that those of a row end together."""
 WAIT_MS_MAX: Final = {Wait.SHORT: 40, Wait.MEDIUM: 80, Wait.LONG: 160}
 """No wait becomes longer than that, or than the usual length."""
 LATE_MS: Final = 1000
@@ -82,12 +82,12 @@ class Lateness:
 
 
 class Beat:
-    """Calls back all who wait, at times that all share: see `HALVES`. Those whose waits are short come first."""
+    """Calls back all who wait, at times that those of a row share: see `HALVES`. Those with short waits come first."""
 
     def __init__(self, every_ms: int) -> None:
         self._every_ms = every_ms
         self._half_s = every_ms / 2000
-        # Who is called back when so many halves have passed, those with short waits first.
+        # Who is called back when so many halves have passed, and in which order: those with short waits are first.
         self._waiting: dict[int, list[tuple[int, Callable[[], None]]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0
@@ -111,8 +111,9 @@ class Beat:
         passed = max(math.floor(now), self._last)
         first = 2 * row % halves  # a row is the usual length, two halves, behind the one before it
         due = (passed - first) // halves * halves + halves + first
-        if math.isfinite(patience.within_ms):
-            due = min(due, max(passed + 1, math.ceil(now + patience.within_ms / 1000 / self._half_s)))
+        wanted = now + patience.within_ms / 1000 / self._half_s
+        if wanted <= due:
+            due, halves = max(passed + 1, math.ceil(wanted)), 0
         if due not in self._waiting:
             self._waiting[due] = []
             self._set_timer()

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -39,11 +40,13 @@ REST_S = 0.3
 URGENT_S = 0.4
 # That the log has not confirmed: half a second at least, where it takes some 10 ms.
 BEHIND_FRAMES = 25
-# stt takes a pause to begin so much after the gateway, which does not listen for a voice, until its finals tell; and no
-# further apart than that, where they mean the same pause. A pause that decides is measured closely for so long.
+# stt takes a pause to begin so much after the gateway, which does not listen for a voice, until its finals tell: those
+# that come in a pause, and mean no other. A pause that decides is measured closely for so long.
 PAUSES_APART_MS = 60.0
 PAUSES_APART_MS_MAX = 250.0
+PAUSE_MS_MIN = 100.0
 DECIDES_FOR_MS = 100.0
+WRITTEN_MAX = 64  # frames of which it is known when they were written
 SELDOM_MS = 60  # of audio that is read at once, as where there are many calls
 _LONGER = 2.5  # times a frame's usual length, amid speech: three beats need not have brought all of their last piece
 _FRAME_BYTES_MIN = 20 * BYTES_PER_MS
@@ -83,7 +86,8 @@ class Call:
         self._frames = caller_frames(settings, pauses, dialect.bytes_per_ms)
         self._decisive_ms = (pauses.turn_ms, pauses.completion_ms)
         self._pauses_apart_ms = PAUSES_APART_MS
-        self._read_ms = 0.0
+        self._read_bytes = 0
+        self._written: deque[tuple[float, float]] = deque(maxlen=WRITTEN_MAX)
         self._writing: asyncio.Handle | None = None
         self._loud = False
         self._urgent_until_s = 0.0
@@ -157,7 +161,7 @@ class Call:
             rises |= loud and not self._loud
             heard |= loud
             self._loud = loud
-        self._read_ms = sum(map(len, pieces)) / self._dialect.bytes_per_ms
+        self._read_bytes += sum(map(len, pieces))
         if self._writing is None:
             # What else has been read of this socket by now belongs to the same frame.
             self._writing = asyncio.get_running_loop().call_soon(self._write_frames)
@@ -195,8 +199,11 @@ class Call:
         if not self.ended.is_set():
             spoken_over, behind = self._playback.playing(self._now_ms()), self.journal.unacknowledged > BEHIND_FRAMES
             measured = not spoken_over or self._playback.listening
-            for frame in self._frames.take_due(spoken_over, measured, behind, self._read_ms >= SELDOM_MS):
+            seldom = self._read_bytes >= SELDOM_MS * self._dialect.bytes_per_ms
+            for frame in self._frames.take_due(spoken_over, measured, behind, seldom):
                 self.journal.frame(self._dialect.pcm(frame))
+                self._written.append((self.journal.marks.sample_index / 16, self._clock.monotonic_s()))
+        self._read_bytes = 0
 
     def may_wait(self) -> Patience:
         """How long what the caller says next may wait to be read."""
@@ -217,10 +224,9 @@ class Call:
         """Notes how stt hears what this gateway has sent."""
         self._active_s = self._clock.monotonic_s()
         if transcript.kind is TranscriptKind.SPEECH_STARTED:
-            # A client may be ahead of the clock, or behind it where it does not send silence.
-            spoken_ms = min(self._sent_ms, (self._active_s - self._started_s) * 1000)
-            self._router.lateness.heard(spoken_ms - transcript.audio_start_ms, self._active_s)
-        elif transcript.kind is TranscriptKind.FINAL:
+            ends = (at_s for end_ms, at_s in self._written if end_ms > transcript.audio_start_ms)
+            self._router.lateness.heard((self._active_s - next(ends, self._active_s)) * 1000, self._active_s)
+        elif transcript.kind is TranscriptKind.FINAL and self._frames.pause_ms >= PAUSE_MS_MIN:
             apart_ms = transcript.audio_end_ms - (self._sent_ms - self._frames.pause_ms)
             if abs(apart_ms) <= PAUSES_APART_MS_MAX:
                 self._pauses_apart_ms += (apart_ms - self._pauses_apart_ms) / 2

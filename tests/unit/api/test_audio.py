@@ -82,13 +82,13 @@ def test_pieces_make_no_difference(sizes: list[int]) -> None:
         assert np.all(abs(got - expected) <= 1)
 
 
-def in_frames(frames: Frames, pieces: Iterable[bytes], pieces_a_beat: int = 2) -> list[int]:
+def in_frames(frames: Frames, pieces: Iterable[bytes], pieces_a_beat: int = 2, *, seldom: bool = False) -> list[int]:
     """Lengths in ms of the frames of pieces of 20 ms; what is left over stays in `frames`."""
     lengths = []
     for count, piece in enumerate(pieces, 1):
         frames.add(piece, peak_of(piece))
         if count % pieces_a_beat == 0:
-            lengths += [len(frame) // BYTES_PER_MS for frame in frames.take_due()]
+            lengths += [len(frame) // BYTES_PER_MS for frame in frames.take_due(seldom=seldom)]
     return lengths
 
 
@@ -127,6 +127,14 @@ def test_where_audio_comes_seldom_a_dip_waits_that_has_only_begun() -> None:
         for piece in [SPEECH] + [SILENCE] * (dip_ms // 20):
             frames.add(piece, peak_of(piece))
         assert sum(map(len, frames.take_due(seldom=seldom))) == written_ms * BYTES_PER_MS, (dip_ms, seldom)
+
+
+def test_neither_an_onset_nor_a_click_in_a_pause_waits() -> None:
+    frames = Frames(20, LENGTHS)
+    assert set(in_frames(frames, [SPEECH] * 8, seldom=True)) == {40}
+    in_frames(frames, [SPEECH] * 40, seldom=True)
+    in_frames(frames, [SILENCE] * 6, seldom=True)
+    assert set(in_frames(frames, [SPEECH, *[SILENCE] * 3] * 4, seldom=True)) == {40}
 
 
 def test_over_the_agent_a_dip_does_not_wait() -> None:

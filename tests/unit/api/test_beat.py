@@ -164,6 +164,22 @@ def test_what_is_wanted_earlier_is_read_earlier(within_ms: float, called_ms: int
     assert beats([1], sockets=500, wait=Wait.MEDIUM, within_ms=within_ms) == [called_ms]
 
 
+def test_what_is_wanted_then_comes_before_all_others() -> None:
+    called: list[str] = []
+
+    async def run() -> None:
+        beat = Beat(40)
+        for _ in range(SLOWER_FROM[-1]):
+            beat.join()
+        beat.wait(lambda: called.append("medium"), Patience(Wait.MEDIUM), 0)
+        beat.wait(lambda: called.append("short"), Patience(Wait.SHORT), 0)
+        beat.wait(lambda: called.append("wanted"), Patience(Wait.MEDIUM, 35.0), 1)
+        await asyncio.sleep(0.2)
+
+    simulate(run())
+    assert called == ["wanted", "short", "medium"]
+
+
 def test_speech_is_heard_late_until_a_while_after_it_was() -> None:
     lateness = Lateness()
     lateness.heard(LATE_MS, 10.0)
@@ -180,7 +196,7 @@ class ByHand(Beat):
     def __init__(self) -> None:
         super().__init__(every_ms=3_600_000)
         self.callbacks: list[Callable[[], None]] = []
-        self.waits: list[Wait] = []
+        self.waits: list[Patience] = []
         self.on_it = 0
 
     def join(self) -> int:
@@ -194,7 +210,7 @@ class ByHand(Beat):
     def wait(self, callback: Callable[[], None], patience: Patience, row: int) -> None:
         assert row == 3
         self.callbacks.append(callback)
-        self.waits.append(patience.wait)
+        self.waits.append(patience)
 
     def beat(self) -> None:
         callbacks, self.callbacks = self.callbacks, []
@@ -221,7 +237,7 @@ class Listener:
         await receive()
         await send({"type": "websocket.accept"})
         await self.begun.wait()
-        scope[ON_BEAT](lambda: Patience(Wait.NONE if self.urgent else Wait.MEDIUM))
+        scope[ON_BEAT](lambda: Patience(Wait.NONE if self.urgent else Wait.MEDIUM, within_ms=70.0))
         self.joined.set()
         while (message := await receive())["type"] == "websocket.receive":
             words = [part["text"] for part in (message, *message.get(MORE, ()))]
@@ -267,7 +283,7 @@ def test_a_socket_on_the_beat_is_read_on_it() -> None:
                 assert listener.heard.empty()
                 await beaten(beat)
             assert await listener.heard.get() == word
-        assert set(beat.waits) == {Wait.MEDIUM}, "what the call says"
+        assert set(beat.waits) == {Patience(Wait.MEDIUM, 70.0)}, "what the call says"
 
     converse(talk)
 

@@ -232,6 +232,35 @@ async def test_finals_tell_when_stt_takes_a_pause_to_begin() -> None:
     call.end("hung_up")
 
 
+async def test_a_final_amid_speech_tells_nothing_of_pauses() -> None:
+    gateway = Gateway()
+    gateway.router.clock = Hands()
+    call = await begun(gateway)
+    by_pause = await patience_by_pause(call, until_ms=80)
+    hears(gateway, call, TranscriptKind.FINAL, audio_end_ms=400)
+    by_pause = await patience_by_pause(call, until_ms=100)
+    assert by_pause[100].within_ms == Pauses().turn_ms + PAUSES_APART_MS - 100
+    call.end("hung_up")
+
+
+async def test_what_is_read_seldom_makes_long_frames_and_what_is_read_often_none_in_a_dip() -> None:
+    lengths: list[list[int]] = []
+    speech, dip = b"\x00\x40" * 320, bytes(640)
+    for together in (1, 4):
+        gateway = Gateway()
+        gateway.router.clock = Hands()
+        call = await begun(gateway)
+        pieces = [speech] * 48 + [dip] * 2 + [speech] * 46
+        for start in range(0, len(pieces), together):
+            call.audio(*pieces[start : start + together])
+            await asyncio.sleep(0)
+        call.end("hung_up")
+        lengths.append([len(event.pcm) // 32 for event in gateway.published if isinstance(event, AudioFrame)])
+    often, seldom = lengths
+    assert min(often[15:-1]) == 20
+    assert min(seldom[4:-1]) >= 100
+
+
 async def test_where_speech_is_heard_late_nobody_is_read_soon() -> None:
     gateway, second = Gateway(), Gateway()
     clock = gateway.router.clock = second.router.clock = Hands()
@@ -240,7 +269,7 @@ async def test_where_speech_is_heard_late_nobody_is_read_soon() -> None:
     for _ in range(100):
         await say(call, b"\x00\x40" * 320)
     hears(gateway, call, TranscriptKind.SPEECH_STARTED, audio_start_ms=100)
-    assert Wait.MEDIUM in {patience.wait for patience in (await patience_by_pause(other)).values()}, "it is ahead"
+    assert Wait.MEDIUM in {patience.wait for patience in (await patience_by_pause(other)).values()}, "of much at once"
     clock.now_s += 2.0
     hears(gateway, call, TranscriptKind.SPEECH_STARTED, audio_start_ms=900)
     assert {patience.wait for patience in (await patience_by_pause(other)).values()} == {Wait.LONG}

@@ -1,4 +1,4 @@
-"""The gateway's beat: the sockets of calls are read together, at times that all share.
+"""The gateway's beat: the sockets of calls are read together, at times that many share.
 
 Each message that comes by itself wakes the whole process, with cold caches, for 20 ms of audio; what is read together
 costs a third. The more calls there are the more there is to save, and the longer a caller waits for a core that is
@@ -55,10 +55,11 @@ HALVES: Final = {Wait.SHORT: (1, 2, 2), Wait.MEDIUM: (1, 2, 4), Wait.LONG: (1, 4
 """How many halves of the usual length they take. Each is twice another, so that those of a row end together."""
 WAIT_MS_MAX: Final = {Wait.SHORT: 40, Wait.MEDIUM: 80, Wait.LONG: 160}
 """No wait becomes longer than that, or than the usual length."""
-LATE_MS: Final = 1000
-LATE_KEPT_S: Final = 5.0
 ROWS: Final = 4
 """Among how many the sockets are spread, the usual length apart, so that long waits do not all end at once."""
+LATE_MS: Final = 1000
+LATE_KEPT_S: Final = 5.0
+"""Speech that is heard later than `LATE_MS` after it was written makes all waits long for that time."""
 
 
 class Lateness:
@@ -72,7 +73,7 @@ class Lateness:
         self._until_s = -math.inf
 
     def heard(self, late_ms: float, now_s: float) -> None:
-        """Speech was heard so much later than it began."""
+        """Speech was heard so much later than the log was given it."""
         if late_ms > LATE_MS:
             self._until_s = now_s + LATE_KEPT_S
 

@@ -29,7 +29,7 @@ ENVIRONMENT = {
     "TRUNKLINE_API__SESSIONS_MAX": "1000",
     "TRUNKLINE_ENGINES__REPLICAS": "1",
 }
-_SETTLE_S = 20.0  # of which callers arrive in the first half; many who come at once are measured elsewhere
+_SETTLE_S = 20.0  # callers arrive in the first half of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,7 +202,7 @@ async def test_pieces_that_were_read_together_make_the_same_frames() -> None:
 
 async def test_who_may_be_answered_soon_is_read_soon_and_others_seldom() -> None:
     gateway = Gateway()
-    gateway.router.clock = Hands()
+    clock = gateway.router.clock = Hands()
     call = await begun(gateway)
     turn_ms, completion_ms = Pauses().turn_ms, Pauses().completion_ms
 
@@ -215,7 +215,16 @@ async def test_who_may_be_answered_soon_is_read_soon_and_others_seldom() -> None
     goes_on_ms = decides_ms + DECIDES_FOR_MS + 20
     assert by_pause[goes_on_ms] == Patience(Wait.MEDIUM, completion_ms + PAUSES_APART_MS - goes_on_ms)
     assert by_pause[completion_ms + PAUSES_APART_MS].wait is Wait.SHORT
-    assert by_pause[1180].wait is Wait.LONG, "nobody has spoken for long"
+    assert {by_pause[ms].wait for ms in range(completion_ms + 240, 1200, 20)} == {Wait.LONG}
+    agent_speaks(gateway, call)
+    await say(call, b"\x00\x40" * 320)
+    clock.now_s += URGENT_S
+    assert set((await patience_by_pause(call)).values()) == {Patience(Wait.MEDIUM)}, "the agent may have to be silenced"
+    caller_begins(gateway, call)
+    await say(call, b"\x00\x40" * 320)
+    clock.now_s += URGENT_S
+    waits = {patience.wait for patience in (await patience_by_pause(call)).values()}
+    assert {Wait.SHORT, Wait.LONG} < waits, "it is silent"
     call.end("hung_up")
 
 
@@ -236,7 +245,7 @@ async def test_a_final_amid_speech_tells_nothing_of_pauses() -> None:
     gateway = Gateway()
     gateway.router.clock = Hands()
     call = await begun(gateway)
-    by_pause = await patience_by_pause(call, until_ms=80)
+    await patience_by_pause(call, until_ms=80)
     hears(gateway, call, TranscriptKind.FINAL, audio_end_ms=400)
     by_pause = await patience_by_pause(call, until_ms=100)
     assert by_pause[100].within_ms == Pauses().turn_ms + PAUSES_APART_MS - 100

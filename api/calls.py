@@ -84,7 +84,12 @@ class Call:
         agent = router.agents.get(summary.agent)
         pauses = agent.pauses if agent else Pauses()
         self._frames = caller_frames(settings, pauses, dialect.bytes_per_ms)
-        self._decisive_ms = (pauses.turn_ms, pauses.completion_ms)
+        # Moments of a pause that are not to be missed, and how long it is measured closely from each on.
+        self._decisive_ms = (
+            (pauses.hesitation_ms, 0.0),
+            (pauses.turn_ms, DECIDES_FOR_MS),
+            (pauses.completion_ms, DECIDES_FOR_MS),
+        )
         self._pauses_apart_ms = PAUSES_APART_MS
         self._read_bytes = 0
         self._written: deque[tuple[float, float]] = deque(maxlen=WRITTEN_MAX)
@@ -217,8 +222,8 @@ class Call:
         if self._frames.in_silence or self._frames.in_speech:
             return Patience(Wait.LONG)
         heard_ms = self._frames.pause_ms - self._pauses_apart_ms
-        left_ms = next((ms - heard_ms for ms in self._decisive_ms if heard_ms <= ms + DECIDES_FOR_MS), math.inf)
-        return Patience(Wait.MEDIUM, left_ms) if left_ms > 0 else Patience(Wait.SHORT)
+        left_ms = next((ms - heard_ms for ms, for_ms in self._decisive_ms if heard_ms < ms + for_ms), math.inf)
+        return Patience(Wait.LONG, left_ms) if left_ms > 0 else Patience(Wait.SHORT)
 
     def _hears(self, transcript: Transcript) -> None:
         """Notes how stt hears what this gateway has sent."""

@@ -63,7 +63,9 @@ class Ahead:
             memory, turn=max(memory.turn, mine.turn), values=mine.values, pending=mine.pending
         )
         exchange = next((known for known in mine.history if known.turn == self.intent.turn), None)
-        return memory if exchange is None else remembering.remember_turn(memory, exchange, turns_max)
+        if exchange is None:
+            return memory
+        return remembering.remember_turn(memory, exchange, turns_max, self.intent.occurred_at)
 
     def committed_end(self, now_us: int) -> list[Outcome]:
         """The end that was kept back, where the turn has come to it and the log does not have it."""

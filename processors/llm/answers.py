@@ -151,7 +151,8 @@ class Answers:
         """The state without the turn, which goes into the history with what was said."""
         agent = self._agents[turn.cause.agent_id]
         exchange = Exchange(turn.number, turn.question, turn.sentences)
-        memory = remembering.remember_turn(state.memory, exchange, agent.limits.history_turns)
+        asked_at, turns_max = turn.cause.occurred_at, agent.limits.history_turns
+        memory = remembering.remember_turn(state.memory, exchange, turns_max, asked_at)
         saying = turn.number if turn.sentences else state.saying
         return replace(state, memory=memory, open=state.without(turn), saying=saying)
 

@@ -98,7 +98,7 @@ class Conversation:
 
     def load(self, session_id: str, data: bytes) -> State:
         """See `Core`."""
-        return State(session_id, msgspec.msgpack.decode(data, type=Memory) if data else Memory())
+        return State.remembered(session_id, msgspec.msgpack.decode(data, type=Memory) if data else Memory())
 
     def apply(self, state: State, happening: Happening, now_us: int) -> Step[State]:
         """See `Core`."""

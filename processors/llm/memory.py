@@ -47,7 +47,8 @@ class Pending(msgspec.Struct, frozen=True, array_like=True):
 class Memory(msgspec.Struct, frozen=True, array_like=True):
     """Everything that outlives a turn. `turn` is the last one begun, -1 before the greeting.
 
-    `record` is what another system knows of the caller.
+    `record` is what another system knows of the caller. `answered_at` is when that came which was answered last with
+    words, in microseconds since the epoch.
     """
 
     turn: int = -1
@@ -58,6 +59,12 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
     pending: Pending | None = None
     ending: bool = False
     record: dict[str, str] = msgspec.field(default_factory=dict)
+    answered_at: int = 0
+
+    @property
+    def said(self) -> str:
+        """The latest words of the agent."""
+        return " ".join(next((known.agent for known in reversed(self.history) if known.agent), ()))
 
     def known(self, name: str) -> Value | None:
         """The remembered value of that entity."""
@@ -77,14 +84,15 @@ def recognise(memory: Memory, record: Any) -> Memory:
     return msgspec.structs.replace(memory, record=_fitting(plain, RECORD_BYTES_MAX))
 
 
-def remember_turn(memory: Memory, exchange: Exchange, turns_max: int) -> Memory:
-    """Adds a turn to the history and lets go of the oldest ones beyond the bounds."""
+def remember_turn(memory: Memory, exchange: Exchange, turns_max: int, asked_at: int) -> Memory:
+    """Adds a turn to the history, asked at that time, and lets go of the oldest ones beyond the bounds."""
     clipped = Exchange(exchange.turn, _clip(exchange.caller), _clip_all(exchange.agent))
     history = [*(known for known in memory.history if known.turn != exchange.turn), clipped]
     history = sorted(history, key=lambda known: known.turn)[-turns_max:]
     while len(history) > 1 and len(msgspec.msgpack.encode(history)) > HISTORY_BYTES_MAX:
         del history[0]
-    return msgspec.structs.replace(memory, history=tuple(history))
+    answered_at = asked_at if exchange.agent else memory.answered_at
+    return msgspec.structs.replace(memory, history=tuple(history), answered_at=answered_at)
 
 
 def remember_values(memory: Memory, values: Mapping[str, str], turn: int) -> Memory:

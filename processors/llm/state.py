@@ -8,13 +8,15 @@ from processors.llm.turn import Turn
 from processors.stage import Position
 from schemas.events import Intent
 
+_SPOKEN_US = 70_000  # that a character of a reply takes to be heard, at most of voices' usual rates
+
 
 @dataclass(frozen=True, slots=True)
 class State:
     """What is remembered, the turns that are open (the last one that is not void is speaking), and one ahead.
 
     `saying` is the turn whose reply the caller is hearing, or is about to, -1 for none; the last one was heard to its
-    end, or cut, at `heard_at`. After a crash that is not known, and counts as heard.
+    end, or cut, at `heard_at`. After a crash that is not known, and reckoned by the length of its words.
     """
 
     session_id: str
@@ -23,6 +25,11 @@ class State:
     ahead: Ahead | None = field(default=None, repr=False)
     saying: int = -1
     heard_at: int = 0
+
+    @classmethod
+    def remembered(cls, session_id: str, memory: Memory) -> "State":
+        """The state after a crash."""
+        return cls(session_id, memory, heard_at=memory.answered_at + len(memory.said) * _SPOKEN_US)
 
     @property
     def held(self) -> set[Position]:
@@ -45,7 +52,7 @@ class State:
         """The latest words of the agent."""
         if self.speaking is not None and self.speaking.sentences:
             return " ".join(self.speaking.sentences)
-        return " ".join(next((known.agent for known in reversed(self.memory.history) if known.agent), ()))
+        return self.memory.said
 
     def with_turn(self, turn: Turn) -> "State":
         """With the turn as it is now, behind all others."""

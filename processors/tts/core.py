@@ -48,10 +48,11 @@ from schemas.events import (
 
 SAMPLE_RATE_HZ = 16_000
 BYTES_A_SAMPLE = 2
-# Engines cut their speech anew each time. Chunks are cut at fixed places of the sentence, so that a chunk's id always
+# Engines cut their speech anew each time. Chunks are cut at places that the log decides, so that a chunk's id always
 # means the same samples: two workers that speak the same sentence, one of them a straggler, make the same chunks.
 # The first are short, so that the caller hears them at once; each of the others is as long as what was said before it,
-# up to the longest, since every record costs the log and each reader of it the same, however little it holds.
+# up to the longest, since every record costs the log and each reader of it the same, however little it holds. A
+# sentence that comes while as much of those before it is still to be heard begins with a longer one.
 CHUNK_BYTES = SAMPLE_RATE_HZ * BYTES_A_SAMPLE // 5
 CHUNK_BYTES_MAX = 4 * CHUNK_BYTES
 # People pause between sentences. The pause is `last_of_sentence`, with what is left of the speech and fills no chunk:
@@ -69,7 +70,7 @@ class Speaking:
     """The sentence at the engine: how much of it is in the log, and how much of the present stream to leave out.
 
     `rest` is speech that does not fill a chunk yet; `model` made what was said last. `compute_ms` is model time that no
-    chunk names yet.
+    chunk names yet. The first chunk has `first_bytes`.
     """
 
     sentence: Response
@@ -81,18 +82,25 @@ class Speaking:
     rest: bytes = b""
     model: str = ""
     compute_ms: float = 0.0
+    first_bytes: int = CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """How far the speech of an answer has come: the index of its next sample.
 
-    `engine_ms` is what was spent on it before it was committed; `void` ones stay silent.
+    `engine_ms` is what was spent on it before it was committed; `void` ones stay silent. `began_at` is when the first
+    sentence came of it that is known, in microseconds since the epoch.
     """
 
     next_sample: int = 0
     engine_ms: float = 0.0
     void: bool = False
+    began_at: int = 0
+
+    def lead_bytes(self, at_us: int) -> int:
+        """At most so much of its speech is still to be heard at that time."""
+        return (self.next_sample - (at_us - self.began_at) * SAMPLE_RATE_HZ // 1_000_000) * BYTES_A_SAMPLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +188,7 @@ class TtsCore:
 
     def _sentence(self, state: State, sentence: Response, recorded: tuple[Event, ...], now_us: int) -> Step[State]:
         begun = (Speculated("begun"),) if not sentence.committed and _cause(sentence) not in state.answers else ()
-        state = state.with_answer(sentence)
+        state = state.with_answer(sentence, began_at=state.answer_to(sentence).began_at or sentence.occurred_at)
         chunks = [event for event in recorded if isinstance(event, SpeechChunk)]
         end = (replace(sentence, kind=ResponseKind.COMPLETED),) if sentence.turn == state.ended_turn else ()
         if not chunks:
@@ -210,7 +218,7 @@ class TtsCore:
                     outcomes.append(Speculated("used", engine_ms))
                 outcomes.append(Emit(_end_of_turn(first, state, now_us)))
             else:
-                speaking = first if isinstance(first, Speaking) else Speaking(first, _ask_id(first, 1))
+                speaking = first if isinstance(first, Speaking) else _speaking(state, first)
                 state = replace(state, speaking=speaking)
                 outcomes.append(self._speak(speaking))
         return Step(state, tuple(outcomes))
@@ -243,7 +251,7 @@ class TtsCore:
                 rest=speaking.rest + reply.pcm[len(skipped) :],
                 compute_ms=speaking.compute_ms + reply.compute_ms,
             )
-            while (size := chunk_end(speaking.bytes_said) - speaking.bytes_said) <= len(speaking.rest):
+            while (size := _size_of_next(speaking)) <= len(speaking.rest):
                 state, speaking, event = _chunk(state, speaking, size, now_us, model=reply.model)
                 outcomes.append(Emit(event))
             speaking = replace(speaking, model=reply.model)
@@ -355,6 +363,19 @@ def _cause(response: Response) -> str:
 
 def _ask_id(sentence: Response, tries: int) -> str:
     return f"{sentence.event_id}/{tries}"
+
+
+def _speaking(state: State, sentence: Response) -> Speaking:
+    """The sentence as it goes to the engine for the first time."""
+    lead_bytes = state.answer_to(sentence).lead_bytes(sentence.occurred_at)
+    first_bytes = CHUNK_BYTES
+    while 2 * first_bytes <= min(lead_bytes, CHUNK_BYTES_MAX):
+        first_bytes *= 2
+    return Speaking(sentence, _ask_id(sentence, 1), first_bytes=first_bytes)
+
+
+def _size_of_next(speaking: Speaking) -> int:
+    return chunk_end(speaking.bytes_said) - speaking.bytes_said if speaking.chunks else speaking.first_bytes
 
 
 def chunk_end(said_bytes: int) -> int:

@@ -37,9 +37,9 @@ class Wait(Enum):
     SHORT = "short"
     """A pause is long enough for an answer."""
     MEDIUM = "medium"
-    """A pause may have begun, or the agent speaks, who may have to be silenced."""
+    """The agent speaks, who may have to be silenced, or is about to."""
     LONG = "long"
-    """Nobody speaks, or the caller in full voice."""
+    """Nobody speaks, or the caller in full voice, or a pause is too short to matter yet."""
 
 
 class Patience(NamedTuple):
@@ -51,11 +51,11 @@ class Patience(NamedTuple):
 
 SLOWER_FROM: Final = (5, 16)
 """Sockets on the beat from which on the second and the third of `HALVES` apply."""
-HALVES: Final = {Wait.SHORT: (1, 2, 2), Wait.MEDIUM: (1, 2, 4), Wait.LONG: (1, 4, 8)}
-"""How many halves of the usual length they take. Each is twice another, so that those of a row end together."""
-WAIT_MS_MAX: Final = {Wait.SHORT: 40, Wait.MEDIUM: 80, Wait.LONG: 160}
+HALVES: Final = {Wait.SHORT: (1, 2, 2), Wait.MEDIUM: (1, 2, 4), Wait.LONG: (1, 4, 12)}
+"""How many halves of the usual length they take. Each is a multiple of those before, so that a row's end together."""
+WAIT_MS_MAX: Final = {Wait.SHORT: 40, Wait.MEDIUM: 80, Wait.LONG: 240}
 """No wait becomes longer than that, or than the usual length."""
-ROWS: Final = 4
+ROWS: Final = 6
 """Among how many the sockets are spread, the usual length apart, so that long waits do not all end at once."""
 LATE_MS: Final = 1000
 LATE_KEPT_S: Final = 5.0

@@ -34,7 +34,9 @@ QUIET_S = 2.0
 # or a gateway that is away.
 SILENT_S = 1.0
 # What waits for more to be a long frame is written so soon when none comes: well before SILENT_S is told.
-REST_S = 0.3
+REST_S = 0.5
+# All calls look for that at the same times: by itself each would wake the gateway a few times a second.
+LOOKS_EVERY_S = 0.25
 # From the onset of a sound over the agent, after quiet: whether it is speech is certain after 128 ms of it, but it may
 # begin softly. On a line that is never quiet nothing is urgent.
 URGENT_S = 0.4
@@ -177,7 +179,7 @@ class Call:
         if heard and self._playback.hushed:
             self._playback.loud(self._now_ms())
         if self._silence is None:
-            self._silence = asyncio.get_running_loop().call_later(REST_S, self._listen_for_silence)
+            self._look_in(REST_S)
         acknowledged = self.journal.acknowledged_samples
         if acknowledged >= self._told + ACKNOWLEDGE_SAMPLES:
             self._told = acknowledged
@@ -501,8 +503,12 @@ class Call:
             return
         if silent_s >= REST_S:
             self._write_rest()
-        next_s = (SILENT_S if silent_s >= REST_S else REST_S) - silent_s
-        self._silence = asyncio.get_running_loop().call_later(next_s, self._listen_for_silence)
+        self._look_in((SILENT_S if silent_s >= REST_S else REST_S) - silent_s)
+
+    def _look_in(self, delay_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        at_s = math.ceil((loop.time() + delay_s) / LOOKS_EVERY_S) * LOOKS_EVERY_S
+        self._silence = loop.call_at(at_s, self._listen_for_silence)
 
     def _watch_limits(self) -> None:
         """Ends the call after silence from both sides, and at its longest; a timer that looks again when it may be."""

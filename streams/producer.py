@@ -19,10 +19,11 @@ Headers = Sequence[tuple[str, bytes | None]]
 # Delivery reports are collected by a timer on the loop, and only while something is under way: a thread that waits for
 # them cost 150 us of CPU a record, most of it in waking threads. The wait grows while the broker does not answer.
 _BY_KEY = -1
-# How often acknowledgements are looked for while some are missing. A broker takes 2 ms at best; a busy producer would
-# look a thousand times a second for less, and a caller waits at a session's start for what is looked for later.
-_WAIT_S_MIN = 0.002
-_WAIT_S_MAX = 0.005
+# How often acknowledgements are looked for while some are missing, beyond what records wait for company. A broker takes
+# 2 ms at best; a busy producer would look a thousand times a second for less, and a caller waits at a session's start
+# for what is looked for later.
+_WAIT_S_MIN = 0.003
+_WAIT_S_MAX = 0.010
 QUEUE_KBYTES_MAX = 65_536
 _CLOSED = "the producer was closed before the broker acknowledged the record"
 
@@ -69,7 +70,7 @@ class LogProducer(Closing):
         # Asked for when somebody looks: to be told at each record costs as much as to encode it.
         metrics.unacknowledged.labels(name).set_function(self._pending.__len__)
         self._timer: asyncio.TimerHandle | None = None
-        self._wait_s = _WAIT_S_MIN
+        self._wait_s_min = self._wait_s = _WAIT_S_MIN + linger_ms / 1000
         self._closed = False
 
     def publish(self, event: Event, traceparent: str | None = None) -> asyncio.Future[Position]:
@@ -113,7 +114,7 @@ class LogProducer(Closing):
             future.set_exception(LogError(f"{topic}: the producer's queue is full; is the broker away?"))
         except KafkaException as error:
             future.set_exception(LogError(f"{topic}: not written: {error.args[0].str()}"))
-        self._wait_s = _WAIT_S_MIN
+        self._wait_s = self._wait_s_min
         if self._timer is None:
             self._timer = self._loop.call_later(self._wait_s, self._collect)
         return future
@@ -122,7 +123,7 @@ class LogProducer(Closing):
         """Resolves the futures of what was delivered, and comes again while something is under way."""
         self._timer = None
         served = self._producer.poll(0)
-        self._wait_s = _WAIT_S_MIN if served else min(2 * self._wait_s, _WAIT_S_MAX)
+        self._wait_s = self._wait_s_min if served else min(2 * self._wait_s, _WAIT_S_MAX)
         if self._pending and not self._closed and self._loop is not None:
             self._timer = self._loop.call_later(self._wait_s, self._collect)
 

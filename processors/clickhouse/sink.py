@@ -84,8 +84,8 @@ GUARDED = frozenset(
 SEEN_MAX = 200_000
 # A batch of few rows costs nearly as much as one of thousands. Where the machine is so busy that one takes long, the
 # sink rests so many times as long, up to so many times its usual wait; not at all while it is behind.
-REST_FACTOR = 20
-WAIT_FACTOR_MAX = 5
+REST_FACTOR = 30
+WAIT_FACTOR_MAX = 10
 # An orderly stop waits so long for its last checkpoint; the next start signs what this one did not.
 LAST_CHECKPOINT_S = 5.0
 

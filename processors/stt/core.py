@@ -67,6 +67,7 @@ from processors.stt.state import (
     WINDOW_BYTES,
     WINDOW_SAMPLES,
     Asked,
+    Cut,
     Heard,
     Hearing,
     Reading,
@@ -108,12 +109,13 @@ _LOADED = "loaded"
 
 
 class Detector(Protocol):
-    """Tells speech from silence, one window after the other."""
+    """Tells speech from silence."""
 
-    def __call__(self, state: bytes, window: bytes) -> tuple[float, bytes]:
-        """The probability of speech in 512 samples of PCM16 at 16,000 Hz, and the state for the window after it.
+    def __call__(self, state: bytes, windows: bytes) -> tuple[list[float], bytes]:
+        """The probability of speech in each 512 samples of PCM16 at 16,000 Hz, and the state for what comes after.
 
-        `state` is empty before the first window. Deterministic: equal arguments give equal results.
+        `state` is empty before the first window. Deterministic: equal arguments give equal results, and windows
+        together what they give one after the other.
         """
         ...
 
@@ -337,18 +339,18 @@ class _Work:
     def _cut(self, audio: bytes, heard: Heard) -> None:
         state = self.state
         offset = heard.position.offset
-        first_offset = state.pending_offset if state.pending else offset
-        start = state.next_sample - len(state.pending) // 2
         buffer = state.pending + audio
+        start, first_offset = state.next_sample - len(state.pending) // 2, offset
+        if state.pending:
+            first_offset = state.pending_offset
         whole = len(buffer) // WINDOW_BYTES * WINDOW_BYTES
-        windows = []
-        detector = state.detector
-        for at in range(0, whole, WINDOW_BYTES):
-            pcm = buffer[at : at + WINDOW_BYTES]
-            before = detector
-            probability, detector = self._detector(before, pcm)
-            began = first_offset if at == 0 else offset
-            windows.append(Window(start + at // 2, pcm, probability, before, began, heard))
+        probabilities, detector = self._detector(state.detector, buffer[:whole]) if whole else ([], state.detector)
+        cut = Cut(start, state.detector, first_offset)
+        windows = [
+            Window(start + at // 2, buffer[at : at + WINDOW_BYTES], probability, cut, heard)
+            for at, probability in zip(range(0, whole, WINDOW_BYTES), probabilities, strict=True)
+            if start + at // 2 >= state.judged_from
+        ]
         self.state = replace(
             state,
             next_sample=state.next_sample + len(audio) // 2,

@@ -41,17 +41,24 @@ class Heard(msgspec.Struct, frozen=True):
     recorded: tuple[Transcript, ...]
 
 
-class Window(msgspec.Struct, frozen=True):
-    """512 samples, their probability of speech, and the detector's state before them.
+class Cut(msgspec.Struct, frozen=True):
+    """Windows that the detector judged together: the first sample of them, and its state before them.
 
-    `first_offset` is the offset of the frame that holds its first sample, `frame` the one that holds its last.
+    `first_offset` is the offset of the frame that holds the first sample.
     """
+
+    start: int
+    detector: bytes
+    first_offset: int
+
+
+class Window(msgspec.Struct, frozen=True):
+    """512 samples and their probability of speech; `frame` is the one that holds the last of them."""
 
     start: int
     pcm: bytes
     probability: float
-    before: bytes
-    first_offset: int
+    cut: Cut
     frame: Heard
 
     @property
@@ -150,7 +157,8 @@ class Hearing(msgspec.Struct, frozen=True):
     `spoke_until` is the sample after the last turn's speech, which `spoke_at` is the arrival of; 0 where that was cut
     short. `halting` is how long, in samples, this caller pauses in thought; 0 for one who was not taken for finished
     too early, or not lately.
-    `frame_at_us` is when the latest of the frames that are held arrived, 0 while none are.
+    `frame_at_us` is when the latest of the frames that are held arrived, 0 while none are. What comes before the sample
+    `judged_from` was judged before a crash, and is heard again for the detector's sake alone.
     """
 
     session_id: str
@@ -166,6 +174,7 @@ class Hearing(msgspec.Struct, frozen=True):
     pending: bytes = b""
     pending_offset: int = 0
     detector: bytes = b""
+    judged_from: int = 0
     ring: tuple[Window, ...] = ()
     ring_run: int = 0
     run: int = 0
@@ -186,12 +195,15 @@ class Hearing(msgspec.Struct, frozen=True):
         """The first offset that is needed again after a crash."""
         oldest = self.oldest
         if oldest is not None:
-            return oldest.first_offset
+            return oldest.cut.first_offset
         return self.pending_offset if self.pending else self.offset_next
 
 
 class Durable(msgspec.Struct, frozen=True, array_like=True):
-    """The state as of the oldest window that is heard again after a crash."""
+    """The state as of the oldest window that is heard again after a crash: the first one of `judged_from` and later.
+
+    The detector hears from `next_sample` on.
+    """
 
     language: str
     ending: bool
@@ -204,14 +216,17 @@ class Durable(msgspec.Struct, frozen=True, array_like=True):
     spoke_until: int = 0
     spoke_at: int = 0
     halting: int = 0
+    judged_from: int = 0
 
 
 def to_bytes(state: Hearing) -> bytes:
     """The part of the state that frames heard again do not bring back."""
     oldest = state.oldest
-    start = state.next_sample - len(state.pending) // 2 if oldest is None else oldest.start
     run = state.run if oldest is None else state.ring_run
-    detector = state.detector if oldest is None else oldest.before
+    start, detector = state.next_sample - len(state.pending) // 2, state.detector
+    judged_from = state.judged_from
+    if oldest is not None:
+        start, detector, judged_from = oldest.cut.start, oldest.cut.detector, oldest.start
     return msgspec.msgpack.encode(
         Durable(
             state.language,
@@ -225,6 +240,7 @@ def to_bytes(state: Hearing) -> bytes:
             state.spoke_until,
             state.spoke_at,
             state.halting,
+            judged_from,
         )
     )
 
@@ -244,6 +260,7 @@ def from_bytes(session_id: str, data: bytes) -> Hearing:
         halting=durable.halting,
         next_sample=durable.next_sample,
         detector=durable.detector,
+        judged_from=durable.judged_from,
         ring_run=durable.run,
         run=durable.run,
     )

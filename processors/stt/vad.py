@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from processors import models
 from streams.settings import Settings
@@ -42,18 +43,20 @@ class SileroDetector:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, state: bytes, window: bytes) -> tuple[float, bytes]:
-        """See `core.Detector`."""
+    def __call__(self, state: bytes, windows: bytes) -> tuple[list[float], bytes]:
+        """See `core.Detector`. The network hears the windows in one call, which takes half as long as one for each."""
         memory = np.frombuffer(state.ljust(_STATE_BYTES, b"\0"), dtype=np.float32)
-        pcm = np.frombuffer(window, dtype="<i2")
-        quiet = memory[-1] + 1 if np.maximum.reduce(pcm) <= QUIET_PEAK else np.float32(0)
-        if quiet > QUIET_WINDOWS:
-            return 0.0, state
-        samples = np.empty((1, _CONTEXT_SAMPLES + WINDOW_SAMPLES), dtype=np.float32)
+        pcm = np.frombuffer(windows, dtype="<i2").reshape(-1, WINDOW_SAMPLES)
+        heard, quiet = _heard(pcm, int(memory[-1]))
+        probabilities = [0.0] * len(pcm)
+        if not heard:
+            return probabilities, state
+        samples = np.empty((len(heard), _CONTEXT_SAMPLES + WINDOW_SAMPLES), dtype=np.float32)
+        samples[:, _CONTEXT_SAMPLES:] = pcm if len(heard) == len(pcm) else pcm[heard]
+        samples[:, _CONTEXT_SAMPLES:] /= 32768
         samples[0, :_CONTEXT_SAMPLES] = memory[_CONTEXT]
-        samples[0, _CONTEXT_SAMPLES:] = pcm
-        samples[0, _CONTEXT_SAMPLES:] /= 32768
-        probability, hidden, cell = self._session.run(
+        samples[1:, :_CONTEXT_SAMPLES] = samples[:-1, -_CONTEXT_SAMPLES:]
+        found, hidden, cell = self._session.run(
             None,
             {
                 "input": samples,
@@ -61,9 +64,25 @@ class SileroDetector:
                 "c": memory[_UNITS : 2 * _UNITS].reshape(1, 1, _UNITS),
             },
         )
-        context = samples[0, -_CONTEXT_SAMPLES:]
-        after: bytes = hidden.tobytes() + cell.tobytes() + context.tobytes() + quiet.tobytes()
-        return float(probability.item()), after
+        for at, probability in zip(heard, found.tolist(), strict=True):
+            probabilities[at] = probability
+        context = samples[-1, -_CONTEXT_SAMPLES:]
+        after: bytes = hidden.tobytes() + cell.tobytes() + context.tobytes() + np.float32(quiet).tobytes()
+        return probabilities, after
+
+
+def _heard(pcm: NDArray[np.int16], quiet: int) -> tuple[list[int], int]:
+    """Which of the windows the network hears, and how many quiet ones in a row it has heard then."""
+    heard = []
+    for at, peak in enumerate(np.maximum.reduce(pcm, axis=1).tolist()):
+        if peak > QUIET_PEAK:
+            quiet = 0
+        elif quiet < QUIET_WINDOWS:
+            quiet += 1
+        else:
+            continue
+        heard.append(at)
+    return heard, quiet
 
 
 def create(settings: Settings) -> SileroDetector:

@@ -1,6 +1,7 @@
 """Speech to text with the real models, on human speech: every engine that `processors.stt.engine` names."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -104,10 +105,10 @@ async def test_vocabulary_does_not_leak_into_silence(client: SocketEngine) -> No
 
 
 def probabilities(detector: vad.SileroDetector, audio: bytes) -> list[float]:
-    state, found = b"", []
+    state, found = b"", list[float]()
     for at in range(0, len(audio) - WINDOW_BYTES + 1, WINDOW_BYTES):
-        probability, state = detector(state, audio[at : at + WINDOW_BYTES])
-        found.append(probability)
+        one, state = detector(state, audio[at : at + WINDOW_BYTES])
+        found += one
     return found
 
 
@@ -116,6 +117,20 @@ def test_the_detector_hears_speech(detector: vad.SileroDetector, name: str) -> N
     found = probabilities(detector, pcm(recorded(name)))
     assert sum(probability >= 0.5 for probability in found) >= 0.6 * len(found)
     assert found == probabilities(detector, pcm(recorded(name)))
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_windows_together_are_heard_as_one_after_the_other(detector: vad.SileroDetector, name: str) -> None:
+    audio = pcm(recorded(name)) + bytes(40 * WINDOW_BYTES) + pcm(recorded(name))
+    lengths = (number * WINDOW_BYTES for number in cycle((5, 1, 2, 35, 8)))
+    found, memory, at = list[float](), b"", 0
+    while at + WINDOW_BYTES <= len(audio):
+        piece = audio[at : at + next(lengths)]
+        piece = piece[: len(piece) // WINDOW_BYTES * WINDOW_BYTES]
+        some, memory = detector(memory, piece)
+        found, at = found + some, at + len(piece)
+    assert found == pytest.approx(probabilities(detector, audio), abs=1e-4)
+    assert 0.0 in found
 
 
 @pytest.mark.parametrize("level", [0.0, 0.001, 0.05])
@@ -152,7 +167,7 @@ def test_a_long_silence_leaves_the_detectors_memory_alone(detector: vad.SileroDe
     state = b""
     for _ in range(vad.QUIET_WINDOWS):
         _, state = detector(state, pcm(hiss))
-    assert detector(state, pcm(hiss)) == (0.0, state)
+    assert detector(state, pcm(hiss)) == ([0.0], state)
     assert detector(state, pcm(50 * hiss))[1] != state
 
 

@@ -7,14 +7,15 @@ import numpy as np
 from bench.recordings import Samples
 from bench.turns import silences
 from bench.utterances import noise
-from processors.stt.state import SAMPLE_RATE_HZ
+from processors.stt.state import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 
 class LoudDetector:
     """Speech is what is loud."""
 
-    def __call__(self, state: bytes, window: bytes) -> tuple[float, bytes]:
-        return float(np.abs(np.frombuffer(window, "<i2")).max() > 3000), b""
+    def __call__(self, state: bytes, windows: bytes) -> tuple[list[float], bytes]:
+        peaks = np.abs(np.frombuffer(windows, "<i2").reshape(-1, WINDOW_SAMPLES)).max(axis=1)
+        return (peaks > 3000).astype(float).tolist(), b""
 
 
 def tone(ms: int) -> Samples:

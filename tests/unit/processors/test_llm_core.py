@@ -628,7 +628,7 @@ def test_what_the_log_has_of_a_turn_stays_as_it_was(call: Call) -> None:
     ],
 )
 def test_history_keeps_word_by_word_what_was_heard(sentence: int, heard_text: str, kept: tuple[str, ...]) -> None:
-    memory = remember_turn(Memory(), Exchange(1, "where is it", ("It is on its way.", "It comes on Monday.")), 8)
+    memory = remember_turn(Memory(), Exchange(1, "where is it", ("It is on its way.", "It comes on Monday.")), 8, 0)
     barge_in = control(ControlKind.BARGE_IN, 1, sentence=sentence, heard_text=heard_text)
     assert heard_until(memory, barge_in).history[-1].agent == kept
 

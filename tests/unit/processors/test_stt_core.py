@@ -36,7 +36,7 @@ from processors.stage import (
 from processors.stt.core import SttCore
 from processors.stt.endpoint import SttRules, pause_needed_ms, rules_of
 from processors.stt.pace import PartialPace
-from processors.stt.state import WINDOW_SAMPLES, Hearing
+from processors.stt.state import WINDOW_BYTES, WINDOW_SAMPLES, Hearing
 from schemas.event import Event
 from schemas.events import AudioFrame, Control, ControlKind, Session, SessionKind, Transcript, TranscriptKind
 from streams.settings import REPOSITORY
@@ -49,13 +49,16 @@ RATE = 16000
 class ScriptedDetector:
     """Loud samples are speech. Its state counts windows and shakes the answer, so that a lost state shows."""
 
-    def __call__(self, state: bytes, window: bytes) -> tuple[float, bytes]:
-        count, tail = struct.unpack("<if", state) if state else (0, 0.0)
-        samples = array.array("h", window)
-        level = max(max(samples), -min(samples)) / 10000
-        shake = (count * 7919 % 13 - 6) / 100
-        probability = min(1.0, max(0.0, max(level, tail * 0.4) + shake))
-        return probability, struct.pack("<if", count + 1, level)
+    def __call__(self, state: bytes, windows: bytes) -> tuple[list[float], bytes]:
+        found = []
+        for at in range(0, len(windows), WINDOW_BYTES):
+            count, tail = struct.unpack("<if", state) if state else (0, 0.0)
+            samples = array.array("h", windows[at : at + WINDOW_BYTES])
+            level = max(max(samples), -min(samples)) / 10000
+            shake = (count * 7919 % 13 - 6) / 100
+            found.append(min(1.0, max(0.0, max(level, tail * 0.4) + shake)))
+            state = struct.pack("<if", count + 1, level)
+        return found, state
 
 
 def speech(ms: int, level: int = 9000) -> bytes:

@@ -57,6 +57,9 @@ ENDED_KEPT_S = 30.0
 # So much of a timer's time begins only once the process has seen the rest of it pass.
 LAST_LEG = 0.1
 # The runner's own timer of a session; those of cores have names of one word.
+# Of the interval, in which a snapshot waits for what follows at once, as the rest of a turn does.
+_FOLLOWS = 1 / 8
+
 _KEPT = "kept for"
 LOADED = "loaded"
 _LOADED = Woken(LOADED)
@@ -97,11 +100,12 @@ class Restored:
 class Limits:
     """Bounds of one runner; what happens at each is in ARCHITECTURE.md's table.
 
-    A session that may go on after a silence of `session_silent_s` is kept for `session_kept_s` more.
+    A session that may go on after a silence of `session_silent_s` is kept for `session_kept_s` more. What is in no
+    snapshot yet comes again after a crash: with one each `snapshot_interval_s`, so much of a call at most.
     """
 
     open_units_max: int = 2000
-    snapshot_interval_s: float = 1.0
+    snapshot_interval_s: float = 4.0
     session_silent_s: float = 0.0
     session_kept_s: float = math.inf
 
@@ -476,9 +480,10 @@ class Runner(Generic[StateT]):
             covered, live.settled, live.stirred = live.settled, [], False
             self._done(covered)
             return
-        wait_s = live.saved_at_s + self._limits.snapshot_interval_s - self._clock.monotonic_s()
+        interval_s = self._limits.snapshot_interval_s
+        wait_s = max(interval_s * _FOLLOWS, live.saved_at_s + interval_s - self._clock.monotonic_s())
         live.saving = True
-        live.due = asyncio.get_running_loop().call_later(0 if self._hurried else max(0.0, wait_s), self._save, live)
+        live.due = asyncio.get_running_loop().call_later(0 if self._hurried else wait_s, self._save, live)
 
     def _save(self, live: Live[StateT]) -> None:
         if live.due is not None:

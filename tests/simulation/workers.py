@@ -21,7 +21,7 @@ from processors.stage import Core, Position, Refuse
 from tests.simulation.log import Connection, Decoded, Partition, Producer, SimulatedLog, Subscription, event_of
 from tests.simulation.world import Channel, Process
 
-SNAPSHOT_INTERVAL_S = 0.5
+SNAPSHOT_INTERVAL_S = 4.0
 COMMIT_S_MAX = 1.0
 BATCH = 32
 

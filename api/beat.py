@@ -122,9 +122,7 @@ class Beat:
 
     def _halves(self, wait: Wait) -> int:
         halves = HALVES[wait][bisect_right(SLOWER_FROM, sum(self._rows))]
-        while halves > 2 and halves * self._every_ms > 2 * WAIT_MS_MAX[wait]:
-            halves //= 2
-        return halves
+        return min(halves, max(2, WAIT_MS_MAX[wait] // self._every_ms * 2))
 
     def _set_timer(self) -> None:
         if self._timer is not None:

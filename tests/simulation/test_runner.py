@@ -4,6 +4,7 @@ A failing seed is printed by Hypothesis; put it into `@example` to keep it.
 """
 
 import asyncio
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,6 +228,38 @@ async def taken_over() -> list[list[str]]:
 
 def test_whose_a_session_is_survives_with_it() -> None:
     assert simulate(taken_over()) == [["clinic", "shop"]] * 2
+
+
+async def snapshots(apart_s: float) -> tuple[list[float], int]:
+    """When snapshots of a session are written that is asked four things, so far apart; and what is not done then."""
+    log, clock, at_s = MemoryLog(3, delay_ms_max=0.0), SimulatedClock(), list[float]()
+    session_id = mint_session_id(log.partitions, range(log.partitions))
+
+    class Watched(dict[str, bytes]):
+        def __setitem__(self, key: str, value: bytes) -> None:
+            at_s.append(clock.monotonic_s() - began_s)
+            super().__setitem__(key, value)
+
+    log.state["llm", partition_of(session_id, log.partitions)] = Watched()
+    engines = {"llm": ScriptedEngine(log, three_sentences)}
+    worker = Worker(log, LLM, Teller(), engines, clock, replace(LIMITS, snapshot_interval_s=8.0))
+    worker.start()
+    await asyncio.sleep(1)
+    began_s = clock.monotonic_s()
+    for turn in (2, 4, 6, 8):  # none of them is held
+        log.append(an_intent(session_id, turn))
+        await asyncio.sleep(apart_s)
+    await asyncio.sleep(20)
+    return at_s, worker.behind
+
+
+@pytest.mark.parametrize(("apart_s", "written"), [(0.1, 1), (3.0, 2), (20.0, 4)])
+def test_what_follows_at_once_is_in_the_same_snapshot_and_there_are_few(apart_s: float, written: int) -> None:
+    at_s, behind = simulate(snapshots(apart_s))
+    assert behind == 0
+    assert len(at_s) == written
+    assert 1.0 <= at_s[0] < 2.0
+    assert all(after - before > 7.0 for before, after in itertools.pairwise(at_s))
 
 
 KEPT = replace(LIMITS, session_silent_s=100.0, session_kept_s=1000.0)

@@ -90,7 +90,7 @@ def test_a_device_carries_what_its_asks_leave_room_for() -> None:
 
 def test_a_worker_carries_what_its_records_leave_room_for() -> None:
     """tts reads responses, controls and sessions, and writes chunks and snapshots."""
-    read_s, written_s = (4.25 + 2.25 + 0.25) / 10, (4 / 0.467 + 1 + 1.88) / 10
+    read_s, written_s = (4.25 + 2.25 + 0.25) / 10, (4 / 0.467 + 1 + 1.12) / 10
     takes = read_s * (160 + 22) + written_s * 29
     assert process_carries("tts", PROFILES[0], flows(PROFILES[0])) == pytest.approx(0.5e6 / takes)
 

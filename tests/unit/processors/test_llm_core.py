@@ -583,6 +583,17 @@ def test_a_hum_is_an_answer_only_after_the_reply_was_heard(
     assert call.last().outcome == outcome
 
 
+@pytest.mark.parametrize(("after_us", "outcome"), [(1_000_000, "backchannel"), (30_000_000, "answered")])
+def test_after_a_crash_a_hum_is_an_answer_once_the_reply_can_have_been_heard(
+    call: Call, after_us: int, outcome: str
+) -> None:
+    call.receive(intent(1, "greeting", "hello"))
+    again = Call()
+    again.state = again.core.load(SESSION, call.core.save(call.state))
+    again.receive(replace(intent(2, "greeting", "uh-huh"), speech_ended_at=NOW_US + after_us))
+    assert again.last().outcome == outcome
+
+
 def test_a_hum_is_an_answer_where_the_agent_has_asked(call: Call) -> None:
     call.receive(intent(1, "order_status", "where is my order"))
     assert call.state.memory.pending is not None

@@ -101,6 +101,43 @@ def test_a_sentence_whose_speech_fills_its_chunks_ends_with_a_pause_that_nobody_
     assert pause.model == ""
 
 
+@pytest.mark.parametrize(
+    ("said_ms", "after_ms", "first_ms"),
+    [
+        (200, 0, 200),
+        (500, 0, 400),
+        (1000, 0, 800),
+        (5000, 0, 800),
+        (1000, 500, 400),
+        (1000, 800, 200),
+        (1000, 9000, 200),
+    ],
+)
+def test_a_sentence_begins_with_a_long_chunk_where_as_much_is_still_to_be_heard(
+    said_ms: int, after_ms: int, first_ms: int
+) -> None:
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    state, outcomes = played(state, *spoken(asks(outcomes)[0].ask_id, bytes(32 * (said_ms - SENTENCE_PAUSE_MS))))
+    second = replace(a_sentence(1), occurred_at=NOW_US + 1000 * after_ms)
+    state, outcomes = played(state, received(second))
+    _, outcomes = played(state, *spoken(asks(outcomes)[0].ask_id, *[bytes(640)] * 200))
+    lengths_ms = [len(chunk.pcm) // 32 for chunk in chunks(outcomes)]
+    assert lengths_ms[0] == first_ms
+    assert set(lengths_ms[3:-1]) == {800}, "then as long as ever"
+
+
+def test_a_sentence_that_began_with_a_long_chunk_goes_on_behind_it_after_a_crash() -> None:
+    state, outcomes = played(CORE.start("s1"), received(a_sentence(0)))
+    state, outcomes = played(state, *spoken(asks(outcomes)[0].ask_id, bytes(32 * 1000)))
+    state, outcomes = played(state, received(a_sentence(1)))
+    speech = bytes(range(1, 200)) * 400
+    _, whole = played(state, *spoken(asks(outcomes)[0].ask_id, speech))
+    snapshot, first = CORE.save(state), chunks(whole)[0]
+    state, outcomes = played(CORE.load("s1", snapshot), received(a_sentence(1), first))
+    _, again = played(state, *spoken(asks(outcomes)[0].ask_id, speech))
+    assert [replace(chunk, seq=0) for chunk in chunks(again)] == [replace(chunk, seq=0) for chunk in chunks(whole)[1:]]
+
+
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=6), st.lists(st.integers(1, 9000), min_size=1, max_size=6))
 def test_however_an_engine_cuts_its_speech_a_chunk_with_an_id_is_the_same(one: list[int], other: list[int]) -> None:
     pcm = bytes(2 * (sum(one) + sum(other)))

@@ -48,6 +48,7 @@ PAUSES_APART_MS = 60.0
 PAUSES_APART_MS_MAX = 250.0
 PAUSE_MS_MIN = 100.0
 DECIDES_FOR_MS = 100.0
+BEGINS_FOR_MS = 40.0  # the same where only work ahead begins
 WRITTEN_MAX = 64  # frames of which it is known when they were written
 SELDOM_MS = 60  # of audio that is read at once, as where there are many calls
 _LONGER = 2.5  # times a frame's usual length, amid speech: three beats need not have brought all of their last piece
@@ -87,8 +88,9 @@ class Call:
         pauses = agent.pauses if agent else Pauses()
         self._frames = caller_frames(settings, pauses, dialect.bytes_per_ms)
         # Moments of a pause that are not to be missed, and how long it is measured closely from each on.
+        self._turn_ms = pauses.turn_ms
         self._decisive_ms = (
-            (pauses.hesitation_ms, 0.0),
+            (pauses.hesitation_ms, BEGINS_FOR_MS),
             (pauses.turn_ms, DECIDES_FOR_MS),
             (pauses.completion_ms, DECIDES_FOR_MS),
         )
@@ -221,11 +223,17 @@ class Call:
             return Patience(Wait.NONE)
         if self._playback.playing(now_s * 1000) and not self._playback.hushed:
             return Patience(Wait.MEDIUM)
-        if self._frames.in_silence or self._frames.in_speech:
+        if self._frames.in_silence:
             return Patience(Wait.LONG)
         heard_ms = self._frames.pause_ms - self._pauses_apart_ms
+        if self._frames.in_speech:
+            # What was hushed goes on where nothing loud is read for a moment.
+            return Patience(Wait.MEDIUM if self._playback.hushed else Wait.LONG, self._turn_ms - heard_ms)
         left_ms = next((ms - heard_ms for ms, for_ms in self._decisive_ms if heard_ms < ms + for_ms), math.inf)
-        return Patience(Wait.LONG, left_ms) if left_ms > 0 else Patience(Wait.SHORT)
+        if left_ms <= 0:
+            return Patience(Wait.SHORT)
+        # From the turn pause on a turn may end at any time.
+        return Patience(Wait.LONG if heard_ms < self._turn_ms else Wait.MEDIUM, left_ms)
 
     def _hears(self, transcript: Transcript) -> None:
         """Notes how stt hears what this gateway has sent."""
@@ -503,7 +511,9 @@ class Call:
             return
         if silent_s >= REST_S:
             self._write_rest()
-        self._look_in((SILENT_S if silent_s >= REST_S else REST_S) - silent_s)
+            self._silence = asyncio.get_running_loop().call_later(SILENT_S - silent_s, self._listen_for_silence)
+        else:
+            self._look_in(REST_S - silent_s)
 
     def _look_in(self, delay_s: float) -> None:
         loop = asyncio.get_running_loop()

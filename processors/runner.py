@@ -56,10 +56,9 @@ ENDED_MAX = 10_000
 ENDED_KEPT_S = 30.0
 # So much of a timer's time begins only once the process has seen the rest of it pass.
 LAST_LEG = 0.1
-# The runner's own timer of a session; those of cores have names of one word.
 # Of the interval, in which a snapshot waits for what follows at once, as the rest of a turn does.
 _FOLLOWS = 1 / 8
-
+# The runner's own timer of a session; those of cores have names of one word.
 _KEPT = "kept for"
 LOADED = "loaded"
 _LOADED = Woken(LOADED)
@@ -468,6 +467,8 @@ class Runner(Generic[StateT]):
         While every record is still held there is none to write: those records come again after a crash, and with them
         what they did to the state.
         """
+        if live.ended and live.due is not None:
+            self._save(live)
         if live.gone or live.open or live.saving:
             return
         if live.ended:
@@ -480,6 +481,9 @@ class Runner(Generic[StateT]):
             covered, live.settled, live.stirred = live.settled, [], False
             self._done(covered)
             return
+        if live.overdue:
+            self._save(live)
+            return
         interval_s = self._limits.snapshot_interval_s
         wait_s = max(interval_s * _FOLLOWS, live.saved_at_s + interval_s - self._clock.monotonic_s())
         live.saving = True
@@ -488,7 +492,7 @@ class Runner(Generic[StateT]):
     def _save(self, live: Live[StateT]) -> None:
         if live.due is not None:
             live.due.cancel()
-        live.due, live.saving = None, False
+        live.due, live.saving, live.overdue = None, False, bool(live.open)
         if live.gone or live.open:
             return
         if live.ended:

@@ -99,6 +99,8 @@ class Live(Generic[StateT]):
     saved_at_s: float = float("-inf")
     #: A snapshot is due, or on its way; `due` is the timer of one that waits for its time.
     saving: bool = False
+    #: One was due while something was open: it is written at the first moment without.
+    overdue: bool = False
     due: asyncio.TimerHandle | None = None
     #: Something other than a record changed the state: no record will bring that back.
     stirred: bool = False

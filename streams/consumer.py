@@ -132,6 +132,11 @@ class LogReader(Closing):
         self._thread = threading.Thread(target=self._run, name=f"{name}-reader", daemon=True)
         self._thread.start()
 
+    @property
+    def full(self) -> bool:
+        """Whether no more is read before some of what waits is taken."""
+        return len(self._buffer) >= self._buffer_records_max
+
     async def connect(self) -> None:
         """Connects now, so that the first partitions come without that delay; returns when the cluster has answered."""
         await self._call(self._connect)

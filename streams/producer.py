@@ -71,6 +71,7 @@ class LogProducer(Closing):
         metrics.unacknowledged.labels(name).set_function(self._pending.__len__)
         self._timer: asyncio.TimerHandle | None = None
         self._wait_s_min = self._wait_s = _WAIT_S_MIN + linger_ms / 1000
+        self._wait_s_max = _WAIT_S_MAX + linger_ms / 1000
         self._closed = False
 
     def publish(self, event: Event, traceparent: str | None = None) -> asyncio.Future[Position]:
@@ -123,7 +124,7 @@ class LogProducer(Closing):
         """Resolves the futures of what was delivered, and comes again while something is under way."""
         self._timer = None
         served = self._producer.poll(0)
-        self._wait_s = self._wait_s_min if served else min(2 * self._wait_s, _WAIT_S_MAX)
+        self._wait_s = self._wait_s_min if served else min(2 * self._wait_s, self._wait_s_max)
         if self._pending and not self._closed and self._loop is not None:
             self._timer = self._loop.call_later(self._wait_s, self._collect)
 

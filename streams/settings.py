@@ -70,7 +70,7 @@ class ClickHouseSettings(BaseModel):
     batch_wait_ms: int = Field(
         1000,
         ge=1,
-        description="how long rows wait for company, on a busy machine five times that: a batch costs a lot",
+        description="how long rows wait for company, on a busy machine ten times that: a batch costs a lot",
     )
 
 

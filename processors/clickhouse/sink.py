@@ -83,7 +83,7 @@ GUARDED = frozenset(
 )
 SEEN_MAX = 200_000
 # A batch of few rows costs nearly as much as one of thousands. Where the machine is so busy that one takes long, the
-# sink rests so many times as long, up to so many times its usual wait; not at all while it is behind.
+# sink rests so many times as long, up to so many times its usual wait; not while a whole batch waits.
 REST_FACTOR = 30
 WAIT_FACTOR_MAX = 10
 # An orderly stop waits so long for its last checkpoint; the next start signs what this one did not.
@@ -162,7 +162,7 @@ class Sink:
             await self._show(reader)
             wait_s = wait_s_min = self._settings.clickhouse.batch_wait_ms / 1000
             while await reader.more():
-                await self._clock.sleep(wait_s)
+                await self._rest(reader, wait_s)
                 began_s = self._clock.monotonic_s()
                 records = reader.take()
                 if records:
@@ -171,6 +171,12 @@ class Sink:
                 # More than a batch waits where one is full.
                 wait_s = max(wait_s_min, min(rest_s, wait_s_min * WAIT_FACTOR_MAX)) if len(records) < rows_max else 0.0
                 await self._show(reader)
+
+    async def _rest(self, reader: LogReader, for_s: float) -> None:
+        """Lets records come for so long, or until there is no room for more."""
+        until_s, step_s = self._clock.monotonic_s() + for_s, self._settings.clickhouse.batch_wait_ms / 1000
+        while not reader.full and (left_s := until_s - self._clock.monotonic_s()) > 0:
+            await self._clock.sleep(min(left_s, step_s))
 
     async def _begin_signing(self, starts: Mapping[Partition, int]) -> None:
         """Chains that have grown since the last checkpoint are in the tables; of what was replayed, in memory, too."""

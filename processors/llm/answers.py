@@ -153,8 +153,8 @@ class Answers:
         exchange = Exchange(turn.number, turn.question, turn.sentences)
         asked_at, turns_max = turn.cause.occurred_at, agent.limits.history_turns
         memory = remembering.remember_turn(state.memory, exchange, turns_max, asked_at)
-        saying = turn.number if turn.sentences else state.saying
-        return replace(state, memory=memory, open=state.without(turn), saying=saying)
+        state = replace(state, memory=memory, open=state.without(turn))
+        return state.says(turn.number) if turn.sentences else state
 
     def render(self, agent: Agent, memory: Memory, template: Any) -> str:
         """The text; of one that cannot be rendered, what stands before its first placeholder."""

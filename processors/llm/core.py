@@ -261,8 +261,9 @@ class Conversation:
         """What was answered ahead becomes the answer."""
         state, outcomes = self._silence(state, now_us)
         memory = ahead.joined(state.memory, agent.limits.history_turns)
-        saying = state.saying if ahead.turn is not None else ahead.intent.turn
-        state = replace(state, memory=memory, ahead=None, saying=saying)
+        state = replace(state, memory=memory, ahead=None)
+        if ahead.turn is None:
+            state = state.says(ahead.intent.turn)
         outcomes += [Speculated("used", ahead.spent_ms(now_us)), *ahead.committed_end(now_us)]
         if ahead.turn is None:
             return Step(state, tuple(outcomes))
@@ -295,9 +296,9 @@ class Conversation:
         match event.kind:
             case ControlKind.BARGE_IN:
                 step = self._barge_in(state, event, now_us)
-                return Step(_heard_out(step.state, event), step.outcomes)
-            case ControlKind.PLAYOUT if event.reason == "end_of_turn" and event.turn == state.saying:
-                return Step(_heard_out(state, event))
+                return Step(step.state.heard_out(event.turn, event.occurred_at), step.outcomes)
+            case ControlKind.PLAYOUT if event.reason == "end_of_turn":
+                return Step(state.heard_out(event.turn, event.occurred_at))
             case ControlKind.HANG_UP | ControlKind.ERASE | ControlKind.ERASED:
                 return self._end(state, now_us)
             case ControlKind.TRANSFER:
@@ -376,12 +377,6 @@ def _asked_before(agent: Agent, memory: Memory, event: Intent, recorded: tuple[A
         if question is not None and split_sentences(question.text)[: len(told)] == tuple(one.text for one in told):
             return question
     return None
-
-
-def _heard_out(state: State, control: Control) -> State:
-    """The caller has heard all that it will of that turn."""
-    over = control.turn >= state.saying
-    return replace(state, saying=-1, heard_at=control.occurred_at) if over else state
 
 
 def _intent_of(plan: Plan) -> str:

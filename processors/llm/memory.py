@@ -48,7 +48,7 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
     """Everything that outlives a turn. `turn` is the last one begun, -1 before the greeting.
 
     `record` is what another system knows of the caller. `answered_at` is when that came which was answered last with
-    words, in microseconds since the epoch.
+    words, in microseconds since the epoch, 0 where the caller has cut the answer off.
     """
 
     turn: int = -1
@@ -60,6 +60,11 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
     ending: bool = False
     record: dict[str, str] = msgspec.field(default_factory=dict)
     answered_at: int = 0
+
+    @property
+    def answered(self) -> int:
+        """The last turn that was answered with words, -1 for none."""
+        return next((known.turn for known in reversed(self.history) if known.agent), -1)
 
     @property
     def said(self) -> str:
@@ -91,7 +96,7 @@ def remember_turn(memory: Memory, exchange: Exchange, turns_max: int, asked_at: 
     history = sorted(history, key=lambda known: known.turn)[-turns_max:]
     while len(history) > 1 and len(msgspec.msgpack.encode(history)) > HISTORY_BYTES_MAX:
         del history[0]
-    answered_at = asked_at if exchange.agent else memory.answered_at
+    answered_at = max(asked_at, memory.answered_at) if exchange.agent else memory.answered_at
     return msgspec.structs.replace(memory, history=tuple(history), answered_at=answered_at)
 
 
@@ -121,7 +126,8 @@ def heard_until(memory: Memory, barge_in: Control) -> Memory:
         Exchange(known.turn, known.caller, _heard(known.agent, barge_in)) if known.turn == barge_in.turn else known
         for known in memory.history
     )
-    return msgspec.structs.replace(memory, history=history)
+    answered_at = 0 if barge_in.turn >= memory.answered else memory.answered_at
+    return msgspec.structs.replace(memory, history=history, answered_at=answered_at)
 
 
 def _fitting(fields: Mapping[str, str], bytes_max: int) -> dict[str, str]:

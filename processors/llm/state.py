@@ -16,7 +16,8 @@ class State:
     """What is remembered, the turns that are open (the last one that is not void is speaking), and one ahead.
 
     `saying` is the turn whose reply the caller is hearing, or is about to, -1 for none; the last one was heard to its
-    end, or cut, at `heard_at`. After a crash that is not known, and reckoned by the length of its words.
+    end, or cut, at `heard_at`, and no turn up to `heard_turn` is heard any more. After a crash that is not known, and
+    reckoned by the length of the last reply's words.
     """
 
     session_id: str
@@ -25,11 +26,22 @@ class State:
     ahead: Ahead | None = field(default=None, repr=False)
     saying: int = -1
     heard_at: int = 0
+    heard_turn: int = -1
 
     @classmethod
     def remembered(cls, session_id: str, memory: Memory) -> "State":
         """The state after a crash."""
-        return cls(session_id, memory, heard_at=memory.answered_at + len(memory.said) * _SPOKEN_US)
+        spoken_us = len(memory.said) * _SPOKEN_US if memory.answered_at else 0
+        return cls(session_id, memory, heard_at=memory.answered_at + spoken_us)
+
+    def says(self, turn: int) -> "State":
+        """With that turn's reply as the one that the caller is about to hear, unless it was heard already."""
+        return self if turn <= self.heard_turn else replace(self, saying=turn)
+
+    def heard_out(self, turn: int, at_us: int) -> "State":
+        """The caller has heard all that it will of that turn, and what came before it."""
+        state = replace(self, heard_turn=max(self.heard_turn, turn))
+        return replace(state, saying=-1, heard_at=at_us) if turn >= max(self.saying, self.memory.answered) else state
 
     @property
     def held(self) -> set[Position]:

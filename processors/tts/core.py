@@ -99,7 +99,9 @@ class Answer:
     began_at: int = 0
 
     def lead_bytes(self, at_us: int) -> int:
-        """At most so much of its speech is still to be heard at that time."""
+        """At least so much of its speech is still to be heard at that time; 0 where that is not known."""
+        if not self.began_at:
+            return 0
         return (self.next_sample - (at_us - self.began_at) * SAMPLE_RATE_HZ // 1_000_000) * BYTES_A_SAMPLE
 
 
@@ -188,7 +190,8 @@ class TtsCore:
 
     def _sentence(self, state: State, sentence: Response, recorded: tuple[Event, ...], now_us: int) -> Step[State]:
         begun = (Speculated("begun"),) if not sentence.committed and _cause(sentence) not in state.answers else ()
-        state = state.with_answer(sentence, began_at=state.answer_to(sentence).began_at or sentence.occurred_at)
+        answer = state.answer_to(sentence)
+        state = state.with_answer(sentence, began_at=answer.began_at if answer.next_sample else sentence.occurred_at)
         chunks = [event for event in recorded if isinstance(event, SpeechChunk)]
         end = (replace(sentence, kind=ResponseKind.COMPLETED),) if sentence.turn == state.ended_turn else ()
         if not chunks:

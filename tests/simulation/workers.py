@@ -21,7 +21,6 @@ from processors.stage import Core, Position, Refuse
 from tests.simulation.log import Connection, Decoded, Partition, Producer, SimulatedLog, Subscription, event_of
 from tests.simulation.world import Channel, Process
 
-SNAPSHOT_INTERVAL_S = 4.0
 COMMIT_S_MAX = 1.0
 BATCH = 32
 
@@ -68,7 +67,7 @@ class Worker:
             on_done=self._done,
             on_refused=self._refused,
             on_bug=self._bug,
-            limits=Limits(snapshot_interval_s=SNAPSHOT_INTERVAL_S),
+            limits=Limits(),
         )
 
     def start(self, after_s: float) -> None:

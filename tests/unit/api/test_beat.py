@@ -118,7 +118,8 @@ def test_waits_of_all_lengths_end_together_and_the_short_ones_come_first() -> No
     simulate(run())
     short, medium = Wait.SHORT, Wait.MEDIUM
     assert called[:4] == [(40, short), (80, short), (80, medium), (120, short)]
-    assert called[-3:] == [(240, short), (240, medium), (240, Wait.LONG)]
+    assert called[4:9] == [(160, short), (160, medium), (200, short), (240, short), (240, medium)]
+    assert called[9:] == [(240, Wait.LONG)]
 
 
 def test_the_beat_becomes_faster_as_sockets_leave_and_is_never_out_of_step() -> None:

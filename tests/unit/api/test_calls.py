@@ -10,7 +10,7 @@ import msgspec
 
 from api.audio import BYTES_PER_MS
 from api.beat import LATE_KEPT_S, Lateness, Patience, Wait
-from api.calls import DECIDES_FOR_MS, PAUSES_APART_MS, URGENT_S, Call, new_call
+from api.calls import BEGINS_FOR_MS, DECIDES_FOR_MS, PAUSES_APART_MS, URGENT_S, Call, new_call
 from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
 from api.journal import UNACKNOWLEDGED_MAX
@@ -207,14 +207,15 @@ async def test_who_may_be_answered_soon_is_read_soon_and_others_seldom() -> None
     turn_ms, completion_ms = Pauses().turn_ms, Pauses().completion_ms
 
     by_pause = await patience_by_pause(call)
-    assert by_pause[0] == Patience(Wait.LONG), "the caller speaks"
     begins_ms, decides_ms = Pauses().hesitation_ms + PAUSES_APART_MS, turn_ms + PAUSES_APART_MS
+    assert by_pause[0] == Patience(Wait.LONG, decides_ms), "the caller speaks"
     assert by_pause[20] == Patience(Wait.LONG, begins_ms - 20)
-    assert by_pause[begins_ms] == Patience(Wait.LONG, decides_ms - begins_ms)
-    assert by_pause[200] == Patience(Wait.LONG, decides_ms - 200)
+    assert {by_pause[ms].wait for ms in (begins_ms, begins_ms + BEGINS_FOR_MS - 20)} == {Wait.SHORT}
+    begun_ms = begins_ms + BEGINS_FOR_MS
+    assert by_pause[begun_ms] == Patience(Wait.LONG, decides_ms - begun_ms)
     assert {by_pause[ms].wait for ms in (decides_ms, decides_ms + DECIDES_FOR_MS - 20)} == {Wait.SHORT}
     goes_on_ms = decides_ms + DECIDES_FOR_MS
-    assert by_pause[goes_on_ms] == Patience(Wait.LONG, completion_ms + PAUSES_APART_MS - goes_on_ms)
+    assert by_pause[goes_on_ms] == Patience(Wait.MEDIUM, completion_ms + PAUSES_APART_MS - goes_on_ms)
     assert by_pause[completion_ms + PAUSES_APART_MS].wait is Wait.SHORT
     assert {by_pause[ms].wait for ms in range(completion_ms + 240, 1200, 20)} == {Wait.LONG}
     agent_speaks(gateway, call)
@@ -225,7 +226,7 @@ async def test_who_may_be_answered_soon_is_read_soon_and_others_seldom() -> None
     await say(call, b"\x00\x40" * 320)
     clock.now_s += URGENT_S
     waits = {patience.wait for patience in (await patience_by_pause(call)).values()}
-    assert waits == {Wait.SHORT, Wait.LONG}, "it is silent"
+    assert waits == set(Wait) - {Wait.NONE}, "it is silent"
     call.end("hung_up")
 
 
@@ -238,7 +239,7 @@ async def test_finals_tell_when_stt_takes_a_pause_to_begin() -> None:
         began_ms = sum(len(event.pcm) for event in gateway.published if isinstance(event, AudioFrame)) / 32 - 400
         hears(gateway, call, TranscriptKind.FINAL, audio_end_ms=round(began_ms + apart_ms))
         by_pause = await patience_by_pause(call, until_ms=400)
-        assert by_pause[200].within_ms == Pauses().turn_ms + believed_ms - 200
+        assert by_pause[260].within_ms == Pauses().turn_ms + believed_ms - 260
     call.end("hung_up")
 
 
@@ -248,8 +249,8 @@ async def test_a_final_amid_speech_tells_nothing_of_pauses() -> None:
     call = await begun(gateway)
     await patience_by_pause(call, until_ms=80)
     hears(gateway, call, TranscriptKind.FINAL, audio_end_ms=400)
-    by_pause = await patience_by_pause(call, until_ms=200)
-    assert by_pause[200].within_ms == Pauses().turn_ms + PAUSES_APART_MS - 200
+    by_pause = await patience_by_pause(call, until_ms=260)
+    assert by_pause[260].within_ms == Pauses().turn_ms + PAUSES_APART_MS - 260
     call.end("hung_up")
 
 

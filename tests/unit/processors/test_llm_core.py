@@ -588,10 +588,46 @@ def test_after_a_crash_a_hum_is_an_answer_once_the_reply_can_have_been_heard(
     call: Call, after_us: int, outcome: str
 ) -> None:
     call.receive(intent(1, "greeting", "hello"))
-    again = Call()
-    again.state = again.core.load(SESSION, call.core.save(call.state))
+    again = after_a_crash(call)
     again.receive(replace(intent(2, "greeting", "uh-huh"), speech_ended_at=NOW_US + after_us))
     assert again.last().outcome == outcome
+
+
+def after_a_crash(call: Call) -> Call:
+    again = Call()
+    again.state = again.core.load(SESSION, call.core.save(call.state))
+    return again
+
+
+@pytest.mark.parametrize(
+    "told", [playout(1, NOW_US + 500_000), replace(control(ControlKind.BARGE_IN, 1), occurred_at=NOW_US + 500_000)]
+)
+def test_after_a_crash_the_log_tells_that_a_reply_was_heard(call: Call, told: Control) -> None:
+    call.receive(intent(1, "greeting", "hello"))
+    again = after_a_crash(call)
+    again.receive(told)
+    again.receive(replace(intent(2, "greeting", "uh-huh"), speech_ended_at=NOW_US + 1_000_000))
+    assert again.last().outcome == "answered"
+
+
+def test_after_a_crash_a_reply_that_was_cut_off_is_not_still_heard(call: Call) -> None:
+    call.receive(intent(1, "greeting", "hello"))
+    call.receive(control(ControlKind.BARGE_IN, 1, sentence=0, heard_text=""))
+    again = after_a_crash(call)
+    again.receive(replace(intent(2, "greeting", "uh-huh"), speech_ended_at=NOW_US + 1_000_000))
+    assert again.last().outcome == "answered"
+
+
+def test_what_is_answered_again_after_it_was_heard_is_not_heard_for_ever(call: Call) -> None:
+    """After a crash the topics come again in no common order."""
+    asked = intent(1, "greeting", "hello")
+    call.receive(asked)
+    again = Call()
+    again.receive(started())
+    again.receive(playout(1, NOW_US + 500_000))
+    again.receive(asked, tuple(event for event in call.log if event.turn == 1))
+    again.receive(replace(intent(2, "greeting", "uh-huh"), speech_ended_at=NOW_US + 1_000_000))
+    assert again.last().outcome == "answered"
 
 
 def test_a_hum_is_an_answer_where_the_agent_has_asked(call: Call) -> None:

@@ -721,6 +721,8 @@ pieces = st.lists(
     max_size=6,
 )
 sizes = st.lists(st.integers(300, 1600), min_size=1, max_size=5)
+# As the gateway's in a crowd: what is judged together then ends amid pauses, and an end of turn waits for its frame.
+all_sizes = st.lists(st.integers(300, 4000) | st.sampled_from([16_000, 18_400]), min_size=1, max_size=5)
 relaxed = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -776,7 +778,7 @@ def crashed(frames: list[AudioFrame], delay: int, data: st.DataObject) -> tuple[
 
 
 @relaxed
-@given(pieces, sizes, st.data())
+@given(pieces, all_sizes, st.data())
 def test_a_crash_anywhere_repeats_nothing(parts: list[tuple[str, int]], cuts: list[int], data: st.DataObject) -> None:
     frames = cut(sound(parts), cuts)
     whole = Ear()
@@ -789,7 +791,7 @@ def test_a_crash_anywhere_repeats_nothing(parts: list[tuple[str, int]], cuts: li
 
 
 @relaxed
-@given(pieces, sizes, st.integers(2, 12), st.data())
+@given(pieces, all_sizes, st.integers(2, 12), st.data())
 def test_a_crash_under_a_slow_engine_keeps_what_was_said(
     parts: list[tuple[str, int]], cuts: list[int], delay: int, data: st.DataObject
 ) -> None:

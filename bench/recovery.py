@@ -1,8 +1,9 @@
 """How long a new owner of partitions takes until it has its first record, and how much it reads for that.
 
 Two questions: does it depend on how long calls have lasted (the conversation after 5, 50 and 500 turns), and on how
-many there are (the ear after ten minutes of 1, 50 and 200 calls, each of which writes as many snapshots as it may)? The records
-are on a real broker and were written by the stages' own code; what a process takes to start is not in these numbers.
+many there are (the ear after ten minutes of 1, 50 and 200 calls, each of which writes as many snapshots as it may)? The
+records are on a real broker and were written by the stages' own code; what a process takes to start is not in these
+numbers.
 """
 
 import asyncio

@@ -87,8 +87,8 @@ class Call:
         agent = router.agents.get(summary.agent)
         pauses = agent.pauses if agent else Pauses()
         self._frames = caller_frames(settings, pauses, dialect.bytes_per_ms)
-        # Moments of a pause that are not to be missed, and how long it is measured closely from each on.
         self._turn_ms = pauses.turn_ms
+        # Moments of a pause that are not to be missed, and how long it is measured closely from each on.
         self._decisive_ms = (
             (pauses.hesitation_ms, BEGINS_FOR_MS),
             (pauses.turn_ms, DECIDES_FOR_MS),

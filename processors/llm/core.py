@@ -262,11 +262,9 @@ class Conversation:
         state, outcomes = self._silence(state, now_us)
         memory = ahead.joined(state.memory, agent.limits.history_turns)
         state = replace(state, memory=memory, ahead=None)
-        if ahead.turn is None:
-            state = state.says(ahead.intent.turn)
         outcomes += [Speculated("used", ahead.spent_ms(now_us)), *ahead.committed_end(now_us)]
         if ahead.turn is None:
-            return Step(state, tuple(outcomes))
+            return Step(state.says(ahead.intent.turn), tuple(outcomes))
         turn, later = replace(ahead.turn, committed=True, held=ahead.position, later=None), ahead.turn.later
         step = Step(state.with_turn(turn)) if later is None else self._answers.follow(state, agent, turn, later, now_us)
         return Step(step.state, (*outcomes, *step.outcomes))

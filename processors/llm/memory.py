@@ -26,6 +26,9 @@ class Exchange(msgspec.Struct, frozen=True, array_like=True):
     agent: tuple[str, ...]
 
 
+_NO_ANSWER = Exchange(-1, "", ())
+
+
 class Value(msgspec.Struct, frozen=True, array_like=True):
     """An entity's value and the turn in which it was last said."""
 
@@ -64,12 +67,16 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
     @property
     def answered(self) -> int:
         """The last turn that was answered with words, -1 for none."""
-        return next((known.turn for known in reversed(self.history) if known.agent), -1)
+        return self._last_answer.turn
 
     @property
     def said(self) -> str:
         """The latest words of the agent."""
-        return " ".join(next((known.agent for known in reversed(self.history) if known.agent), ()))
+        return " ".join(self._last_answer.agent)
+
+    @property
+    def _last_answer(self) -> Exchange:
+        return next((known for known in reversed(self.history) if known.agent), _NO_ANSWER)
 
     def known(self, name: str) -> Value | None:
         """The remembered value of that entity."""

@@ -339,10 +339,9 @@ class _Work:
     def _cut(self, audio: bytes, heard: Heard) -> None:
         state = self.state
         offset = heard.position.offset
+        first_offset = state.pending_offset if state.pending else offset
+        start = state.next_sample - len(state.pending) // 2
         buffer = state.pending + audio
-        start, first_offset = state.next_sample - len(state.pending) // 2, offset
-        if state.pending:
-            first_offset = state.pending_offset
         whole = len(buffer) // WINDOW_BYTES * WINDOW_BYTES
         probabilities, detector = self._detector(state.detector, buffer[:whole]) if whole else ([], state.detector)
         cut = Cut(start, state.detector, first_offset)

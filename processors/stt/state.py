@@ -222,11 +222,12 @@ class Durable(msgspec.Struct, frozen=True, array_like=True):
 def to_bytes(state: Hearing) -> bytes:
     """The part of the state that frames heard again do not bring back."""
     oldest = state.oldest
-    run = state.run if oldest is None else state.ring_run
-    start, detector = state.next_sample - len(state.pending) // 2, state.detector
-    judged_from = state.judged_from
-    if oldest is not None:
-        start, detector, judged_from = oldest.cut.start, oldest.cut.detector, oldest.start
+    if oldest is None:
+        start, detector = state.next_sample - len(state.pending) // 2, state.detector
+        run, judged_from = state.run, state.judged_from
+    else:
+        start, detector = oldest.cut.start, oldest.cut.detector
+        run, judged_from = state.ring_run, oldest.start
     return msgspec.msgpack.encode(
         Durable(
             state.language,

@@ -44,7 +44,7 @@ class SileroDetector:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, state: bytes, windows: bytes) -> tuple[list[float], bytes]:
-        """See `core.Detector`. The network hears the windows in one call, which takes half as long as one for each."""
+        """See `core.Detector`. The network hears the windows in one call, a third sooner than one for each."""
         memory = np.frombuffer(state.ljust(_STATE_BYTES, b"\0"), dtype=np.float32)
         pcm = np.frombuffer(windows, dtype="<i2").reshape(-1, WINDOW_SAMPLES)
         heard, quiet = _heard(pcm, int(memory[-1]))

@@ -371,9 +371,8 @@ def _ask_id(sentence: Response, tries: int) -> str:
 def _speaking(state: State, sentence: Response) -> Speaking:
     """The sentence as it goes to the engine for the first time."""
     lead_bytes = state.answer_to(sentence).lead_bytes(sentence.occurred_at)
-    first_bytes = CHUNK_BYTES
-    while 2 * first_bytes <= min(lead_bytes, CHUNK_BYTES_MAX):
-        first_bytes *= 2
+    # As long as a chunk behind so much of the same sentence.
+    first_bytes = max(CHUNK_BYTES, chunk_end(min(lead_bytes, CHUNK_BYTES_MAX)) // 2)
     return Speaking(sentence, _ask_id(sentence, 1), first_bytes=first_bytes)
 
 

@@ -15,7 +15,7 @@ from processors.dead_letters import DeadLetters
 from processors.engine import EngineClient
 from processors.pipeline import Stage
 from processors.recovery import Recovery, Snapshots
-from processors.runner import Limits, Record, Runner
+from processors.runner import Record, Runner
 from processors.shell import DRAIN_S, ProducerLog
 from processors.stage import Core, Position, Refuse
 from tests.simulation.log import Connection, Decoded, Partition, Producer, SimulatedLog, Subscription, event_of
@@ -67,7 +67,6 @@ class Worker:
             on_done=self._done,
             on_refused=self._refused,
             on_bug=self._bug,
-            limits=Limits(),
         )
 
     def start(self, after_s: float) -> None:

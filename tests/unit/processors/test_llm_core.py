@@ -583,6 +583,12 @@ def test_a_hum_is_an_answer_only_after_the_reply_was_heard(
     assert call.last().outcome == outcome
 
 
+def after_a_crash(call: Call) -> Call:
+    again = Call()
+    again.state = again.core.load(SESSION, call.core.save(call.state))
+    return again
+
+
 @pytest.mark.parametrize(("after_us", "outcome"), [(1_000_000, "backchannel"), (30_000_000, "answered")])
 def test_after_a_crash_a_hum_is_an_answer_once_the_reply_can_have_been_heard(
     call: Call, after_us: int, outcome: str
@@ -591,12 +597,6 @@ def test_after_a_crash_a_hum_is_an_answer_once_the_reply_can_have_been_heard(
     again = after_a_crash(call)
     again.receive(replace(intent(2, "greeting", "uh-huh"), speech_ended_at=NOW_US + after_us))
     assert again.last().outcome == outcome
-
-
-def after_a_crash(call: Call) -> Call:
-    again = Call()
-    again.state = again.core.load(SESSION, call.core.save(call.state))
-    return again
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,11 @@ from enum import Enum
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from uvicorn._types import ASGIReceiveEvent
+from uvicorn._types import ASGIReceiveEvent, WebSocketReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import State
+
+from api.frames import Message, frame_end, take_messages
 
 ON_BEAT: Final = "trunkline.on_beat"
 """Of an ASGI scope: puts the socket on the beat; absent where there is none.
@@ -23,7 +26,7 @@ ON_BEAT: Final = "trunkline.on_beat"
 `Callable[[Callable[[], Patience]], None]`: it is given what says how long the next message may wait.
 """
 MORE: Final = "trunkline.more"
-"""Of a message from a socket on the beat: those that were read with it, in order; absent without any.
+"""Of a message from a socket on the beat: those that were read with it, in order, as `Message`s; absent without any.
 
 What is handed on by itself costs the call a look at its state of its own.
 """
@@ -149,33 +152,49 @@ class MediaProtocol(WebSocketsSansIOProtocol):
         self._patience: Callable[[], Patience] = lambda: Patience(Wait.NONE)  # until the socket is on the beat
         self._row = 0
         self._on_beat = self._waits = False
-        self._left: ASGIReceiveEvent | None = None  # it came behind messages that were handed on together
+        self._rest = bytearray()  # of a frame that is not whole yet
 
     async def run_asgi(self) -> None:
         """See uvicorn."""
         self.scope[ON_BEAT] = self._join  # type: ignore[typeddict-unknown-key]
         await super().run_asgi()
 
+    def data_received(self, data: bytes) -> None:
+        """See uvicorn. The first data is the request, the rest are frames; its parser gets what is no whole message."""
+        if not self.handshake_initiated:
+            super().data_received(data)
+            return
+        self._rest += data
+        end: int | None = len(data)
+        while end is not None:
+            if self.conn.state is State.OPEN and not self.close_sent and not self.frames:
+                messages, taken = take_messages(self._rest)
+                del self._rest[:taken]
+                self._hand_on(messages)
+            end = frame_end(self._rest, self.config.ws_max_size)
+            if end is not None:
+                super().data_received(bytes(self._rest[:end]))
+                del self._rest[:end]
+
+    def _hand_on(self, messages: list[Message]) -> None:
+        if self._on_beat and len(messages) > 1:
+            event = _event(messages[0])
+            event[MORE] = messages[1:]  # type: ignore[typeddict-unknown-key]
+            self.queue.put_nowait(event)
+        else:
+            for message in messages:
+                self.queue.put_nowait(_event(message))
+        if messages and not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
     async def receive(self) -> ASGIReceiveEvent:
         """See uvicorn."""
         # What the last messages told says how long the next may wait.
         self._read_more()
-        message, self._left = self._left or await self.queue.get(), None
+        message = await self.queue.get()
         if not self._on_beat:
             self._read_more()
-            return message
-        return self._with_more(message)
-
-    def _with_more(self, message: ASGIReceiveEvent) -> ASGIReceiveEvent:
-        more: list[ASGIReceiveEvent] = []
-        while message["type"] == "websocket.receive" and self._left is None and not self.queue.empty():
-            next_one = self.queue.get_nowait()
-            if next_one["type"] == "websocket.receive":
-                more.append(next_one)
-            else:
-                self._left = next_one
-        if more:
-            message[MORE] = more  # type: ignore[typeddict-unknown-key]
         return message
 
     @property
@@ -214,3 +233,9 @@ class MediaProtocol(WebSocketsSansIOProtocol):
         if self._is_hungry and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
+
+
+def _event(message: Message) -> WebSocketReceiveEvent:
+    if isinstance(message, str):
+        return {"type": "websocket.receive", "text": message}
+    return {"type": "websocket.receive", "bytes": message}

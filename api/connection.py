@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from itertools import chain
-from typing import Any
 
 from starlette.websockets import WebSocket
 
@@ -22,6 +20,7 @@ from api.dialects.dialect import (
     Start,
     bad_token,
 )
+from api.frames import Message
 from api.line import Line
 from api.resume import take_up
 from api.resume_tokens import ResumeToken
@@ -120,24 +119,27 @@ class Connection:
                 # The server tells a socket that broke by the same code as one closed without any, but gives no reason.
                 self._disconnected(message.get("code", 1006) if "reason" in message else 1006)
                 return
-            await self._take((message, *message.get(MORE, ())))
+            text = message.get("text")
+            await self._take((message["bytes"] if text is None else text, *message.get(MORE, ())))
             if self._over.is_set():
                 return
 
-    async def _take(self, messages: Iterable[Any]) -> None:
+    async def _take(self, messages: Iterable[Message]) -> None:
         """What was read together, in order; of audio that comes without a break the call is told at once."""
+        now_s = self._router.clock.monotonic_s()
         pieces: list[bytes] = []
-        for command in chain.from_iterable(map(self._commands, messages)):
-            if isinstance(command, Audio) and self._call is not None:
-                pieces.append(command.data)
-                if len(pieces) == TOGETHER_MAX:
+        for message in messages:
+            for command in self._commands(message, now_s):
+                if isinstance(command, Audio) and self._call is not None:
+                    pieces.append(command.data)
+                    if len(pieces) == TOGETHER_MAX:
+                        await self._hear(pieces)
+                else:
                     await self._hear(pieces)
-            else:
-                await self._hear(pieces)
-                if not self._over.is_set():
-                    await self._handle(command)
-            if self._over.is_set():
-                return
+                    if not self._over.is_set():
+                        await self._handle(command)
+                if self._over.is_set():
+                    return
         await self._hear(pieces)
 
     async def _hear(self, pieces: list[bytes]) -> None:
@@ -162,12 +164,11 @@ class Connection:
         else:
             self._call.lost()
 
-    def _commands(self, message: Any) -> Iterable[Command]:
-        data = message.get("bytes")
-        if data is not None:
-            return self._dialect.receive_bytes(data)
-        if self._texts.take(self._router.clock.monotonic_s()):
-            return self._dialect.receive_text(message.get("text") or "")
+    def _commands(self, message: Message, now_s: float) -> Iterable[Command]:
+        if isinstance(message, bytes):
+            return self._dialect.receive_bytes(message)
+        if self._texts.take(now_s):
+            return self._dialect.receive_text(message)
         self._floods += 1
         self._router.metrics.dropped.labels("text", "rate_limit").inc()
         if self._floods > FLOODS_MAX:

@@ -5,7 +5,6 @@ that were waiting come back at once and count for nothing: their names say how m
 """
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +46,20 @@ _OWN_PARAMETERS = frozenset({"agent", "caller", TOKEN_PARAMETER, SESSION_PARAMET
 _DIGITS = frozenset("0123456789*#ABCD")
 
 
+class _Piece(msgspec.Struct, frozen=True):
+    payload: bytes
+    track: str = "inbound"
+
+
+class _Media(msgspec.Struct, tag_field="event", tag="media", frozen=True):
+    """Nearly every message is one: read by itself it takes a fifth of what any JSON object takes."""
+
+    media: _Piece
+
+
+_MEDIA = msgspec.json.Decoder(_Media)
+
+
 class TwilioDialect:
     """See `Dialect`."""
 
@@ -65,12 +78,17 @@ class TwilioDialect:
 
     def receive_text(self, text: str) -> Sequence[Command]:
         """See `Dialect`."""
+        if len(text) <= TEXT_BYTES_MAX:
+            try:
+                return _audio(_MEDIA.decode(text).media)
+            except (msgspec.DecodeError, UnicodeError, RecursionError):
+                pass  # another event, or something is wrong with it
         message = json_object(text, TEXT_BYTES_MAX)
         if isinstance(message, Bad):
             return (message,)
         match message.get("event"):
             case "media":
-                return self._media(_part(message, "media"))
+                return (_invalid("media.payload"),)
             case "start":
                 return (self._start(message),)
             case "mark":
@@ -183,20 +201,6 @@ class TwilioDialect:
             again=given.get(AGAIN_PARAMETER) == "1",
         )
 
-    def _media(self, media: Mapping[str, Any]) -> Sequence[Command]:
-        if media.get("track", "inbound") != "inbound":
-            return ()
-        payload = media.get("payload")
-        if not isinstance(payload, str):
-            return (_invalid("media.payload"),)
-        try:
-            data = binascii.a2b_base64(payload, strict_mode=True)
-        except (binascii.Error, ValueError):
-            return (_invalid("media.payload"),)
-        if len(data) > PAYLOAD_BYTES_MAX:
-            return (too_big(len(data), PAYLOAD_BYTES_MAX),)
-        return (Audio(data),) if data else ()
-
     def _mark(self, name: Any) -> Sequence[Command]:
         """Marks that were not set here, or that a `clear` sent back, say nothing."""
         parts = name.split("/") if isinstance(name, str) else []
@@ -219,6 +223,13 @@ class TwilioDialect:
 def _part(message: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = message.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def _audio(piece: _Piece) -> Sequence[Command]:
+    if piece.track != "inbound" or not piece.payload:
+        return ()
+    size = len(piece.payload)
+    return (Audio(piece.payload) if size <= PAYLOAD_BYTES_MAX else too_big(size, PAYLOAD_BYTES_MAX),)
 
 
 def _invalid(name: str) -> Bad:

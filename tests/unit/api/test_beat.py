@@ -241,7 +241,7 @@ class Listener:
         scope[ON_BEAT](lambda: Patience(Wait.NONE if self.urgent else Wait.MEDIUM, within_ms=70.0))
         self.joined.set()
         while (message := await receive())["type"] == "websocket.receive":
-            words = [part["text"] for part in (message, *message.get(MORE, ()))]
+            words = [message["text"], *message.get(MORE, ())]
             self.together.append(len(words))
             for word in words:
                 self.urgent = (self.urgent or word == "urgent") and word != "calm"
@@ -253,7 +253,14 @@ def converse(talk: Callable[[ClientConnection, Listener, ByHand], Any]) -> None:
     async def run() -> None:
         listener, beat = Listener(), ByHand()
         protocol = functools.partial(MediaProtocol, beat)
-        config = uvicorn.Config(listener, port=0, ws=protocol, lifespan="off", log_config=None)  # type: ignore[arg-type]
+        config = uvicorn.Config(
+            listener,
+            port=0,
+            ws=protocol,  # type: ignore[arg-type]
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+        )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve())
         while not server.started:  # noqa: ASYNC110  uvicorn tells nobody
@@ -313,6 +320,35 @@ def test_what_was_read_together_is_handed_on_together_and_in_order() -> None:
         await beaten(beat)
         assert [await listener.heard.get() for _ in range(3)] == ["two", "three", "four"]
         assert listener.together == [1, 3]
+
+    converse(talk)
+
+
+def test_fragments_large_messages_and_pings_between_others_are_taken_in_their_order() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        await socket.send("urgent")
+        large = "large" * 20_000
+        pongs = []
+        for word in ("one", ["fragm", "en", "ted"], "", large, "two"):
+            pongs.append(await socket.ping())
+            await socket.send(word)
+        assert [await listener.heard.get() for _ in range(6)] == ["urgent", "one", "fragmented", "", large, "two"]
+        for pong in pongs:
+            await pong
+
+    converse(talk)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(b"\x81\x02no", 1002), (b"\x81\x82\0\0\0\0\xff\xfe", 1007)])
+def test_what_is_against_the_protocol_closes_the_socket(sent: bytes, code: int) -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        await socket.send("urgent")
+        socket.transport.write(sent)
+        await socket.wait_closed()
+        assert socket.close_code == code
+        await listener.left.wait()
+        assert listener.heard.get_nowait() == "urgent"
+        assert listener.heard.empty()
 
     converse(talk)
 

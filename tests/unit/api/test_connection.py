@@ -46,9 +46,8 @@ async def told(*batches: Sequence[bytes | str]) -> Told:
     async def received() -> Any:
         if not left:
             return {"type": "websocket.disconnect", "code": 1000, "reason": ""}
-        first, *more = [
-            {"type": "websocket.receive", "bytes" if isinstance(one, bytes) else "text": one} for one in left.pop(0)
-        ]
+        one, *more = left.pop(0)
+        first = {"type": "websocket.receive", "bytes" if isinstance(one, bytes) else "text": one}
         return {**first, MORE: more} if more else first
 
     left = list(batches)

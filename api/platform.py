@@ -183,7 +183,6 @@ def _broker(settings: Settings, say: Say) -> Process:
             await broker.wait_ready(settings.kafka.bootstrap_servers, timeout_s=0.2)
         except broker.BrokerError:
             return False
-        broker.step_back_compiler(pid)
         return True
 
     async def answers() -> bool:

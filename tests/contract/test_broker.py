@@ -1,8 +1,6 @@
 """The embedded broker: a real Kafka process is started, killed and started again."""
 
-import os
 import socket
-import sys
 import uuid
 from pathlib import Path
 
@@ -65,18 +63,6 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
 def test_a_data_directory_in_use_names_its_owner(kafka: TestBroker) -> None:
     with pytest.raises(BrokerError, match=rf"in use by another broker \(process {kafka.pid}\)"):
         broker.prepare(Settings(data_dir=kafka.data_dir))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own on Linux alone")
-def test_the_optimising_compiler_alone_steps_back(kafka: TestBroker) -> None:
-    broker.step_back_compiler(kafka.pid)
-    threads = {int(thread.name): (thread / "comm").read_text() for thread in Path(f"/proc/{kafka.pid}/task").iterdir()}
-    stepped_back = {name for id_, name in threads.items() if os.getpriority(os.PRIO_PROCESS, id_) == 19}
-    assert stepped_back == {"C2 CompilerThre\n"}
-
-
-def test_stepping_back_asks_nothing_of_a_broker_that_is_gone() -> None:
-    broker.step_back_compiler(2**22 + 1)  # above the largest process id
 
 
 async def test_waiting_for_a_broker_that_stopped_fails_at_once() -> None:

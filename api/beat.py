@@ -18,7 +18,8 @@ from uvicorn._types import ASGIReceiveEvent, WebSocketReceiveEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.protocol import State
 
-from api.frames import Message, frame_end, take_messages
+from api.dialects.dialect import Message
+from api.frames import frame_end, take_messages
 
 ON_BEAT: Final = "trunkline.on_beat"
 """Of an ASGI scope: puts the socket on the beat; absent where there is none.
@@ -26,7 +27,7 @@ ON_BEAT: Final = "trunkline.on_beat"
 `Callable[[Callable[[], Patience]], None]`: it is given what says how long the next message may wait.
 """
 MORE: Final = "trunkline.more"
-"""Of a message from a socket on the beat: those that were read with it, in order, as `Message`s; absent without any.
+"""Of a message from a socket on the beat: the `Message`s that came right behind it, in order; absent without any.
 
 What is handed on by itself costs the call a look at its state of its own.
 """
@@ -144,7 +145,10 @@ class Beat:
 
 
 class MediaProtocol(WebSocketsSansIOProtocol):
-    """Uvicorn's, but a socket that is on the beat is read on it, and what was read then is handed on together."""
+    """Uvicorn's, but a socket that is on the beat is read on it, and what was read then is handed on together.
+
+    Whole messages are taken here, before the library's parser, whose log of frames does not show them therefore.
+    """
 
     def __init__(self, beat: Beat, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -165,16 +169,20 @@ class MediaProtocol(WebSocketsSansIOProtocol):
             super().data_received(data)
             return
         self._rest += data
-        end: int | None = len(data)
-        while end is not None:
+        length_max = self.config.ws_max_size
+        while True:
             if self.conn.state is State.OPEN and not self.close_sent and not self.frames:
-                messages, taken = take_messages(self._rest)
+                messages, taken = take_messages(self._rest, length_max)
                 del self._rest[:taken]
                 self._hand_on(messages)
-            end = frame_end(self._rest, self.config.ws_max_size)
-            if end is not None:
-                super().data_received(bytes(self._rest[:end]))
-                del self._rest[:end]
+            end = frame_end(self._rest, length_max)
+            if end is None:
+                return
+            super().data_received(bytes(self._rest[:end]))
+            del self._rest[:end]
+            if self.transport.is_closing():
+                self._rest.clear()
+                return
 
     def _hand_on(self, messages: list[Message]) -> None:
         if self._on_beat and len(messages) > 1:

@@ -15,12 +15,12 @@ from api.dialects.dialect import (
     Dialect,
     Dtmf,
     HangUp,
+    Message,
     Playout,
     Resume,
     Start,
     bad_token,
 )
-from api.frames import Message
 from api.line import Line
 from api.resume import take_up
 from api.resume_tokens import ResumeToken
@@ -126,10 +126,9 @@ class Connection:
 
     async def _take(self, messages: Iterable[Message]) -> None:
         """What was read together, in order; of audio that comes without a break the call is told at once."""
-        now_s = self._router.clock.monotonic_s()
         pieces: list[bytes] = []
         for message in messages:
-            for command in self._commands(message, now_s):
+            for command in self._commands(message):
                 if isinstance(command, Audio) and self._call is not None:
                     pieces.append(command.data)
                     if len(pieces) == TOGETHER_MAX:
@@ -164,10 +163,10 @@ class Connection:
         else:
             self._call.lost()
 
-    def _commands(self, message: Message, now_s: float) -> Iterable[Command]:
+    def _commands(self, message: Message) -> Iterable[Command]:
         if isinstance(message, bytes):
             return self._dialect.receive_bytes(message)
-        if self._texts.take(now_s):
+        if self._texts.take(self._router.clock.monotonic_s()):
             return self._dialect.receive_text(message)
         self._floods += 1
         self._router.metrics.dropped.labels("text", "rate_limit").inc()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from starlette.websockets import WebSocket
 
-from api.dialects.dialect import Frame
+from api.dialects.dialect import Message
 from api.metrics import Metrics
 
 BYTES_MAX = 4 * 1024 * 1024
@@ -24,7 +24,7 @@ class Line:
     def __init__(self, websocket: WebSocket, metrics: Metrics) -> None:
         self._websocket = websocket
         self._metrics = metrics
-        self._queue: deque[tuple[int | None, Frame]] = deque()
+        self._queue: deque[tuple[int | None, Message]] = deque()
         self._wake = asyncio.Event()
         self._closing: tuple[int, str] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -35,7 +35,7 @@ class Line:
         """Begins sending; the socket has been accepted."""
         self._task = asyncio.create_task(self._run())
 
-    def send(self, frames: Iterable[Frame], turn: int | None = None, sheddable: bool = False) -> None:
+    def send(self, frames: Iterable[Message], turn: int | None = None, sheddable: bool = False) -> None:
         """Puts frames into the queue; `turn` marks speech that `drop` can take out again."""
         if self._closing is not None or self.stuck:
             return

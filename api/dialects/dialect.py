@@ -13,7 +13,7 @@ import msgspec
 from schemas.event import Event
 from schemas.events import SpeechChunk
 
-Frame = str | bytes
+Message = str | bytes
 """A WebSocket message: text or binary."""
 
 AUDIO_BYTES_MAX = 64_000
@@ -150,43 +150,43 @@ class Dialect(Protocol):
         """The largest sample in a piece of the caller's audio, of 32,767, roughly."""
         ...
 
-    def started(self, started: Started) -> Sequence[Frame]:
+    def started(self, started: Started) -> Sequence[Message]:
         """The call has been taken."""
         ...
 
-    def resumed(self, resumed: Resumed) -> Sequence[Frame]:
+    def resumed(self, resumed: Resumed) -> Sequence[Message]:
         """The call goes on; what was missed follows."""
         ...
 
-    def acknowledged(self, sample_index: int) -> Sequence[Frame]:
+    def acknowledged(self, sample_index: int) -> Sequence[Message]:
         """The log has the caller's audio up to that sample; it need not be kept any longer."""
         ...
 
-    def going_away(self) -> Sequence[Frame]:
+    def going_away(self) -> Sequence[Message]:
         """The gateway leaves, the call does not: the socket closes next, and another one resumes."""
         ...
 
-    def event(self, event: Event) -> Sequence[Frame]:
+    def event(self, event: Event) -> Sequence[Message]:
         """An event of the session other than audio."""
         ...
 
-    def audio(self, chunk: SpeechChunk) -> Sequence[Frame]:
+    def audio(self, chunk: SpeechChunk) -> Sequence[Message]:
         """A piece of the agent's speech, in order."""
         ...
 
-    def clear(self, turn: int, heard_ms: int) -> Sequence[Frame]:
+    def clear(self, turn: int, heard_ms: int) -> Sequence[Message]:
         """There is a sound over the turn: what is buffered of it is to be dropped. It may go on from `heard_ms`."""
         ...
 
-    def transfer(self, target: str) -> Sequence[Frame]:
+    def transfer(self, target: str) -> Sequence[Message]:
         """The caller is handed on; `ended` follows."""
         ...
 
-    def error(self, code: str, message: str, hint: str, retry_after_s: int | None = None) -> Sequence[Frame]:
+    def error(self, code: str, message: str, hint: str, retry_after_s: int | None = None) -> Sequence[Message]:
         """Something that the other side sent could not be used."""
         ...
 
-    def ended(self, reason: str) -> Sequence[Frame]:
+    def ended(self, reason: str) -> Sequence[Message]:
         """The call is over; the socket closes next."""
         ...
 

@@ -15,8 +15,8 @@ from api.dialects.dialect import (
     Bad,
     Command,
     Dtmf,
-    Frame,
     HangUp,
+    Message,
     Playout,
     Received,
     Resume,
@@ -82,7 +82,7 @@ class NativeDialect:
         """See `Dialect`."""
         return peak_of(data)
 
-    def started(self, started: Started) -> Sequence[Frame]:
+    def started(self, started: Started) -> Sequence[Message]:
         """See `Dialect`."""
         return (
             _text(
@@ -94,7 +94,7 @@ class NativeDialect:
             ),
         )
 
-    def resumed(self, resumed: Resumed) -> Sequence[Frame]:
+    def resumed(self, resumed: Resumed) -> Sequence[Message]:
         """See `Dialect`."""
         return (
             _text(
@@ -106,21 +106,21 @@ class NativeDialect:
             ),
         )
 
-    def acknowledged(self, sample_index: int) -> Sequence[Frame]:
+    def acknowledged(self, sample_index: int) -> Sequence[Message]:
         """See `Dialect`."""
         return (_text(type="acknowledged", sample_index=sample_index),)
 
-    def going_away(self) -> Sequence[Frame]:
+    def going_away(self) -> Sequence[Message]:
         """See `Dialect`."""
         return (_text(type="going_away"),)
 
-    def event(self, event: Event) -> Sequence[Frame]:
+    def event(self, event: Event) -> Sequence[Message]:
         """See `Dialect`."""
         record = event.to_record()
         message = {"type": _type_of(event), **{name: record[name] for name in record if name not in _ENVELOPE}}
         return (msgspec.json.encode(message).decode(),)
 
-    def audio(self, chunk: SpeechChunk) -> Sequence[Frame]:
+    def audio(self, chunk: SpeechChunk) -> Sequence[Message]:
         """See `Dialect`."""
         message: dict[str, Any] = {
             "type": "audio",
@@ -136,20 +136,20 @@ class NativeDialect:
             message["text"] = chunk.text
         return (msgspec.json.encode(message).decode(), chunk.pcm)
 
-    def clear(self, turn: int, heard_ms: int) -> Sequence[Frame]:
+    def clear(self, turn: int, heard_ms: int) -> Sequence[Message]:
         """See `Dialect`."""
         return (_text(type="clear", turn=turn, heard_ms=heard_ms),)
 
-    def transfer(self, target: str) -> Sequence[Frame]:
+    def transfer(self, target: str) -> Sequence[Message]:
         """See `Dialect`."""
         return (_text(type="transfer", target=target),)
 
-    def error(self, code: str, message: str, hint: str, retry_after_s: int | None = None) -> Sequence[Frame]:
+    def error(self, code: str, message: str, hint: str, retry_after_s: int | None = None) -> Sequence[Message]:
         """See `Dialect`."""
         later = {} if retry_after_s is None else {"retry_after_s": retry_after_s}
         return (_text(type="error", code=code, message=message, hint=hint, **later),)
 
-    def ended(self, reason: str) -> Sequence[Frame]:
+    def ended(self, reason: str) -> Sequence[Message]:
         """See `Dialect`."""
         return (_text(type="ended", reason=reason),)
 

@@ -3,12 +3,13 @@
 import asyncio
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.frames import Frame, Opcode
 
 from api.beat import (
     LATE_KEPT_S,
@@ -23,6 +24,7 @@ from api.beat import (
     Patience,
     Wait,
 )
+from api.server import MESSAGE_BYTES_MAX
 from tests.simulation.simulated import simulate
 
 
@@ -257,6 +259,7 @@ def converse(talk: Callable[[ClientConnection, Listener, ByHand], Any]) -> None:
             listener,
             port=0,
             ws=protocol,  # type: ignore[arg-type]
+            ws_max_size=MESSAGE_BYTES_MAX,
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
@@ -328,22 +331,61 @@ def test_fragments_large_messages_and_pings_between_others_are_taken_in_their_or
     async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
         await socket.send("urgent")
         large = "large" * 20_000
-        pongs = []
-        for word in ("one", ["fragm", "en", "ted"], "", large, "two"):
-            pongs.append(await socket.ping())
-            await socket.send(word)
+
+        async def fragments() -> AsyncIterator[str]:
+            for part in ("fragm", "en", "ted"):
+                yield part
+                await socket.ping()
+
+        for message in ("one", fragments(), "", large, "two"):
+            await socket.send(message)
         assert [await listener.heard.get() for _ in range(6)] == ["urgent", "one", "fragmented", "", large, "two"]
-        for pong in pongs:
-            await pong
 
     converse(talk)
 
 
-@pytest.mark.parametrize(("sent", "code"), [(b"\x81\x02no", 1002), (b"\x81\x82\0\0\0\0\xff\xfe", 1007)])
+def test_a_message_that_came_in_two_reads_is_whole() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        await socket.send("urgent")
+        one, two = (Frame(Opcode.TEXT, word).serialize(mask=True) for word in (b"one", b"two"))
+        socket.transport.write(one + two[:5])
+        assert await listener.heard.get() == "urgent"
+        assert await listener.heard.get() == "one"
+        socket.transport.write(two[5:])
+        assert await listener.heard.get() == "two"
+
+    converse(talk)
+
+
+def test_who_does_not_know_the_beat_is_handed_each_message_by_itself() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        listener.begun.clear()
+        url = f"ws://127.0.0.1:{socket.remote_address[1]}"
+        async with connect(url) as other:
+            other.transport.write(b"".join(Frame(Opcode.TEXT, word).serialize(mask=True) for word in (b"one", b"two")))
+            await asyncio.sleep(0.05)
+            listener.begun.set()
+            assert [await listener.heard.get(), await listener.heard.get()] == ["one", "two"]
+            assert listener.together == [1, 1]
+
+    converse(talk)
+
+
+NO_MASK = Frame(Opcode.TEXT, b"no mask").serialize(mask=False)
+NO_TEXT = Frame(Opcode.TEXT, b"\xff\xfe").serialize(mask=True)
+BETWEEN_FRAGMENTS = Frame(Opcode.TEXT, b"un", fin=False).serialize(mask=True) + Frame(Opcode.TEXT, b"").serialize(
+    mask=True
+)
+TOO_LARGE = Frame(Opcode.BINARY, bytes(MESSAGE_BYTES_MAX + 1)).serialize(mask=True)[:100]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(NO_MASK, 1002), (NO_TEXT, 1007), (BETWEEN_FRAGMENTS, 1002), (TOO_LARGE, 1009)]
+)
 def test_what_is_against_the_protocol_closes_the_socket(sent: bytes, code: int) -> None:
     async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
         await socket.send("urgent")
-        socket.transport.write(sent)
+        socket.transport.write(sent + Frame(Opcode.TEXT, b"after").serialize(mask=True))
         await socket.wait_closed()
         assert socket.close_code == code
         await listener.left.wait()

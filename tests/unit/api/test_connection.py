@@ -9,8 +9,11 @@ from starlette.websockets import WebSocket
 
 from api.beat import MORE
 from api.connection import TOGETHER_MAX, Connection
+from api.dialects.dialect import Dialect
 from api.dialects.native import NativeDialect
-from streams.clock import SystemClock
+from api.dialects.twilio import TwilioDialect
+from streams.clock import Clock, SystemClock
+from tests.simulation.simulated import SimulatedClock, simulate
 
 Told = list[tuple[bytes, ...] | str]
 
@@ -20,7 +23,8 @@ class Notes:
 
     crowded = False
 
-    def __init__(self) -> None:
+    def __init__(self, ahead_s: float) -> None:
+        self.ahead_s = ahead_s
         self.told: Told = []
         self.ended = asyncio.Event()
         self.over = asyncio.Event()
@@ -29,7 +33,7 @@ class Notes:
         self.told.append(pieces)
         if b"over" in pieces:
             self.over.set()
-        return 0.0
+        return self.ahead_s
 
     def dtmf(self, digit: str, press_id: str) -> None:
         self.told.append(digit)
@@ -39,9 +43,14 @@ class Notes:
         self.over.set()
 
 
-async def told(*batches: Sequence[bytes | str]) -> Told:
-    """What the call was told of messages that were read in such batches, until the caller was gone."""
-    notes = Notes()
+async def told(
+    *batches: Sequence[bytes | str], dialect: Dialect | None = None, clock: Clock | None = None, ahead_s: float = 0.0
+) -> Told:
+    """What the call was told of messages that were read in such batches, until the caller was gone.
+
+    The caller is so far ahead of real time with whatever comes at once.
+    """
+    notes = Notes(ahead_s)
 
     async def received() -> Any:
         if not left:
@@ -52,8 +61,8 @@ async def told(*batches: Sequence[bytes | str]) -> Told:
 
     left = list(batches)
     websocket = MagicMock(spec=WebSocket, receive=received)
-    router: Any = MagicMock(clock=SystemClock())
-    connection = Connection(websocket, NativeDialect(), router, MagicMock())
+    router: Any = MagicMock(clock=clock or SystemClock())
+    connection = Connection(websocket, dialect or NativeDialect(), router, MagicMock())
     connection._call, connection._over = notes, notes.over  # type: ignore[assignment]
     await connection._receive()
     return notes.told
@@ -71,6 +80,18 @@ async def test_audio_that_was_read_together_is_told_together_and_a_key_between_i
 async def test_of_much_audio_a_call_is_told_a_bounded_part_at_once() -> None:
     heard = await told([bytes(2)] * (2 * TOGETHER_MAX + 3))
     assert [len(pieces) for pieces in heard[:-1]] == [TOGETHER_MAX, TOGETHER_MAX, 3]
+
+
+def test_a_caller_who_is_too_fast_is_slowed_down_and_loses_nothing() -> None:
+    message = '{"event": "media", "media": {"payload": "AAAA"}}'
+    dialect = TwilioDialect()
+    assert dialect.text_rate_per_s * 3 < 700, "beyond what may come at once"
+
+    async def run() -> Told:
+        return await told([message] * 700, dialect=dialect, clock=SimulatedClock(), ahead_s=0.5)
+
+    heard = simulate(run())
+    assert sum(len(pieces) for pieces in heard[:-1]) == 700
 
 
 async def test_what_comes_behind_the_end_of_the_call_is_not_told() -> None:

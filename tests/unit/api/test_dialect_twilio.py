@@ -69,6 +69,7 @@ def test_media_becomes_pcm_at_16_khz() -> None:
     assert command == Audio(b"\xff" * 160)
     assert dialect.pcm(command.data) == bytes(640)
     assert dialect.receive_text(media(base64.b64encode(b"\0" * 160).decode(), "outbound")) == ()
+    assert dialect.receive_text(media(None, "outbound")) == ()
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,7 @@ def test_media_becomes_pcm_at_16_khz() -> None:
         (media(5), "invalid_field"),
         (media("%%%"), "invalid_field"),
         (media("é"), "invalid_field"),
+        ('{"media":{"payload":"AAAA"}}', "unknown_type"),
         (media("A" * 24_000), "message_too_big"),
         ("x" * 40_000, "message_too_big"),
     ],

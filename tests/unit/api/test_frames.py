@@ -1,5 +1,7 @@
 """Frames as websockets writes them, cut anywhere, and what its parser says of those that are left to it."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -7,7 +9,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from api.frames import Message, frame_end, take_messages
+from api.dialects.dialect import Message
+from api.frames import frame_end, take_messages
 
 LENGTH_MAX = 1 << 20
 LENGTHS = (0, 1, 125, 126, 127, 65_535, 65_536)
@@ -46,11 +49,11 @@ def test_messages_are_those_that_were_sent_wherever_the_network_cut_them(
     bounds = sorted({0, *(min(cut, len(data)) for cut in cuts), len(data)})
     taken: list[Message | tuple[Opcode, bytes]] = []
     rest = bytearray()
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         rest += data[start:stop]
         end: int | None = 0
         while end is not None:
-            messages, at = take_messages(rest)
+            messages, at = take_messages(rest, LENGTH_MAX)
             taken += messages
             del rest[:at]
             end = frame_end(rest, LENGTH_MAX)
@@ -66,8 +69,6 @@ def test_messages_are_those_that_were_sent_wherever_the_network_cut_them(
     [
         Frame(Opcode.TEXT, b"un", fin=False).serialize(mask=True),
         Frame(Opcode.CONT, b"fragmented").serialize(mask=True),
-        Frame(Opcode.TEXT, b"without a mask").serialize(mask=False),
-        Frame(Opcode.TEXT, b"without a mask, longer" * 20).serialize(mask=False),
         b"\xc1\x80mask",
         Frame(Opcode.TEXT, b"\xff\xfe no UTF-8").serialize(mask=True),
         Frame(Opcode.BINARY, bytes(65_536)).serialize(mask=True),
@@ -77,8 +78,16 @@ def test_messages_are_those_that_were_sent_wherever_the_network_cut_them(
 )
 def test_what_is_no_whole_message_or_against_the_rules_is_left_to_the_parser(frame: bytes) -> None:
     before, after = written("before"), written("after")
-    assert take_messages(before + frame + after) == (["before"], len(before))
+    assert take_messages(before + frame + after, LENGTH_MAX) == (["before"], len(before))
     assert frame_end(frame + after, LENGTH_MAX) == len(frame)
+
+
+@pytest.mark.parametrize("length", [length for length in LENGTHS if length < 65_536])
+def test_all_but_large_messages_are_taken(length: int) -> None:
+    text, binary = "a" * length, bytes(length)
+    data = written(text) + written(binary)
+    assert take_messages(data, LENGTH_MAX) == ([text, binary], len(data))
+    assert take_messages(data, length - 1) == ([], 0)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -88,6 +97,9 @@ def test_a_frame_ends_where_it_is_whole(length: int) -> None:
     assert frame_end(frame + b"\x81", LENGTH_MAX) == len(frame)
 
 
-def test_a_frame_that_nobody_will_take_is_not_waited_for() -> None:
-    begun = written(bytes(LENGTH_MAX + 1))[:2000]
+@pytest.mark.parametrize(
+    "begun", [written(bytes(LENGTH_MAX + 1))[:2000], Frame(Opcode.TEXT, b"without a mask").serialize(mask=False)[:2]]
+)
+def test_a_frame_that_nobody_will_take_is_not_waited_for(begun: bytes) -> None:
+    assert take_messages(begun, LENGTH_MAX) == ([], 0)
     assert frame_end(begun, LENGTH_MAX) == len(begun)

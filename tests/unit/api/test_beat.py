@@ -380,7 +380,9 @@ TOO_LARGE = Frame(Opcode.BINARY, bytes(MESSAGE_BYTES_MAX + 1)).serialize(mask=Tr
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [(NO_MASK, 1002), (NO_TEXT, 1007), (BETWEEN_FRAGMENTS, 1002), (TOO_LARGE, 1009)]
+    ("sent", "code"),
+    [(NO_MASK, 1002), (NO_TEXT, 1007), (BETWEEN_FRAGMENTS, 1002), (TOO_LARGE, 1009)],
+    ids=["no mask", "no text", "between fragments", "too large"],
 )
 def test_what_is_against_the_protocol_closes_the_socket(sent: bytes, code: int) -> None:
     async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:

@@ -75,6 +75,7 @@ def test_messages_are_those_that_were_sent_wherever_the_network_cut_them(
         Frame(Opcode.CLOSE, b"").serialize(mask=True),
         b"\x83\x80mask",
     ],
+    ids=["first part", "last part", "reserved bit", "no text", "large", "control", "reserved opcode"],
 )
 def test_what_is_no_whole_message_or_against_the_rules_is_left_to_the_parser(frame: bytes) -> None:
     before, after = written("before"), written("after")
@@ -98,7 +99,9 @@ def test_a_frame_ends_where_it_is_whole(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "begun", [written(bytes(LENGTH_MAX + 1))[:2000], Frame(Opcode.TEXT, b"without a mask").serialize(mask=False)[:2]]
+    "begun",
+    [written(bytes(LENGTH_MAX + 1))[:2000], Frame(Opcode.TEXT, b"without a mask").serialize(mask=False)[:2]],
+    ids=["too long", "no mask"],
 )
 def test_a_frame_that_nobody_will_take_is_not_waited_for(begun: bytes) -> None:
     assert take_messages(begun, LENGTH_MAX) == ([], 0)

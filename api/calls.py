@@ -47,6 +47,8 @@ BEHIND_FRAMES = 25
 PAUSES_APART_MS = 60.0
 PAUSES_APART_MS_MAX = 250.0
 PAUSE_MS_MIN = 100.0
+# Who is heard again after so much is perhaps going on after the end of a turn; on a line with noise nobody ever pauses.
+GOES_ON_AFTER_MS = 200.0
 DECIDES_FOR_MS = 100.0
 BEGINS_FOR_MS = 40.0  # the same where only work ahead begins
 WRITTEN_MAX = 64  # frames of which it is known when they were written
@@ -165,12 +167,13 @@ class Call:
     def audio(self, *pieces: bytes) -> float:
         """Takes the next pieces of the caller's audio; returns the seconds by which the client is too fast."""
         rises = heard = False
+        paused_ms, read_bytes = self._frames.pause_ms, sum(map(len, pieces))
         for data in pieces:
             loud = self._frames.add(data, self._dialect.peak(data))
             rises |= loud and not self._loud
             heard |= loud
             self._loud = loud
-        self._read_bytes += sum(map(len, pieces))
+        self._read_bytes += read_bytes
         if self._writing is None:
             # What else has been read of this socket by now belongs to the same frame.
             self._writing = asyncio.get_running_loop().call_soon(self._write_frames)
@@ -180,6 +183,8 @@ class Call:
             self._urgent_until_s = self._spoke_s + URGENT_S
         if heard and self._playback.hushed:
             self._playback.loud(self._now_ms())
+        if self._frames.pause_ms * self._dialect.bytes_per_ms < read_bytes:
+            self._playback.sounds(paused_ms >= GOES_ON_AFTER_MS, self._now_ms())
         if self._silence is None:
             self._look_in(REST_S)
         acknowledged = self.journal.acknowledged_samples

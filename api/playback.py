@@ -37,6 +37,10 @@ REPORT_GRACE_MS = 2000
 ACTION_GRACE_MS = 10_000
 # A caller's side on which there was a sound so lately is still making it.
 LOUD_MS = 300
+# Who is heard again after a pause is perhaps going on: stt has told so long after the first of it, where it is speech,
+# and what was no more than a click is over so long after the last.
+SOUND_MS_MAX = 220
+SOUND_LASTS_MS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,7 @@ class Playback:
         self._speaking: _Speaking | None = None
         self._hushed: _Hushed | None = None
         self._loud_at = -math.inf
+        self._sound_at = self._sound_until = -math.inf
         self._reports = False
         self._recalling = False
         self.turn = 0
@@ -185,6 +190,17 @@ class Playback:
         """There is a sound on the caller's side; worth saying while speech is hushed."""
         self._loud_at = now
 
+    def sounds(self, begins: bool, now: float) -> None:
+        """There is what may be a voice on the caller's side; `begins` after a pause.
+
+        A reply that has not begun waits for as long as nobody knows what it is, and is never said where it is words.
+        """
+        if begins:
+            self._sound_at = now
+        until = min(self._sound_at + SOUND_MS_MAX, now + SOUND_LASTS_MS)
+        if until > now:
+            self._sound_until = until
+
     def playout(self, turn: int, heard_ms: int, now: float) -> list[Effect]:
         """The other side says how much of the turn has been heard; more than was sent counts as all of it."""
         self._reports = True
@@ -203,6 +219,8 @@ class Playback:
             effects += self._barge_in(utterance, cause, now) if lasts else self._go_on(utterance, now)
         if self._speaking is not None and now >= self._speaking.last_at + TALKING_MS:
             self._speaking.talking = False
+        if now >= self._sound_until:
+            self._sound_until = -math.inf
         effects += self._hand_over(now)
         for track in list(self._tracks.values()):
             effects += self._heard(track, now, confirmed=False)
@@ -266,6 +284,8 @@ class Playback:
         times = [] if self._hushed is None else [self._hushed.until]
         if self._held and self._speaking is not None and self._speaking.talking:
             times.append(self._speaking.last_at + TALKING_MS)
+        if self._held and self._sound_until > -math.inf:
+            times.append(self._sound_until)
         for track in self._tracks.values():
             if track.waiting and not self._is_hushed(track):
                 times.append(self._room_at())
@@ -408,6 +428,8 @@ class Playback:
             return False
         if isinstance(event, Response) or event.turn in self._tracks:
             return True
+        if now < self._sound_until:
+            return False
         speaking = self._speaking
         if speaking is None or not speaking.talking or now >= speaking.last_at + TALKING_MS:
             return True

@@ -7,10 +7,19 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import msgspec
+import pytest
 
 from api.audio import BYTES_PER_MS
 from api.beat import LATE_KEPT_S, Lateness, Patience, Wait
-from api.calls import BEGINS_FOR_MS, DECIDES_FOR_MS, PAUSES_APART_MS, URGENT_S, Call, new_call
+from api.calls import (
+    BEGINS_FOR_MS,
+    DECIDES_FOR_MS,
+    GOES_ON_AFTER_MS,
+    PAUSES_APART_MS,
+    URGENT_S,
+    Call,
+    new_call,
+)
 from api.dialects.dialect import Start
 from api.dialects.native import NativeDialect
 from api.journal import UNACKNOWLEDGED_MAX
@@ -49,6 +58,7 @@ class Gateway:
         self.third = asyncio.Event()
         self.acknowledged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.sent: list[dict[str, Any]] = []
+        self.spoken = 0
         self.router: Any = MagicMock(
             clock=SystemClock(),
             settings=Settings(),
@@ -68,7 +78,11 @@ class Gateway:
         return self.acknowledged
 
     def send(self, frames: Iterable[str | bytes], **rules: Any) -> None:
-        self.sent += [msgspec.json.decode(frame) for frame in frames if isinstance(frame, str)]
+        for frame in frames:
+            if isinstance(frame, str):
+                self.sent.append(msgspec.json.decode(frame))
+            else:
+                self.spoken += len(frame)
 
 
 async def begun(gateway: Gateway) -> Call:
@@ -181,6 +195,23 @@ async def test_a_sound_between_quiet_pieces_that_were_read_together_is_urgent_to
     assert call.may_wait().wait is not Wait.NONE
     call.audio(bytes(640), b"\x00\x40" * 320, bytes(640))
     assert call.may_wait().wait is Wait.NONE
+    call.end("hung_up")
+
+
+@pytest.mark.parametrize(("paused_ms", "waits"), [(GOES_ON_AFTER_MS, True), (GOES_ON_AFTER_MS - 20, False)])
+async def test_a_reply_waits_for_who_is_heard_again_after_a_pause(paused_ms: float, waits: bool) -> None:
+    gateway = Gateway()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    quiet, sound = bytes(640), b"\x00\x40" * 320
+    await say(call, sound)
+    for _ in range(round(paused_ms / 20)):
+        clock.now_s += 0.02
+        await say(call, quiet)
+    clock.now_s += 0.02
+    call.audio(quiet, sound, quiet)
+    agent_speaks(gateway, call)
+    assert (gateway.spoken == 0) is waits
     call.end("hung_up")
 
 

@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.playback import HELD_MAX, WAITING_MS_MAX, Act, Cut, Effect, Heard, Hush, Play, Playback, Tell
+from api.playback import (
+    HELD_MAX,
+    SOUND_LASTS_MS,
+    SOUND_MS_MAX,
+    WAITING_MS_MAX,
+    Act,
+    Cut,
+    Effect,
+    Heard,
+    Hush,
+    Play,
+    Playback,
+    Tell,
+)
 from api.track import words_within
 from schemas.event import Event
 from schemas.events import (
@@ -529,3 +542,58 @@ def test_whatever_comes_in_whatever_order_only_the_final_revision_is_heard(scrip
         played = [effect.chunk.revision for effect in effects if isinstance(effect, Play)]
         assert set(played) <= ({revision} if final else set())
     assert playback.held == 0
+
+
+def ended_at_1000() -> Playback:
+    """The caller's turn is over."""
+    playback = Playback()
+    playback.event(heard(STARTED, 0), 0)
+    playback.event(heard(FINAL, 0, "where is my order"), 1000)
+    return playback
+
+
+def test_a_reply_waits_until_a_sound_after_the_pause_is_over() -> None:
+    playback = ended_at_1000()
+    playback.sounds(begins=True, now=1010)
+    reply = audio(1, 500)
+    assert playback.event(reply, 1020) == []
+    playback.sounds(begins=False, now=1050)
+    assert run(playback, 1500) == [(1050 + SOUND_LASTS_MS, Play(reply))]
+
+
+def test_a_reply_waits_no_longer_than_it_takes_to_know_speech() -> None:
+    playback = ended_at_1000()
+    reply = audio(1, 500)
+    happened = []
+    for at in range(1010, 1400, 20):
+        happened += run(playback, at)
+        playback.sounds(begins=at == 1010, now=at)
+        if at == 1030:
+            assert playback.event(reply, at) == []
+    assert happened == [(1010 + SOUND_MS_MAX, Play(reply))]
+
+
+def test_a_caller_who_goes_on_before_the_reply_was_heard_is_never_told_it() -> None:
+    playback = ended_at_1000()
+    playback.sounds(begins=True, now=1010)
+    assert playback.event(audio(1, 500), 1020) == []
+    assert without_tell(playback.event(heard(STARTED, 1), 1180)) == []
+    assert run(playback, 1900) == []
+    more = heard(FINAL, 1, "the one of last week")
+    assert without_tell(playback.event(more, 1900)) == [Hush(1, 0), Cut(1, 0, 0, more)]
+
+
+def test_who_has_sounded_all_the_while_is_not_taken_to_begin() -> None:
+    playback = ended_at_1000()
+    playback.sounds(begins=True, now=1010 - SOUND_MS_MAX)
+    playback.sounds(begins=False, now=1010)
+    reply = audio(1, 500)
+    assert playback.event(reply, 1020) == [Play(reply)]
+
+
+def test_a_reply_that_has_begun_goes_on_until_it_is_known_what_the_sound_is() -> None:
+    playback = ended_at_1000()
+    first, second = audio(1, 500), audio(1, 500)
+    assert playback.event(first, 1010) == [Play(first)]
+    playback.sounds(begins=True, now=1020)
+    assert playback.event(second, 1030) == [Play(second)]

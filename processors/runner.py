@@ -23,6 +23,7 @@ from processors.generations import ForTurns
 from processors.pipeline import Stage
 from processors.session import Live, Seen, Unit, read_snapshot
 from processors.stage import (
+    LOADED,
     Answered,
     Ask,
     Cancel,
@@ -60,7 +61,6 @@ LAST_LEG = 0.1
 _FOLLOWS = 1 / 8
 # The runner's own timer of a session; those of cores have names of one word.
 _KEPT = "kept for"
-LOADED = "loaded"
 _LOADED = Woken(LOADED)
 
 
@@ -113,7 +113,8 @@ class Runner(Generic[StateT]):
     """Runs one stage for the sessions of its partitions, on one event loop.
 
     `on_done` is called with the position of each record that is done, in no particular order. `on_bug` is called with
-    an exception that is nobody's bad input; the process should stop, since going on could lose records.
+    an exception that is nobody's bad input; the process should stop, since going on could lose records. From then on
+    nothing is called done that was not, and no snapshot is written: the record it came with was not processed.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class Runner(Generic[StateT]):
         self._epitaphs: dict[str, tuple[int, asyncio.TimerHandle]] = {}
         self._restored: dict[int, dict[str, tuple[list[Event], set[str]]]] = {}
         self._open = 0
+        self._broken = False
         self._hurried = False
         self._room = asyncio.Event()
         self._room.set()
@@ -233,12 +235,14 @@ class Runner(Generic[StateT]):
 
     async def drain(self, timeout_s: float) -> None:
         """Waits, no longer than that, until nothing is open and snapshots are written that else would wait a while."""
+        if self._broken:
+            return
         self._hurried = True
         for live in [live for live in self._live.values() if live.due is not None]:
             self._save(live)
         deadline_s = self._clock.monotonic_s() + timeout_s
         while (self._open or any(live.saving for live in self._live.values())) and (
-            self._clock.monotonic_s() < deadline_s
+            self._clock.monotonic_s() < deadline_s and not self._broken
         ):
             await self._clock.sleep(0.01)
         self._hurried = False
@@ -280,17 +284,21 @@ class Runner(Generic[StateT]):
         self._on_done(record.position)
 
     def _step(self, live: Live[StateT], happening: Happening, unit: Unit | None, record: Record | None = None) -> None:
-        """One step of the core. A bug in it ends the process: the record is not done, so nothing is lost."""
+        """One step of the core. A bug in it ends the process, and the record stays open: it comes again."""
         try:
             step = self._core.apply(live.state, happening, self._clock.now_us())
         except Exception as bug:
             log.exception("core_failed", stage=self._stage.name, session_id=live.session_id)
-            self._on_bug(bug)
+            self._break(bug)
             return
         live.state = step.state
         live.stirred |= unit is None and happening != _LOADED
         for outcome in step.outcomes:
             self._perform(live, outcome, unit, record)
+
+    def _break(self, bug: BaseException) -> None:
+        self._broken = True
+        self._on_bug(bug)
 
     def _perform(self, live: Live[StateT], outcome: Outcome, unit: Unit | None, record: Record | None) -> None:
         match outcome:
@@ -346,9 +354,9 @@ class Runner(Generic[StateT]):
         def finished(done: asyncio.Task[None]) -> None:
             if live.asks.get(ask.ask_id) is done:
                 del live.asks[ask.ask_id]
-            self._closed(live, unit)
             if not done.cancelled() and (bug := done.exception()) is not None:
-                self._on_bug(bug)
+                self._break(bug)
+            self._closed(live, unit)
 
         task.add_done_callback(finished)
 
@@ -428,7 +436,7 @@ class Runner(Generic[StateT]):
             if done.cancelled():
                 return
             if (error := done.exception()) is not None:
-                self._on_bug(error)
+                self._break(error)
                 return
             action()
 
@@ -469,7 +477,7 @@ class Runner(Generic[StateT]):
         """
         if live.ended and live.due is not None:
             self._save(live)
-        if live.gone or live.open or live.saving:
+        if self._broken or live.gone or live.open or live.saving:
             return
         if live.ended:
             self._finish(live)
@@ -478,7 +486,7 @@ class Runner(Generic[StateT]):
             return
         state = self._core.save(live.state)
         if state == live.saved and live.seq == live.saved_seq:
-            covered, live.settled, live.stirred = live.settled, [], False
+            covered, live.settled, live.stirred, live.overdue = live.settled, [], False, False
             self._done(covered)
             return
         if live.overdue:
@@ -493,7 +501,7 @@ class Runner(Generic[StateT]):
         if live.due is not None:
             live.due.cancel()
         live.due, live.saving, live.overdue = None, False, bool(live.open)
-        if live.gone or live.open:
+        if self._broken or live.gone or live.open:
             return
         if live.ended:
             self._finish(live)

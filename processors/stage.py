@@ -16,6 +16,7 @@ from streams.keys import Position as Position
 # What is held and that nobody goes on from for so long is held no longer: the call that it is of may never have begun.
 ABANDONED_US = 60_000_000
 ABANDONED = "abandoned"
+LOADED = "loaded"  # as which a session's core wakes when its state has just been taken over
 
 _IDS = uuid.UUID("6f1d6c1e-8f0b-5c39-9a5b-7472756e6b6c")
 _HASHED_IDS = hashlib.sha1(_IDS.bytes, usedforsecurity=False)

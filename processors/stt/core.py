@@ -34,6 +34,7 @@ from processors.engine import Transcribe, Transcribed
 from processors.stage import (
     ABANDONED,
     ABANDONED_US,
+    LOADED,
     Answered,
     Ask,
     Cancel,
@@ -98,14 +99,14 @@ CERTAIN_MS_MAX = 500  # from the onset of speech to the time of the frame that m
 UNHEARD_MS_MIN = 400  # what was shorter was hardly a word: nobody is asked to repeat it
 # Frames stop when a gateway, a broker or a caller's network is away for a while; they go on in mid-word afterwards.
 STALLED_S = 8.0
-LAST_WORDS_S = 1.0  # after the end of the call
-LAST_FRAMES_S = 0.2  # after the caller's side said that it sends no more: the topics have no common order
+# The topics have no common order: after the end of the call, or of what the caller's side sends, there may be more.
+LAST_WORDS_S = 1.0
+LAST_FRAMES_S = 0.2  # where the last of it seems to be there
 
 # From these lengths on, an ever shorter pause ends the utterance, so that it is cut where it hurts least.
 _IMPATIENCE = ((24_000, 1), (20_000, 64), (15_000, 300))
 _HALF_WINDOW = WINDOW_SAMPLES // 2
 _STALLED = "stalled"
-_LOADED = "loaded"
 
 
 class Detector(Protocol):
@@ -161,6 +162,7 @@ class SttCore:
                 work.failed(ask_id, reason)
             case Woken(name):
                 work.woken(name)
+        work.release()
         return Step(work.state, tuple(work.outcomes))
 
     def save(self, state: Hearing) -> bytes:
@@ -218,16 +220,17 @@ class _Work:
         self._cut(audio, heard)
         if self.state.speech is not None or self.state.ending:
             self._stall()
-        self._release()
 
     def control(self, control: Control) -> None:
-        """A hang-up ends the call once no more audio comes; an erasure at once."""
+        """A hang-up ends the call once no more audio comes, an erasure at once; quiet ends what was being said."""
         if control.kind in (ControlKind.ERASE, ControlKind.ERASED):
             self.outcomes.append(End())
         elif control.kind is ControlKind.HANG_UP:
             self._end_soon()
-        elif control.kind is ControlKind.QUIET and self.state.speech is not None:
-            self._wake(_STALLED, LAST_FRAMES_S)
+        elif control.kind is ControlKind.QUIET and control.occurred_at >= self.state.captured_at:
+            self.state = replace(self.state, quiet_at=control.occurred_at)
+            if self.state.speech is not None:
+                self._wake(_STALLED, LAST_FRAMES_S)
 
     def session(self, session: Session) -> None:
         """Audio may still be on its way when the session's end is read: the topics have no common order."""
@@ -290,9 +293,15 @@ class _Work:
             self.outcomes.append(End())
         elif name == ABANDONED:
             self._let_go()
-        elif name == _LOADED and self.state.ending:
+        elif name == LOADED and self.state.ending:
             self._stall()
-        self._release()
+
+    def release(self) -> None:
+        """Frames that nobody needs again are let go once the step is over: some of one may still be to be heard."""
+        before = self.state.needed_offset
+        if before > self.state.released:
+            self.outcomes.append(Release(self.state.topic, before))
+            self.state = replace(self.state, released=before)
 
     def _begin_with(self, speech: Utterance, reading: Reading) -> None:
         """A provisional reading of all speech so far; what others work on already, they go on with."""
@@ -359,6 +368,8 @@ class _Work:
             topic=heard.position.topic,
             offset_next=offset + 1,
             frame_at_us=self._now_us,
+            captured_at=heard.event.captured_at,
+            quiet_at=state.quiet_at if state.quiet_at >= heard.event.captured_at else 0,
         )
         self._feed(windows)
         self._read_ahead()
@@ -429,6 +440,7 @@ class _Work:
     def _speaking(self, speech: Utterance, window: Window) -> None:
         if speech.sealed or window.start != speech.position:
             self._set(later=(*speech.later, window))
+            self._seal()
             return
         if window.probability < (SPEECH_ABOVE if speech.paused else PAUSE_BELOW):
             begins = not speech.paused
@@ -623,7 +635,6 @@ class _Work:
         self._feed(rest)
         if self.state.speech is not None:
             self._stall()
-        self._release()
 
     def _remember_pauses(self, speech: Utterance, end_ms: int) -> None:
         """At the end of a turn: how this caller pauses, if one of the last turns was ended too early.
@@ -718,16 +729,12 @@ class _Work:
         self._stall()
 
     def _stall(self) -> None:
-        self._wake(_STALLED, LAST_WORDS_S if self.state.ending else STALLED_S)
+        """Waits for the next frame; not for long where the caller's side has said that it sends no more."""
+        last = self.state.ending or self.state.quiet_at
+        self._wake(_STALLED, LAST_WORDS_S if last else STALLED_S)
 
     def _wake(self, name: str, after_s: float) -> None:
         self.outcomes.append(Wake(name, self._now_us + math.ceil(after_s * 1e6)))
-
-    def _release(self) -> None:
-        before = self.state.needed_offset
-        if before > self.state.released:
-            self.outcomes.append(Release(self.state.topic, before))
-            self.state = replace(self.state, released=before)
 
     # ---- the utterance
 

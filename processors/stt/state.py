@@ -98,10 +98,10 @@ class Utterance(msgspec.Struct, frozen=True):
     """Speech from its onset until its final.
 
     `windows` start with the pre-roll; `end` is the sample after the last speech, which `ended_at` is the arrival of.
-    Once `sealed`, what comes belongs to the next utterance and waits in `later`. Of the `asks`, `partials` were for no
-    more than a partial. `doubtful` is what the last answer to an ask said of itself, for the next one. `thinking` is
-    the longest pause, in samples, that was as long as the turn pause and after which the caller went on; also the one
-    before it, where that was taken for the end of a turn.
+    Once `sealed`, as by a gap in the stream, what comes belongs to the next utterance and waits in `later`. Of the
+    `asks`, `partials` were for no more than a partial. `doubtful` is what the last answer to an ask said of itself, for
+    the next one. `thinking` is the longest pause, in samples, that was as long as the turn pause and after which the
+    caller went on; also the one before it, where that was taken for the end of a turn.
     """
 
     cause: Heard
@@ -157,8 +157,10 @@ class Hearing(msgspec.Struct, frozen=True):
     `spoke_until` is the sample after the last turn's speech, which `spoke_at` is the arrival of; 0 where that was cut
     short. `halting` is how long, in samples, this caller pauses in thought; 0 for one who was not taken for finished
     too early, or not lately.
-    `frame_at_us` is when the latest of the frames that are held arrived, 0 while none are. What comes before the sample
-    `judged_from` was judged before a crash, and is heard again for the detector's sake alone.
+    `frame_at_us` is when the latest of the frames that are held arrived, 0 while none are; `captured_at` is the
+    gateway's time of the last one. `quiet_at` is when the gateway said that no more audio comes, 0 once some has come
+    that is younger. What comes before the sample `judged_from` was judged before a crash, and is heard again for the
+    detector's sake alone.
     """
 
     session_id: str
@@ -183,6 +185,8 @@ class Hearing(msgspec.Struct, frozen=True):
     offset_next: int = 0
     released: int = 0
     frame_at_us: int = 0
+    captured_at: int = 0
+    quiet_at: int = 0
 
     @property
     def oldest(self) -> Window | None:
@@ -217,6 +221,7 @@ class Durable(msgspec.Struct, frozen=True, array_like=True):
     spoke_at: int = 0
     halting: int = 0
     judged_from: int = 0
+    quiet_at: int = 0
 
 
 def to_bytes(state: Hearing) -> bytes:
@@ -242,6 +247,7 @@ def to_bytes(state: Hearing) -> bytes:
             state.spoke_at,
             state.halting,
             judged_from,
+            state.quiet_at,
         )
     )
 
@@ -262,6 +268,7 @@ def from_bytes(session_id: str, data: bytes) -> Hearing:
         next_sample=durable.next_sample,
         detector=durable.detector,
         judged_from=durable.judged_from,
+        quiet_at=durable.quiet_at,
         ring_run=durable.run,
         run=durable.run,
     )

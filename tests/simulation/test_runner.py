@@ -5,6 +5,7 @@ A failing seed is printed by Hypothesis; put it into `@example` to keep it.
 
 import asyncio
 import itertools
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -382,6 +383,78 @@ def test_bad_input_becomes_a_dead_letter_and_the_next_record_is_answered() -> No
     assert (letter.reason, letter.source_topic, letter.source_offset) == ("invalid_field", Intent.TOPIC, 0)
     assert sum(event.kind is ResponseKind.COMPLETED for event in log.events(Response)) == 1
     assert worker.behind == 0
+
+
+class Stumbler(Teller):
+    """Cannot take one intent, or no answer."""
+
+    def __init__(self, over: type[Happening], stumbles: list[bool]) -> None:
+        self._over = over
+        self._stumbles = stumbles
+
+    def apply(self, state: TellerState, happening: Happening, now_us: int) -> Step[TellerState]:
+        second = state.turns == (1 if self._over is Received else 2)
+        if self._stumbles[0] and second and isinstance(happening, self._over):
+            raise KeyError("a bug")
+        return super().apply(state, happening, now_us)
+
+
+async def stumbled(over: type[Happening]) -> tuple[MemoryLog, list[int], Worker]:
+    log, clock = MemoryLog(7), SimulatedClock()
+    session_id = mint_session_id(log.partitions, range(log.partitions))
+    stumbles = [True]
+    engine = ScriptedEngine(log, three_sentences)
+    first = Worker(log, LLM, Stumbler(over, stumbles), {"llm": engine}, clock)
+    first.start()
+    for turn in (1, 2, 3):
+        log.append(an_intent(session_id, turn))
+        await asyncio.sleep(5)
+    assert first.bugs
+    committed = [offset for (_, topic, _), offset in log.committed.items() if topic == Intent.TOPIC and offset]
+    await first.runner.drain(1.0)
+    first.crash()
+    stumbles[0] = False
+    second = Worker(log, LLM, Stumbler(over, stumbles), {"llm": engine}, clock)
+    second.start()
+    await asyncio.sleep(5)
+    return log, committed, second
+
+
+@pytest.mark.parametrize("over", [Received, Answered])
+def test_a_record_over_which_a_core_stumbles_comes_again(over: type[Happening]) -> None:
+    log, committed, second = simulate(stumbled(over))
+    assert committed in ([], [1])
+    completed = [event for event in log.events(Response) if event.kind is ResponseKind.COMPLETED]
+    assert sorted(event.turn for event in completed) == [1, 2, 3]
+    assert second.behind == 0
+
+
+class Failing:
+    """An engine client with a bug of its own: what it raises is nobody's bad input."""
+
+    async def ask(self, request: Request, deadline_s: float) -> AsyncGenerator[Reply, None]:
+        raise KeyError("a bug")
+        yield
+
+    async def close(self) -> None:
+        return None
+
+
+async def client_failed() -> tuple[MemoryLog, Worker]:
+    log, clock = MemoryLog(9), SimulatedClock()
+    session_id = mint_session_id(log.partitions, range(log.partitions))
+    worker = Worker(log, LLM, Teller(), {"llm": Failing()}, clock)
+    worker.start()
+    log.append(an_intent(session_id, 1))
+    await asyncio.sleep(10)
+    return log, worker
+
+
+def test_a_record_over_which_an_engines_client_stumbles_is_not_done() -> None:
+    log, worker = simulate(client_failed())
+    assert worker.bugs
+    assert worker.behind == 1
+    assert not log.state["llm", 0]
 
 
 async def redone() -> tuple[MemoryLog, ScriptedEngine]:

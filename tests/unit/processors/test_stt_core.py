@@ -33,7 +33,7 @@ from processors.stage import (
     Woken,
     event_id,
 )
-from processors.stt.core import SttCore
+from processors.stt.core import LAST_WORDS_S, STALLED_S, SttCore
 from processors.stt.endpoint import SttRules, pause_needed_ms, rules_of
 from processors.stt.pace import PartialPace
 from processors.stt.state import WINDOW_BYTES, WINDOW_SAMPLES, Hearing
@@ -481,6 +481,10 @@ def test_a_slow_engine_does_not_join_utterances() -> None:
     assert [final.text.count("word") for final in ear.finals()] == [4, 4]
 
 
+def quiet(at_us: int) -> Control:
+    return replace(control(ControlKind.QUIET), occurred_at=at_us)
+
+
 def test_frames_that_stop_end_the_utterance() -> None:
     ear = heard(silence(400) + speech(700))
     assert not ear.finals()
@@ -491,17 +495,38 @@ def test_frames_that_stop_end_the_utterance() -> None:
 def test_a_client_that_sends_no_silence_is_answered_soon() -> None:
     ear = heard(silence(400) + speech(700))
     frames_stopped_us = ear.wakes["stalled"]
-    ear.receive(control(ControlKind.QUIET))
+    ear.receive(quiet(ear.now_us + 1_000_000))
     assert ear.wakes["stalled"] < frames_stopped_us
     ear.stall()
     assert len(ear.finals()) == 1
 
 
-def test_quiet_without_speech_changes_nothing() -> None:
-    ear = heard(silence(400))
-    before, wakes = ear.state, dict(ear.wakes)
-    ear.receive(control(ControlKind.QUIET))
-    assert (ear.state, ear.wakes) == (before, wakes)
+@pytest.mark.parametrize("crashed", [False, True])
+@pytest.mark.parametrize("known", [0, 20, 45])
+def test_frames_that_come_after_quiet_are_the_last_ones(known: int, crashed: bool) -> None:
+    frames = cut(silence(400) + speech(700), [320])
+    ear = Ear()
+    ear.hear(frames[:known])
+    ear.receive(quiet(frames[-1].captured_at + 1_000_000))
+    if crashed:
+        ear.state = ear.core.load(SESSION, ear.core.save(ear.state))
+        ear.hear(frames)
+    else:
+        ear.hear(frames[known:], first_offset=known)
+    assert ear.wakes["stalled"] - ear.now_us == LAST_WORDS_S * 1e6
+    ear.stall()
+    assert len(ear.finals()) == 1
+
+
+def test_frames_that_are_younger_than_quiet_are_waited_for_as_ever() -> None:
+    frames = cut(silence(400) + speech(1400), [320])
+    ear = Ear()
+    ear.hear(frames[:40])
+    ear.receive(quiet(frames[39].captured_at))
+    ear.hear(frames[40:60], first_offset=40)
+    assert ear.wakes["stalled"] - ear.now_us == STALLED_S * 1e6
+    ear.receive(quiet(frames[39].captured_at))
+    assert ear.wakes["stalled"] - ear.now_us == STALLED_S * 1e6
 
 
 @pytest.mark.parametrize("message", [session(SessionKind.ENDED), control(ControlKind.HANG_UP)])
@@ -638,6 +663,34 @@ def test_a_short_gap_is_silence_and_a_long_one_a_new_beginning() -> None:
     assert ear.drops == ["gap"]
     assert [final.utterance for final in ear.finals()] == [0, 1]
     assert abs(ear.finals()[1].audio_start_ms - 5400) <= 32
+
+
+def test_two_gaps_while_the_engine_is_slow_are_two_beginnings() -> None:
+    frames = cut(silence(400) + speech(1400) + silence(1000), [320])
+    ear = Ear()
+    for number in range(3):
+        moved = [frame(event.pcm, event.sample_index + number * 80_000, event.seq) for event in frames]
+        ear.hear(moved[: 60 if number < 2 else None], first_offset=100 * number, answer_every=1000)
+    ear.reply()
+    assert ear.drops == ["gap", "gap"]
+    assert [final.utterance for final in ear.finals()] == [0, 1, 2]
+    assert [round(final.audio_start_ms / 5000) for final in ear.finals()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("frame_ms", [20, 96])
+def test_a_frame_is_held_while_some_of_it_is_heard_after_a_recorded_final(frame_ms: int) -> None:
+    frames = cut(silence(400) + speech(30_000), [frame_ms * 16])
+    first = Ear()
+    first.hear(frames)
+    (final,) = first.finals()
+    assert final.pause_ms == 0
+    again = Ear()
+    for said in first.log:
+        again.recorded.setdefault(str(said.causation_id), []).append(said)
+    for number, event in enumerate(frames):
+        again.receive(event, number)
+        assert again.state.needed_offset >= min(again.held, default=again.state.needed_offset)
+        assert again.state.needed_offset in (*again.held, again.state.offset_next)
 
 
 @pytest.mark.parametrize(

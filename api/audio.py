@@ -160,10 +160,10 @@ def peak_of_mulaw(data: bytes) -> int:
 
 
 def peak_of(pcm: bytes) -> int:
-    """The largest sample of the piece, 0 of an empty one: where there is sound there is one above zero."""
+    """The largest sample of the piece, of either sign; 0 of an empty one."""
     samples = np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2")
     # The method of an array takes twice as long.
-    return max(0, int(np.maximum.reduce(samples))) if len(samples) else 0
+    return max(int(np.maximum.reduce(samples)), -int(np.minimum.reduce(samples))) if len(samples) else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,9 +344,7 @@ class Host:
                 return Ended(number)
             before_s = ask.started_s
             for reply in replies:
-                now_s = time.monotonic()
-                self._longest_s = max(self._longest_s, now_s - before_s)
-                before_s = now_s
+                self._longest_s = max(self._longest_s, time.monotonic() - before_s)
                 if ask.stopped.is_set():
                     break
                 if ask.late:
@@ -354,6 +352,7 @@ class Host:
                 ask.replied |= not is_provisional(reply)
                 sent = asyncio.run_coroutine_threadsafe(ask.link.send(Piece(number, reply)), loop)
                 sent.result(max(0.0, deadline_s - time.monotonic()))
+                before_s = time.monotonic()  # the client's time is not the engine's
         return Ended(number)
 
     def _hastened(self, ask: Ask) -> Request:

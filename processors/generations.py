@@ -1,7 +1,7 @@
 """The engines of a role in generations: a new model is warmed beside the old one and takes over between two turns.
 
 Each generation has a ladder of its own. A turn keeps the one it began with; when no session needs a generation any
-more its connections are closed, by which the supervisor knows that its processes can go (`api/swap.py`).
+more its connections are closed, by which the supervisor knows that its processes can go (`api/swaps.py`).
 """
 
 import asyncio
@@ -118,6 +118,8 @@ class Generations:
     async def _tend(self) -> None:
         while True:
             for generation in self._tend_once():
+                if self._open.get(generation):  # asked while another one was retired
+                    continue
                 ladder = self._ladders.pop(generation)
                 log.info("generation_left", role=self.role, generation=generation)
                 await ladder.retire()

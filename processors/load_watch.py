@@ -33,10 +33,15 @@ SPARE_WAIT_S = 0.1  # of asks before the engine begins with them: others are wai
 
 
 def capacity(settings: Settings, role: str) -> int:
-    """How many asks the role's engines answer at a time; a remote endpoint takes as many as may be under way."""
+    """How many asks the role's engines answer at a time without any of them taking longer for it.
+
+    On a processor that is one each, whatever they work on at once; a GPU reads many as soon as one. A remote endpoint
+    takes as many as may be under way.
+    """
     engines = settings.engines
     if role in hosted_roles(settings):
-        return replicas(settings, role)
+        reads_many = role == "stt" and engines.device == "cuda"
+        return replicas(settings, role) * (engines.readings_at_once if reads_many else 1)
     return engines.queue_depth_max * len(engines.llm_endpoints)
 
 

@@ -185,6 +185,7 @@ async def work(settings: Settings, stage: Stage) -> None:
     server, _ = start_http_server(settings.metrics_port, "127.0.0.1")
     announcing = loop.create_task(_announce(settings, stage, shell, server.server_port))
     watching = loop.create_task(watch.run(settings, codec))
+    watching.add_done_callback(partial(_stop_if_failed, shell))
     rehearsing = loop.create_task(
         _rehearse(stage, agents, patience, plain, clock, lambda: watch.spares_time, shell.stop)
     )
@@ -220,6 +221,12 @@ async def _rehearse(
             await Rehearsal(asked, patience, engines["llm"], clock, spares_time).run()
         except Exception as error:
             bug(error)
+
+
+def _stop_if_failed(shell: Shell, done: asyncio.Task[None]) -> None:
+    """A worker whose load nobody watches would give up as much as it did last, for the rest of its life."""
+    if not done.cancelled() and (bug := done.exception()) is not None:
+        shell.stop(bug)
 
 
 async def _announce(settings: Settings, stage: Stage, shell: Shell, metrics_port: int) -> None:

@@ -136,6 +136,9 @@ class AccessSettings(BaseModel):
         return self
 
 
+_READINGS_ON_A_GPU = 16
+
+
 class EngineSettings(BaseModel):
     """Which engine each stage asks; names are those of infra/models.yaml and of each stage's engine.py.
 
@@ -197,6 +200,11 @@ class EngineSettings(BaseModel):
     def llm_endpoints(self) -> tuple[str, ...]:
         """For llm=openai, the endpoints that stand in for each other; they share model and key."""
         return self.llm_base_urls or (self.llm_base_url,)
+
+    @property
+    def readings_at_once(self) -> int:
+        """How many readings share a call of stt's model: as set, or else many on a GPU and one on a processor."""
+        return self.batch_max or (_READINGS_ON_A_GPU if self.device == "cuda" else 1)
 
 
 class LoadSettings(BaseModel):

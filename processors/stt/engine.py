@@ -14,14 +14,12 @@ from streams.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-_ON_A_GPU = 16
-
 
 def _faster_whisper(settings: Settings) -> Engine:
     """The first model reads; the other, where there is one, gives a second opinion."""
     first, *others = models.readers(settings)
     engines = settings.engines
-    together = Together(batch_max(settings), engines.batch_wait_ms / 1000 if engines.device == "cuda" else 0.0)
+    together = Together(engines.readings_at_once, engines.batch_wait_ms / 1000 if engines.device == "cuda" else 0.0)
     second = _reader(settings, others[0], together) if others else None
     quick = _reader(settings, first, together)
     complete = _completeness(settings)
@@ -45,11 +43,6 @@ def _reader(settings: Settings, model: models.Model, together: Together) -> Whis
     return WhisperReader(
         models.resolve(settings, model.name), engines.device, engines.threads, together, engines.compute_type
     )
-
-
-def batch_max(settings: Settings) -> int:
-    """How many readings share a call of the model: as set, or else many on a GPU and one on a processor."""
-    return settings.engines.batch_max or (_ON_A_GPU if settings.engines.device == "cuda" else 1)
 
 
 ENGINES: dict[str, Callable[[Settings], Engine]] = {"faster-whisper": _faster_whisper}

@@ -74,8 +74,9 @@ class SileroDetector:
 def _heard(pcm: NDArray[np.int16], quiet: int) -> tuple[list[int], int]:
     """Which of the windows the network hears, and how many quiet ones in a row it has heard then."""
     heard = []
-    for at, peak in enumerate(np.maximum.reduce(pcm, axis=1).tolist()):
-        if peak > QUIET_PEAK:
+    highest, lowest = np.maximum.reduce(pcm, axis=1).tolist(), np.minimum.reduce(pcm, axis=1).tolist()
+    for at, (high, low) in enumerate(zip(highest, lowest, strict=True)):
+        if high - low > 2 * QUIET_PEAK:  # whatever a line's direct current, of either sign
             quiet = 0
         elif quiet < QUIET_WINDOWS:
             quiet += 1

@@ -171,6 +171,17 @@ def test_a_long_silence_leaves_the_detectors_memory_alone(detector: vad.SileroDe
     assert detector(state, pcm(50 * hiss))[1] != state
 
 
+@pytest.mark.parametrize("offset", [-0.01, 0.0, 0.01])
+def test_a_lines_direct_current_hides_no_voice_and_is_none(detector: vad.SileroDetector, offset: float) -> None:
+    hiss = np.random.default_rng(3).normal(offset, 0.0005, WINDOW_BYTES // 2).astype(np.float32)
+    state = b""
+    for _ in range(vad.QUIET_WINDOWS):
+        _, state = detector(state, pcm(hiss))
+    assert detector(state, pcm(hiss)) == ([0.0], state)
+    murmur = (offset + 0.006 * np.sin(np.arange(WINDOW_BYTES // 2) / 10)).astype(np.float32)
+    assert detector(state, pcm(murmur))[1] != state
+
+
 # ---- the whole ear
 
 

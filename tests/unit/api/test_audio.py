@@ -1,6 +1,7 @@
 """Mu-law, the telephone's rate, and frames."""
 
 import itertools
+import struct
 from collections.abc import Iterable
 
 import numpy as np
@@ -202,6 +203,11 @@ def test_a_pause_on_a_noisy_line_is_told_by_how_loud_the_caller_was() -> None:
     assert peak_of(MURMUR) > QUIET_PEAK
     in_frames(frames, [SPEECH] * 48)
     assert in_frames(frames, [MURMUR] * 4) == [80, 40]
+
+
+@pytest.mark.parametrize(("samples", "peak"), [((), 0), ((5, -300, 20), 300), ((-32768,), 32768), ((7, 9), 9)])
+def test_the_loudest_sample_is_of_either_sign(samples: tuple[int, ...], peak: int) -> None:
+    assert peak_of(struct.pack(f"<{len(samples)}h", *samples)) == peak
 
 
 def test_somebody_who_speaks_more_softly_is_heard_as_speaking() -> None:

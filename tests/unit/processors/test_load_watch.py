@@ -248,3 +248,9 @@ async def test_an_answer_that_nobody_wants_any_more_has_not_waited_though_its_co
 def test_capacity_is_of_the_replicas_and_of_a_remote_service_what_may_be_under_way() -> None:
     settings = Settings(engines=EngineSettings(replicas=3, llm="openai", queue_depth_max=20))
     assert (capacity(settings, "stt"), capacity(settings, "llm")) == (3, 20)
+
+
+@pytest.mark.parametrize(("device", "batch_max", "stt"), [("cpu", 4, 2), ("cuda", 0, 32), ("cuda", 8, 16)])
+def test_readings_that_share_a_call_of_a_gpu_do_not_fill_it(device: str, batch_max: int, stt: int) -> None:
+    settings = Settings(engines=EngineSettings(replicas=2, device=device, batch_max=batch_max))
+    assert (capacity(settings, "stt"), capacity(settings, "tts")) == (stt, 2)

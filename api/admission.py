@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from processors.load import CALM, LIMITS, Board, Ladder, Level, Sample, StageLoad
+from processors.load import CALM, LIMITS, Board, Level, LoadLadder, Sample, StageLoad
 from schemas.events import Health
 
 # What one call takes of each stage's engines until it has been measured: the share of their time, on two cores.
@@ -167,7 +167,7 @@ class Admission:
         self._machine_idle = 0.0
         self._taken = Newcomers()
         self._reserved: OrderedDict[str, float] = OrderedDict()
-        self._ladder = Ladder((Level.REFUSING,))
+        self._ladder = LoadLadder((Level.REFUSING,))
         self._refused_s: deque[float] = deque(maxlen=1000)
         self._sample = Sample()
         self.replies = Replies(reply_s_max)

@@ -1,7 +1,7 @@
 """How loaded a worker is, and what it gives up for it: pure, driven by the times that it is told.
 
-A worker measures itself (`Meter`), and what it measured climbs a ladder of levels (`Ladder`): first new sessions are
-refused, so that running ones do not suffer; only when that is not enough do running ones get less. `Board` is what
+A worker measures itself (`Meter`), and what it measured climbs a ladder of levels (`LoadLadder`): first new sessions
+are refused, so that running ones do not suffer; only when that is not enough do running ones get less. `Board` is what
 others know of it from voice.health. Seconds are of a monotonic clock unless a name says otherwise.
 """
 
@@ -107,7 +107,7 @@ class Sample:
         )
 
 
-class Ladder:
+class LoadLadder:
     """From pressure to a level, with hysteresis both ways.
 
     At a pressure of 1 the first step is taken after RAISE_S, further ones after STEP_S each while it lasts; below CALM

@@ -15,7 +15,7 @@ from processors.engine import EngineClient, Reply, Request, Transcribe, is_provi
 from processors.engine_client import replicas
 from processors.generations import ForTurns
 from processors.hosted import hosted_roles
-from processors.load import LIMITS, REPEAT_S, STEPS, Board, Ladder, Level, LoadLimits, Meter, Sample
+from processors.load import LIMITS, REPEAT_S, STEPS, Board, Level, LoadLadder, LoadLimits, Meter, Sample
 from schemas.events import Health as HealthEvent
 from schemas.events import HealthKind
 from streams.client import LogError
@@ -81,7 +81,7 @@ class LoadWatch:
         self._calls = calls
         self._limits = limits
         self._board = board
-        self._ladder = Ladder(STEPS[component])
+        self._ladder = LoadLadder(STEPS[component])
         self._told_s = float("-inf")
         self._told_calls = 0
 

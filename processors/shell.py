@@ -39,7 +39,7 @@ SILENT_S_ELSE = 60.0
 DRAIN_S = 0.5
 
 
-def limits_of(settings: Settings) -> Limits:
+def runner_limits(settings: Settings) -> Limits:
     """The runner's; a session may be silent for as long as its gateway lets it be, and its caller be away."""
     return Limits(
         open_units_max=settings.open_units_max,
@@ -106,7 +106,7 @@ class Shell:
             on_done=self._done,
             on_refused=self._refused,
             on_bug=self.stop,
-            limits=limits_of(settings),
+            limits=runner_limits(settings),
         )
         self._app = create_app(
             settings,

@@ -32,7 +32,6 @@ from processors.models import ResolvedModel
 from processors.stt.loops import NGRAM_BANNED, repeats, said, words_of
 from processors.stt.together import Together
 
-SAMPLE_RATE_HZ = 16000
 LANGUAGE_CODES: tuple[str, ...] = tuple(_LANGUAGE_CODES)
 SENTENCE_ENDS = ".!?。！？"
 

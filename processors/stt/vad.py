@@ -15,9 +15,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from processors import models
+from processors.stt.state import WINDOW_SAMPLES
 from streams.settings import Settings
 
-WINDOW_SAMPLES = 512
 MODEL = "silero-vad"
 
 QUIET_PEAK = 100  # of a 16-bit sample: -50 dBFS, half of what the gateway takes for a line's noise

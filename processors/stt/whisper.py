@@ -22,7 +22,8 @@ import structlog
 from processors.engine import Capabilities, EngineError, HeardWord, Reply, Request, Transcribe, Transcribed
 from processors.stt.completeness import LANGUAGE as COMPLETE_LANGUAGE
 from processors.stt.cores import one_is_free
-from processors.stt.reader import LANGUAGE_CODES, SAMPLE_RATE_HZ, SENTENCE_ENDS, Reader, Reading
+from processors.stt.reader import LANGUAGE_CODES, SENTENCE_ENDS, Reader, Reading
+from processors.stt.state import SAMPLE_RATE_HZ
 from processors.stt.together import Together, Unwanted
 
 log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from api.admission import COST, Admission
-from processors.load import LIMITS, REPEAT_S, STEPS, Ladder, Level, Meter, Sample
+from processors.load import LIMITS, REPEAT_S, STEPS, Level, LoadLadder, Meter, Sample
 from schemas.events import Health, HealthKind
 
 ENGINES = 2
@@ -55,7 +55,7 @@ class Toy:
         self._order = itertools.count()
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._meter = Meter({"stt": ENGINES}, 0.0)
-        self._ladder = Ladder(STEPS["stt"])
+        self._ladder = LoadLadder(STEPS["stt"])
         self._door = Admission(1000, 3000, 2.0, 0.65, random.Random(seed))
         self._open_door = open_door
         self._told_s = 0.0

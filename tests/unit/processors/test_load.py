@@ -18,8 +18,8 @@ from processors.load import (
     WINDOW_S,
     Board,
     Busy,
-    Ladder,
     Level,
+    LoadLadder,
     Meter,
     Sample,
     Waits,
@@ -34,11 +34,11 @@ PRESSURES = st.lists(st.sampled_from([0.0, 0.5, 0.69, 0.71, 0.9, 1.0, 1.5, 3.0])
 
 
 def climb(
-    pressures: Iterable[float], strains: Iterable[float] | None = None, ladder: Ladder | None = None
+    pressures: Iterable[float], strains: Iterable[float] | None = None, ladder: LoadLadder | None = None
 ) -> list[int]:
     """The level at each tick."""
     pressures = list(pressures)
-    ladder = ladder or Ladder(ALL)
+    ladder = ladder or LoadLadder(ALL)
     strains = list(strains) if strains is not None else [0.0] * len(pressures)
     pairs = enumerate(zip(pressures, strains, strict=True))
     return [int(ladder.observe(TICK_S * tick, pressure, strain)) for tick, (pressure, strain) in pairs]

@@ -84,6 +84,7 @@ from schemas.events import AudioFrame, Control, ControlKind, Session, SessionKin
 
 GAP_MS_MAX = 1000  # lost audio up to this is heard as silence; past it the stream starts anew
 FRAME_MS_MAX = 2000
+SAMPLE_INDEX_MAX = samples(2**31 - 1 - FRAME_MS_MAX)  # times of a call, in ms, are 32-bit numbers in the log: 24 days
 UTTERANCE_MS_MAX = 28_000  # with pre-roll within the 30 s that an engine reads at once
 PARTIAL_FIRST_MS = 600
 PARTIAL_EVERY_MS = 600
@@ -759,8 +760,8 @@ def _wrong(frame: AudioFrame) -> str | None:
         return f"pcm: expected whole 16-bit samples, found {len(frame.pcm)} bytes"
     if len(frame.pcm) > 2 * samples(FRAME_MS_MAX):
         return f"pcm: expected at most {FRAME_MS_MAX} ms, found {ms(len(frame.pcm) // 2)} ms"
-    if frame.sample_index < 0:
-        return f"sample_index: expected 0 or more, found {frame.sample_index}"
+    if not 0 <= frame.sample_index <= SAMPLE_INDEX_MAX:
+        return f"sample_index: expected 0 to {SAMPLE_INDEX_MAX}, found {frame.sample_index}"
     return None
 
 

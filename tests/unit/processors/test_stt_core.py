@@ -700,6 +700,7 @@ def test_a_frame_is_held_while_some_of_it_is_heard_after_a_recorded_final(frame_
         replace(frame(b"\0\0", 0, 0), pcm=b""),
         replace(frame(b"\0\0", 0, 0), sample_rate_hz=8000),
         replace(frame(b"\0\0", 0, 0), sample_index=-1),
+        replace(frame(b"\0\0", 0, 0), sample_index=2**53),
         replace(frame(b"\0\0", 0, 0), pcm=bytes(2 * RATE * 3)),
     ],
 )

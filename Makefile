@@ -70,7 +70,7 @@ format: $(VENV)/.dev  ## Format the code, and mend what can be mended
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(VENV)/.java  ## Measure everything in docs/performance.md on this machine; BENCH="--quick"
+bench: $(VENV)/.java  ## Measure calls, capacity, starts, memory and hops on this machine (docs/performance.md); BENCH="--quick"
 	@$(BIN)/python -m bench $(BENCH)
 
 bench-peers: $(PEERS)/.pipecat  ## Install Pipecat beside the platform, so that `make bench` measures it, too

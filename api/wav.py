@@ -1,6 +1,7 @@
 """WAV files as callers have them, read as the platform hears them (PCM16 mono at 16,000 Hz); calls written as WAV."""
 
 import io
+import math
 import struct
 import wave
 from dataclasses import dataclass
@@ -15,6 +16,18 @@ SAMPLE_RATE_HZ = 16_000
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _RATES_HZ = range(1_000, 768_001)
 _CHANNELS_MAX = 64
+
+ROOM_PERCENTILE = 5  # the quietest frames are the room
+_FULL_SCALE_DB = 10 * math.log10(32768**2)
+_SILENT_DB = -55.0
+# Breath is further below the loudest frame than that.
+_BELOW_LOUDEST_DB = 35.0
+# In some recordings the room is near: their noise around the words is no speech.
+_ABOVE_ROOM_DB = 10.0
+# But what is so loud speaks, whatever seems to be the room: in a recording without pauses that is soft speech.
+_SPEAKS_BELOW_LOUDEST_DB = 15.0
+# The release of a last "t" is a single frame, too, but follows the vowel within that.
+_CLICK_APART_FRAMES = 12
 
 Pcm = NDArray[np.int16]
 
@@ -122,24 +135,36 @@ def _guess(data: bytes) -> str:
     return "empty" if not data else "unknown content"
 
 
-def speech_end(pcm: Pcm, frame: int) -> int:
-    """The index of the last frame (of `frame` samples) that holds speech, by energy; -1 when there is none.
+def speaking(pcm: Pcm, frame: int) -> NDArray[np.intp]:
+    """The indices of the frames that hold speech, by energy. `frame` is 20 ms of samples; the last one is filled up.
 
-    A frame counts when its level is within 30 dB of the loud frames (95th percentile) and above -55 dBFS, and has a
-    neighbour that counts too, so that a click does not.
+    A frame speaks when its power is within 35 dB of the loudest one's and 10 dB above the room's, or within 15 dB of
+    the loudest in any case. One that is alone for 240 ms on both sides is a click. Nothing speaks where all is silent.
     """
-    frames = -(-len(pcm) // frame)
-    if not frames:
-        return -1
-    padded = np.zeros(frames * frame)
-    padded[: len(pcm)] = pcm / 32768.0
-    level_db = 10 * np.log10(np.mean(padded.reshape(frames, frame) ** 2, axis=1) + 1e-12)
-    active = level_db > max(-55.0, float(np.percentile(level_db, 95)) - 30.0)
-    beside = np.zeros(frames, bool)
-    beside[1:] |= active[:-1]
-    beside[:-1] |= active[1:]
-    found = np.flatnonzero(active & beside)
+    power = frame_power(pcm, frame)
+    level_db = 10 * np.log10(power + 1e-12) - _FULL_SCALE_DB
+    loudest_db = float(level_db.max(initial=-np.inf))
+    if loudest_db < _SILENT_DB:
+        return np.zeros(0, np.intp)
+    floor_db = max(loudest_db - _BELOW_LOUDEST_DB, float(np.percentile(level_db, ROOM_PERCENTILE)) + _ABOVE_ROOM_DB)
+    found = np.flatnonzero(level_db > min(floor_db, loudest_db - _SPEAKS_BELOW_LOUDEST_DB))
+    near = np.diff(found) <= _CLICK_APART_FRAMES
+    return found[np.append(near, False) | np.insert(near, 0, False)]
+
+
+def speech_end(pcm: Pcm, frame: int) -> int:
+    """The index of the last frame that holds speech (see `speaking`); -1 when there is none."""
+    found = speaking(pcm, frame)
     return int(found[-1]) if len(found) else -1
+
+
+def frame_power(pcm: Pcm, frame: int) -> NDArray[np.float64]:
+    """Of each frame: the mean of its samples' squares."""
+    frames = -(-len(pcm) // frame)
+    padded = np.zeros(frames * frame)
+    padded[: len(pcm)] = pcm
+    power: NDArray[np.float64] = np.mean(padded.reshape(frames, frame) ** 2, axis=1)
+    return power
 
 
 def write_stereo(path: Path, left: Pcm, right: Pcm) -> None:

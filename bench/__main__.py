@@ -12,6 +12,7 @@ from rich.console import Console
 
 from api.errors import OperatorError
 from bench import arrivals, capacity, hops, overload, readers, recovery, report, restart, soak, voice
+from bench.environment import forget
 from bench.machine import this_machine
 from bench.peers import pipecat_peer
 from bench.processes import wait_for_calm
@@ -40,10 +41,11 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How long each part may take."""
+    """How long each part may take, and of how many sessions `capacity` is."""
 
     quick: bool
     soak_minutes: float
+    sessions: tuple[int, ...] = ()
 
 
 def _voice(options: Options, found: Findings) -> None:
@@ -65,7 +67,7 @@ def _peers(options: Options, found: Findings) -> None:
 def _capacity(options: Options, found: Findings) -> None:
     own, _ = capacity.platform_cores()
     with platform_directory(capacity.ENVIRONMENT, own) as directory:
-        found.add(capacity.measure_capacity(directory, options.quick))
+        found.add(capacity.measure_capacity(directory, options.quick, options.sessions))
 
 
 def _arrivals(options: Options, found: Findings) -> None:
@@ -93,7 +95,9 @@ def _hops(options: Options, found: Findings) -> None:
 
 def _overload(options: Options, found: Findings) -> None:
     with running_platform() as url:
-        found.add(overload.measure_overload(url, options.quick))
+        measured = overload.measure_overload(url, options.quick)
+    found.add(measured)
+    found.facts += [Fact("overload", f"broken: {text}", None) for text in overload.broken_promises(measured)]
 
 
 def _readers(options: Options, found: Findings) -> None:
@@ -133,12 +137,22 @@ def bench(
         Optional[float],  # noqa: UP045
         typer.Option("--soak", help="How long calls go on for memory to be watched; 30, with --quick 1."),
     ] = None,
+    sessions: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(min=1, help="Measure so many sessions on one core, whether fewer hold or not; may be repeated."),
+    ] = None,
 ) -> None:
     """Measure the platform on this machine, from its callers' side and from its log."""
+    if sessions and only and Part.CAPACITY not in only:
+        raise typer.BadParameter("it is for the part capacity, which is not among those of --only")
     machine = this_machine()
     progress = Console(stderr=True)
+    if unheeded := forget():
+        progress.print(f"Not heeded: {', '.join(unheeded)}")
     found = report.Findings()
-    options = Options(quick, soak_minutes if soak_minutes is not None else 1.0 if quick else 30.0)
+    options = Options(
+        quick, soak_minutes if soak_minutes is not None else 1.0 if quick else 30.0, tuple(sessions or ())
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:
         for part, (doing, measure) in PARTS.items():

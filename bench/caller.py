@@ -21,13 +21,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from api.audio import mulaw_to_pcm, pcm_to_mulaw
-from bench.utterances import FRAME_MS, Pcm, Utterance
+from api.wav import Pcm
+from bench.utterances import FRAME_MS, Utterance
 
 AUDIBLE = 184  # of a 16-bit sample: -45 dBFS
+AUDIBLE_WITHIN_S = 0.2  # a gap between two chunks, or within a word, is no silence of the agent
 _PAUSE_S = 1.2  # after the reply was heard, before the caller speaks again; a second answer begins within it
 _PATIENCE_S = 20.0  # for an answer, and for the greeting
 _OVER_S = 0.8  # a caller who interrupts does it so long after the reply became audible
-_LEFT_S = 0.5  # an interruption counts where at least so much of the reply was still to be heard by then
 _OPEN_S = 10.0
 
 Manner = Literal["polite", "interrupting"]
@@ -201,12 +202,16 @@ class NativeWire:
 
 @dataclass(slots=True)
 class Piece:
-    """Agent audio that was, or would have been, played from `from_s` to `to_s`; `audible` has a sample to be heard."""
+    """Agent audio that was, or would have been, played from `from_s` to `to_s`.
+
+    `audible_s` is its first sample to be heard, `silent_s` the end of the last one; both None where it has none.
+    """
 
     arrived_s: float
     from_s: float
     to_s: float
     audible_s: float | None
+    silent_s: float | None
     label: str
 
 
@@ -226,7 +231,8 @@ class Phone:
         self.free_s = from_s + len(heard.pcm) / self.rate_hz
         loud = np.flatnonzero(np.abs(heard.pcm.astype(np.int32)) > AUDIBLE)
         audible_s = from_s + int(loud[0]) / self.rate_hz if len(loud) else None
-        self.pieces.append(Piece(now_s, from_s, self.free_s, audible_s, heard.label))
+        silent_s = from_s + (int(loud[-1]) + 1) / self.rate_hz if len(loud) else None
+        self.pieces.append(Piece(now_s, from_s, self.free_s, audible_s, silent_s, heard.label))
 
     def mark(self, now_s: float, name: str) -> None:
         """To be sent back when all before it has been played."""
@@ -249,9 +255,17 @@ class Phone:
         if self.pieces:
             last = self.pieces[-1]
             last.to_s = min(last.to_s, now_s)
-            last.audible_s = last.audible_s if last.audible_s is not None and last.audible_s < now_s else None
+            if last.audible_s is None or last.silent_s is None or last.audible_s >= now_s:
+                last.audible_s = last.silent_s = None
+            else:
+                last.silent_s = min(last.silent_s, now_s)
         self.free_s = now_s
         self.marks = deque((now_s, name) for _, name in self.marks)
+
+    def heard_until(self, now_s: float) -> float:
+        """When a sound was last audible by now: now itself while one is, 0.0 before the first."""
+        sounds = (one.silent_s for one in self.pieces if one.silent_s is not None and (one.audible_s or 0.0) <= now_s)
+        return min(now_s, max(sounds, default=0.0))
 
     def _label(self, label: str) -> None:
         """Marks name the answer whose audio they follow."""
@@ -263,13 +277,25 @@ class Phone:
 
 @dataclass(slots=True)
 class Said:
-    """One utterance on its wire; seconds since the epoch. Speech ends where its last frame has been sent."""
+    """One utterance on its wire; seconds since the epoch. Speech ends where its last frame has been sent.
+
+    `interrupts` is what the caller meant to do; `agent_heard_s` is when, by the onset of speech, the agent was last
+    audible.
+    """
 
     utterance: Utterance
     begins_s: float
     ends_s: float = 0.0
-    over_agent: bool = False
-    agent_until_s: float = 0.0
+    interrupts: bool = False
+    agent_heard_s: float = 0.0
+
+    @property
+    def over_agent(self) -> bool:
+        """Whether the agent was audible at the onset of speech.
+
+        What it has sent ahead does not count: a server that sends in real time has nothing of that.
+        """
+        return self.interrupts and self.begins_s - self.agent_heard_s <= AUDIBLE_WITHIN_S
 
 
 @dataclass(slots=True)
@@ -329,9 +355,7 @@ class Caller:
                 raise CallFailedError(f"the agent ended the call after utterance {number + 1}")
 
     async def _say(self, utterance: Utterance, over: bool) -> None:
-        now_s = time.time()
-        left_s = self._call.phone.free_s - now_s
-        said = Said(utterance, now_s, over_agent=over and left_s > _LEFT_S, agent_until_s=self._call.phone.free_s)
+        said = Said(utterance, time.time(), interrupts=over)
         self._call.said.append(said)
         self._said = said
         self._saying.extend(utterance.frames)
@@ -381,6 +405,7 @@ class Caller:
         first, last = self._said.utterance.speech
         if sent == first:
             self._said.begins_s = time.time()
+            self._said.agent_heard_s = self._call.phone.heard_until(self._said.begins_s)
         if sent == last:
             self._said.ends_s = time.time()
 

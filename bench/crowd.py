@@ -36,7 +36,10 @@ _PATIENCE_S = 3.0
 
 @dataclass(slots=True)
 class Tally:
-    """What all callers of this process saw; `late_ms` is by how much their own frames were late."""
+    """What all callers of this process saw; `late_ms` is by how much their own frames were late.
+
+    Of its `turns` each has an answer in `answer_ms`, was answered too early, or not at all.
+    """
 
     answer_ms: list[float] = field(default_factory=list)
     late_ms: list[float] = field(default_factory=list)
@@ -126,6 +129,8 @@ class OneOfMany:
                         self._tally.answer_ms.append((time.monotonic() - self._ended_s) * 1000)
                     self._ended_s = None
                 elif self._speaking and self._counts and '"media"' in data and _audible(str(data)):
+                    # A turn, too, though nobody waits for an answer to it.
+                    self._tally.turns += 1
                     self._tally.early += 1
                     self._speaking = False
 

@@ -7,7 +7,7 @@ as it takes to find how many are admitted, then one and a half times as many for
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from api.client import CallError, CallResult, RefusedError, Spoken, load_turns, place_call
@@ -16,10 +16,12 @@ from bench.report import Distribution, Fact, Findings, Row
 from streams.yamlfile import load_yaml
 
 FACTOR = 1.5
+SLOWER_MAX = 1.5  # admitted calls' 95th percentile, beside one call at a time
 PROBING_CALLERS = 14
 APART_S = 1.0  # callers do not begin in the same instant
 THINK_S = 1.0  # from the end of a caller's call to the next one
 TURNS = 4  # of the demo's caller, before the goodbye
+RATIO, REFUSALS = "p95 loaded by unloaded", "refusals"
 _ENDED_WELL = ("hung_up", "completed")
 
 
@@ -70,6 +72,13 @@ class Offer:
                 self.unanswered += 1
             else:
                 self.latencies_ms.append(turn.voice_to_voice_ms)
+
+
+_TROUBLE: Mapping[str, Callable[[Offer], int]] = {
+    "admitted calls dropped": lambda offer: len(offer.dropped),
+    "calls failed otherwise": lambda offer: len(offer.failed),
+    "turns unanswered": lambda offer: offer.unanswered,
+}
 
 
 async def offer(url: str, agent: str, turns: Sequence[Spoken], callers: int, lasting_s: float) -> Offer:
@@ -125,11 +134,12 @@ async def _measure(url: str, times: Times) -> Findings:
     admitted = max(1, probing.most(began_s + times.probing_s / 2))
     callers = max(admitted + 1, math.ceil(FACTOR * admitted))
     loaded = await offer(url, script.agent, turns, callers, times.overload_s)
-    return findings_of(quiet, admitted, callers, loaded, times)
+    return findings_of(quiet, probing, admitted, callers, loaded, times)
 
 
-def findings_of(quiet: Offer, admitted: int, callers: int, loaded: Offer, times: Times) -> Findings:
-    """What the parts show beside one another."""
+def findings_of(quiet: Offer, probing: Offer, admitted: int, callers: int, loaded: Offer, times: Times) -> Findings:
+    """What the parts show beside one another; what befell calls is counted over all three."""
+    every = (quiet, probing, loaded)
     group = f"{callers} callers for {times.overload_s:.0f} s"
     before, after = Distribution.of(quiet.latencies_ms), Distribution.of(loaded.latencies_ms)
     ratio = None if before.p95 is None or after.p95 is None else round(after.p95 / before.p95, 2)
@@ -142,12 +152,24 @@ def findings_of(quiet: Offer, admitted: int, callers: int, loaded: Offer, times:
         facts=[
             Fact("overload", "calls at once that were admitted", admitted),
             Fact("overload", "callers offered", callers),
-            Fact("overload", "p95 loaded by unloaded", ratio),
+            Fact("overload", RATIO, ratio),
             Fact("overload", "calls admitted", loaded.admitted),
-            Fact("overload", "refusals", len(loaded.told_s)),
-            Fact("overload", "admitted calls dropped", len(loaded.dropped)),
-            Fact("overload", "calls failed otherwise", len(loaded.failed)),
-            Fact("overload", "turns", loaded.turns),
-            Fact("overload", "turns unanswered", loaded.unanswered),
+            Fact("overload", REFUSALS, len(loaded.told_s)),
+            *(Fact("overload", name, sum(count(offer) for offer in every)) for name, count in _TROUBLE.items()),
+            Fact("overload", "turns", sum(offer.turns for offer in every)),
         ],
     )
+
+
+def broken_promises(found: Findings) -> list[str]:
+    """What `findings_of` shows that is promised otherwise."""
+    facts = {fact.name: fact.value for fact in found.facts}
+    broken = [f"{name}: {facts[name]:.0f}" for name in _TROUBLE if facts[name]]
+    ratio = facts[RATIO]
+    if ratio is None:
+        broken.append(f"{RATIO}: there is nothing to compare")
+    elif ratio > SLOWER_MAX:
+        broken.append(f"{RATIO}: {ratio:g}, promised {SLOWER_MAX:g} at most")
+    if not facts[REFUSALS]:
+        broken.append("nobody was refused: it was no overload, or the door is open")
+    return broken

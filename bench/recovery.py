@@ -45,6 +45,9 @@ TURNS = (5, 50, 500)
 SESSIONS = (1, 50, 200)
 TIMES = 7
 FRAME_SAMPLES = 640
+FRAMES_PER_S = 25
+# Stages write a call's snapshot so often, and what came since is done again.
+SNAPSHOT_EVERY_S = Limits().snapshot_interval_s
 _MINUTES = 10
 # Ten minutes are written in one: the cleaner has a tenth of the time that it has in earnest.
 _WRITTEN_IN_S = 60
@@ -198,7 +201,7 @@ async def _of_turns(settings: Settings, turns: int) -> Findings:
 
 
 async def _of_sessions(settings: Settings, sessions: int, written_in_s: float) -> Findings:
-    """So many silent calls, each with a second of audio that is redone."""
+    """So many silent calls, each with as much audio that is redone as lies between two snapshots."""
     stage = STAGES["stt"]
     core = SttCore(vad.create(settings))
     ids = [str(uuid.uuid4()) for _ in range(sessions)]
@@ -211,7 +214,7 @@ async def _of_sessions(settings: Settings, sessions: int, written_in_s: float) -
         before = await Desk(settings, stage, core, producer).committed(reader)
         await _ten_minutes(settings, producer, core, ids, written_in_s)
         desk = Desk(settings, stage, core, producer)
-        for number in range(25):
+        for number in range(round(FRAMES_PER_S * SNAPSHOT_EVERY_S)):
             frames = [_frame(session_id, number) for session_id in ids]
             for record in await asyncio.gather(*(desk.write(frame) for frame in frames)):
                 where = Partition(record.position.topic, record.position.partition)
@@ -231,21 +234,22 @@ async def _ten_minutes(
     """Writes what ten minutes of these calls leave in the log of snapshots."""
     partitions = settings.kafka.partitions
     states = {session_id: core.save(_after_a_second(core, session_id)) for session_id in ids}
-    seconds = _MINUTES * 60
+    rounds = round(_MINUTES * 60 / SNAPSHOT_EVERY_S)
     started_s = time.monotonic()
-    for second in range(seconds):
+    for done in range(rounds):
+        applied = {AudioFrame.TOPIC: round(FRAMES_PER_S * SNAPSHOT_EVERY_S * done)}
         pending = []
         for session_id, state in states.items():
-            snapshot = msgspec.msgpack.encode(Snapshot(state, {AudioFrame.TOPIC: 25 * second}, second, bytes(16)))
+            snapshot = msgspec.msgpack.encode(Snapshot(state, applied, done, bytes(16)))
             number = partition_of(session_id, partitions)
             pending.append(producer.publish_raw(state_topic("stt"), _key(session_id), snapshot, partition=number))
         await asyncio.gather(*pending)
-        await asyncio.sleep(max(0.0, started_s + (second + 1) * written_in_s / seconds - time.monotonic()))
+        await asyncio.sleep(max(0.0, started_s + (done + 1) * written_in_s / rounds - time.monotonic()))
 
 
 def _after_a_second(core: SttCore, session_id: str) -> Any:
     state = core.start(session_id)
-    for number in range(25):
+    for number in range(FRAMES_PER_S):
         position = Position(AudioFrame.TOPIC, 0, number)
         state = core.apply(state, Received(_frame(session_id, number), position), time.time_ns() // 1000).state
     return state

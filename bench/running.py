@@ -12,9 +12,10 @@ from typing import Any
 
 from api.errors import OperatorError
 from api.supervisor import read_state
+from bench.environment import environment
 from bench.logged import Logged, read_sessions
 from streams import broker
-from streams.settings import REPOSITORY, KafkaSettings, Settings
+from streams.settings import REPOSITORY, KafkaSettings, PrivacySettings, Settings
 
 _UP_S = 240.0
 _LAUNCHER = REPOSITORY / "api" / "launch.py"
@@ -46,23 +47,21 @@ def running_platform() -> Iterator[str]:
 
 @contextmanager
 def platform_directory(extra: Mapping[str, str] | None = None, cores: Sequence[int] = ()) -> Iterator[Path]:
-    """As `running_platform`; yields the data directory. `extra` is added to the environment.
+    """As `running_platform`; yields the data directory. `extra` is added to what `bench.environment` leaves.
 
     With `cores` every process of the platform runs on these alone.
     """
     with tempfile.TemporaryDirectory(prefix="trunkline-bench-") as directory:
         command = [sys.executable, "-m", "api.cli.main"]
         place = ["--data-dir", directory]
-        environment = {
-            name: value for name, value in os.environ.items() if name != "TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS"
-        } | dict(extra or {})
+        variables = environment(extra)
         try:
             began = subprocess.run(
                 [*command, "up", "--detach", "--port", "0", *place],
                 preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
                 timeout=_UP_S,
                 cwd=REPOSITORY,
-                env=environment,
+                env=variables,
                 capture_output=True,
                 text=True,
             )
@@ -71,7 +70,7 @@ def platform_directory(extra: Mapping[str, str] | None = None, cores: Sequence[i
             yield Path(directory)
         finally:
             # Also where the start was broken off: what is detached goes on without us.
-            subprocess.run([*command, "down", *place], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+            subprocess.run([*command, "down", *place], cwd=REPOSITORY, env=variables, stdout=subprocess.DEVNULL)
 
 
 class Trunkline:
@@ -84,7 +83,9 @@ class Trunkline:
         self.agent = agent
         self.url = str(state["url"]).replace("http", "ws", 1)
         kafka = KafkaSettings(bootstrap_servers=state["environment"]["TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS"])
-        self.settings = Settings(data_dir=directory, kafka=kafka)
+        # As the platform has them, whose environment names no other folder.
+        privacy = PrivacySettings(keys_dir=directory / "keys")
+        self.settings = Settings(data_dir=directory, kafka=kafka, privacy=privacy)
 
     def logged(self, callers: Sequence[str]) -> Mapping[str, Logged]:
         """See `System`."""

@@ -1,6 +1,7 @@
 """What bench callers say: recorded speech at the telephone's rate or the platform's, whole or in fragments.
 
-Where speech ends is judged by its energy, in steps of 20 ms, from the very samples that are sent.
+Where speech ends is judged by its energy, in steps of 20 ms, from the very samples that are sent, as
+`trunkline call` does.
 """
 
 import wave
@@ -13,16 +14,9 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-Pcm = NDArray[np.int16]
+from api.wav import ROOM_PERCENTILE, Pcm, frame_power, speaking
 
 FRAME_MS = 20
-# A frame speaks when it is within so much of the loudest one: breath is further below.
-SPEECH_BELOW_LOUDEST_DB = 35.0
-# And so much louder than the room, which in some recordings is near: their noise around the words is no speech.
-SPEECH_ABOVE_ROOM_DB = 10.0
-_ROOM_PERCENTILE = 5
-# But what is so loud speaks, whatever seems to be the room: in a recording without pauses that is soft speech.
-_SPEAKS_BELOW_LOUDEST_DB = 15.0
 # Pauses of callers who think in mid-sentence: beyond the turn-taking pause, within the completion pause.
 THINKING_MS = ((400, 650), (650, 400))
 _DIP_MS = 60
@@ -46,27 +40,17 @@ class Utterance:
         return list(padded.reshape(-1, size))
 
     @cached_property
-    def power(self) -> NDArray[np.float64]:
-        """Of each frame: the mean of its samples' squares."""
-        return np.array([np.mean(frame.astype(np.float64) ** 2) for frame in self.frames])
-
-    @cached_property
     def room(self) -> float:
         """The power of the quietest frames."""
-        return float(np.percentile(self.power, _ROOM_PERCENTILE))
+        return float(np.percentile(frame_power(self.pcm, self.rate_hz * FRAME_MS // 1000), ROOM_PERCENTILE))
 
     @cached_property
     def speaking(self) -> NDArray[np.intp]:
-        """Which frames have speech in them, by their power beside the loudest one's and the room's.
-
-        Raises ValueError for silence.
-        """
-        if not len(self.power) or self.power.max() < 1.0:
+        """Which frames have speech in them (see `api.wav.speaking`). Raises ValueError for silence."""
+        found = speaking(self.pcm, self.rate_hz * FRAME_MS // 1000)
+        if not len(found):
             raise ValueError("there is no speech in the recording")
-        loudest = 10 * np.log10(self.power.max())
-        room = 10 * np.log10(max(1e-3, self.room))
-        floor = max(loudest - SPEECH_BELOW_LOUDEST_DB, room + SPEECH_ABOVE_ROOM_DB)
-        return np.flatnonzero(self.power > 10 ** (min(floor, loudest - _SPEAKS_BELOW_LOUDEST_DB) / 10))
+        return found
 
     @cached_property
     def speech(self) -> tuple[int, int]:

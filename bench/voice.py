@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from api.demo import SCRIPT, Script
-from bench.caller import Call, Caller, Manner, NativeWire, Piece, Said, TwilioWire, Wire
+from bench.caller import AUDIBLE_WITHIN_S, Call, Caller, Manner, NativeWire, Piece, Said, TwilioWire, Wire
 from bench.logged import Logged
 from bench.report import Distribution, Fact, Findings, Row
 from bench.utterances import THINKING_MS, Utterance, fragmented, load
@@ -33,6 +33,7 @@ AUDIBLE_ANSWER = "end of speech to audible answer"
 PARTS = ("final", "transcript worked on", "intent", "first sentence", "first audio in the log")
 
 _APART_S = 0.9  # callers do not begin in the same instant
+_ABOUT_TO_END_S = 0.5  # who ends so soon after being spoken over need not have noticed
 _BURSTS_APART_S = 1.0  # where a wire does not tell answers apart, such a silence between two sounds does
 _FAMILY = {"human": "human voice", "synthetic": "synthetic voice"}
 
@@ -71,23 +72,45 @@ class System(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One utterance, with the agent's audio from its beginning to the next one's."""
+    """One utterance, with the agent's audio from its beginning to the next one's.
+
+    `tells_clear`: in this call the agent tells when it is to be silent; where none is told, silence itself is the stop.
+    """
 
     said: Said
     until_s: float
     pieces: tuple[Piece, ...]
     clears_s: tuple[float, ...]
+    tells_clear: bool = True
 
     @property
     def early(self) -> bool:
-        """The agent spoke before the caller had finished; nothing to say of a caller who speaks over the agent."""
-        audible = [one.audible_s for one in self.pieces if one.audible_s is not None]
-        return not self.said.over_agent and any(self.said.begins_s < at_s < self.said.ends_s for at_s in audible)
+        """The agent spoke before the caller had finished.
+
+        Nothing to say of a caller who speaks over the agent; one who does so in a pause of it hears its next sentence.
+        """
+        said = self.said
+        if said.over_agent:
+            return False
+        until_s = said.agent_heard_s if said.interrupts else 0.0
+        for at_s, silent_s in self._sounds:
+            if said.begins_s < at_s < said.ends_s:
+                if at_s - until_s > _BURSTS_APART_S:
+                    return True
+                until_s = silent_s
+        return False
 
     @property
     def answered_s(self) -> float | None:
         """When the first sound was heard after the end of speech."""
         return next((one.audible_s for one in self.pieces if (one.audible_s or 0.0) >= self.said.ends_s), None)
+
+    @property
+    def waited_ms(self) -> float | None:
+        """From the end of speech to the answer; None where that was too early, or what was spoken over went on."""
+        if self.answered_s is None or self.early or (self.said.over_agent and self.spoke_on):
+            return None
+        return (self.answered_s - self.said.ends_s) * 1000
 
     @property
     def answers(self) -> int:
@@ -100,11 +123,41 @@ class Turn:
 
     @property
     def stopped_ms(self) -> float | None:
-        """From the onset of speech over the agent until the agent was told to be silent; None where it never was."""
-        clear_s = next((at_s for at_s in self.clears_s if at_s >= self.said.begins_s), None)
-        if clear_s is None or clear_s > self.said.agent_until_s:
+        """From the onset of speech over the agent until the agent was told to be silent; None where it never was.
+
+        Of an agent that tells nobody, until it was silent, if that was before the caller was.
+        """
+        said = self.said
+        played_s, silent_s = self._over
+        clear_s = next((at_s for at_s in self.clears_s if at_s >= said.begins_s), None)
+        if clear_s is not None and clear_s <= played_s + AUDIBLE_WITHIN_S:
+            return (clear_s - said.begins_s) * 1000
+        if self.tells_clear or silent_s >= said.ends_s:
             return None
-        return (clear_s - self.said.begins_s) * 1000
+        return max(0.0, silent_s - said.begins_s) * 1000
+
+    @property
+    def spoke_on(self) -> bool:
+        """An agent that was not stopped spoke on, rather than having been about to end by itself."""
+        return self.stopped_ms is None and self._over[1] - self.said.begins_s > _ABOUT_TO_END_S
+
+    @property
+    def _sounds(self) -> Iterator[tuple[float, float]]:
+        """When each piece with a sound was audible, from its first to its last."""
+        for one in self.pieces:
+            if one.audible_s is not None and one.silent_s is not None:
+                yield one.audible_s, one.silent_s
+
+    @property
+    def _over(self) -> tuple[float, float]:
+        """Until when what the caller speaks over was played, and until when it was audible."""
+        played_s = silent_s = self.said.agent_heard_s
+        for one in self.pieces:
+            if one.audible_s is not None and one.audible_s - silent_s > _BURSTS_APART_S:
+                break
+            played_s = max(played_s, one.to_s)
+            silent_s = max(silent_s, one.silent_s or 0.0)
+        return played_s, silent_s
 
 
 def lines(quick: bool = False) -> tuple[str, list[Line]]:
@@ -180,7 +233,7 @@ def turns_of(call: Call) -> Iterator[Turn]:
         until_s = call.said[number + 1].begins_s if number + 1 < len(call.said) else float("inf")
         pieces = tuple(one for one in call.phone.pieces if said.begins_s <= one.to_s and one.from_s < until_s)
         clears_s = tuple(at_s for at_s in call.phone.clears_s if said.begins_s <= at_s < until_s)
-        yield Turn(said, until_s, pieces, clears_s)
+        yield Turn(said, until_s, pieces, clears_s, bool(call.phone.clears_s))
 
 
 @dataclass(slots=True)
@@ -196,16 +249,17 @@ class _Tally:
     def add(self, turn: Turn, logged: Logged | None) -> None:
         """One utterance."""
         self.counts["turns"] += 1
+        self.counts["turns that can be answered too early"] += not turn.said.over_agent
         self.counts["answered too early"] += turn.early
         self.counts["answered twice"] += turn.answers > 1
         self.counts["unanswered"] += turn.answered_s is None and not turn.early
         if turn.said.over_agent:
             self.counts["interruptions"] += 1
-            self.counts["interruptions that did not stop the agent"] += turn.stopped_ms is None
+            self.counts["interruptions that did not stop the agent"] += turn.spoke_on
             if turn.stopped_ms is not None:
                 self.stopped_ms.append(turn.stopped_ms)
-        if turn.answered_s is not None and not turn.early:
-            self.voice_to_voice_ms[turn.said.utterance.voice].append((turn.answered_s - turn.said.ends_s) * 1000)
+        if turn.waited_ms is not None:
+            self.voice_to_voice_ms[turn.said.utterance.voice].append(turn.waited_ms)
         if logged is not None:
             self._add_logged(turn, logged)
 
@@ -214,7 +268,7 @@ class _Tally:
         self.counts["taken for several turns"] += len(finals) > 1
         said = turn.said.utterance
         self.pairs[said.voice].append((said.words, " ".join(final.text for final in finals)))
-        if finals and turn.answered_s is not None and not turn.early:
+        if finals and turn.waited_ms is not None:
             for name, at_s in logged.parts_s(finals[-1]).items():
                 self.parts_ms[name].append((at_s - turn.said.ends_s) * 1000)
 

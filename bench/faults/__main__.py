@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from api.errors import OperatorError
+from bench.environment import forget
 from bench.faults import report
 from bench.faults.campaign import Campaign, Outcome
 from bench.faults.faults import FAULTS, chosen
@@ -53,6 +54,8 @@ def faults(
         else [plan_run(seed, fault.name, run, said.conversations) for fault in wanted]
     )
     machine = this_machine()
+    if unheeded := forget():
+        print(f"Not heeded: {', '.join(unheeded)}", file=sys.stderr)
     with _brokers(cluster) as brokers:
         outcomes = asyncio.run(_Campaigns(said, planned, quick, keep, brokers, Console(stderr=True)).play())
     rows = [

@@ -42,6 +42,7 @@ class Kind(StrEnum):
     OFFSETS = "offsets"
     DEAD_LETTERS = "dead_letters"
     PLATFORM = "platform"
+    OVERLOAD = "overload"
 
 
 @dataclass(frozen=True, slots=True)

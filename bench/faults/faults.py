@@ -16,7 +16,7 @@ from bench.faults.faulty_engine import Order, give_order, take_order_back
 from bench.faults.platform import SUPERVISOR, Platform
 from bench.faults.poison import garbage
 from bench.faults.proxy import Wire
-from bench.overload import measure_overload
+from bench.overload import broken_promises, measure_overload
 from processors.hosted import HOSTED_ROLES
 from schemas.events import AudioFrame
 from streams.client import Position
@@ -178,11 +178,8 @@ def _order(role: str, order: Order, everywhere: bool) -> Strike:
 async def _overload(scene: Scene) -> None:
     """One and a half times as many callers as are taken; those that are taken must not suffer."""
     found = await asyncio.to_thread(measure_overload, scene.platform.url, scene.quick)
-    facts = {fact.name: fact.value or 0 for fact in found.facts}
-    for name in ("admitted calls dropped", "calls failed otherwise", "turns unanswered"):
-        if facts[name]:
-            scene.broken.append(Finding(Kind.LOST, f"{name}: {facts[name]:.0f}"))
-    scene.notes += [f"{name}: {value:g}" for name, value in facts.items()]
+    scene.broken += [Finding(Kind.OVERLOAD, text) for text in broken_promises(found)]
+    scene.notes += [f"{fact.name}: {fact.value or 0:g}" for fact in found.facts]
 
 
 async def _leader(scene: Scene) -> None:
@@ -285,7 +282,7 @@ FAULTS: Mapping[str, Fault] = _faults()
 def chosen(names: str, cluster: bool = False) -> list[Fault]:
     """The faults named, or whole families of them: `kill.stt,client`; all that fit where none is named.
 
-    Raises OperatorError.
+    Raises OperatorError, also where one that is named needs a cluster and there is none.
     """
     if not names:
         return [fault for fault in FAULTS.values() if fault.needs_cluster is cluster]
@@ -294,5 +291,7 @@ def chosen(names: str, cluster: bool = False) -> list[Fault]:
         own = {key: fault for key, fault in FAULTS.items() if key == name or key.startswith(f"{name}.")}
         if not own:
             raise OperatorError(f"{name}: no such fault; expected some of {', '.join(FAULTS)}", exit_code=2)
+        if unfit := [key for key, fault in own.items() if fault.needs_cluster and not cluster]:
+            raise OperatorError(f"{', '.join(unfit)}: needs three brokers; add --cluster", exit_code=2)
         found |= own
-    return [fault for fault in found.values() if cluster or not fault.needs_cluster]
+    return list(found.values())

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -18,14 +17,14 @@ import psutil
 
 from api.errors import OperatorError
 from api.supervisor import read_state
+from bench.environment import environment as own_environment
 from bench.faults.patience import settle
 from processors.clickhouse.rows import TABLE_OF_TOPIC
-from streams.settings import REPOSITORY, Settings
+from streams.settings import REPOSITORY, PrivacySettings, Settings
 from streams.topics import CONVERSATION
 
 SUPERVISOR = "supervisor"
 _QUESTION_S = 20.0
-_NEVER_SET = ("TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS", "TRUNKLINE_ERP_URL", "TRUNKLINE_API__PORT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +49,9 @@ class Platform:
     def __init__(self, data_dir: Path, environment: Mapping[str, str] | None = None) -> None:
         self.data_dir = data_dir
         self.port = _free_port()
-        kept = {name: value for name, value in os.environ.items() if name not in _NEVER_SET}
-        self._environment = {**kept, **(environment or {})}
-        self._place = Settings(data_dir=data_dir)
+        self._environment = own_environment(environment)
+        # The folder that a platform has whose environment names no other one.
+        self._place = Settings(data_dir=data_dir, privacy=PrivacySettings(keys_dir=data_dir / "keys"))
 
     @property
     def url(self) -> str:

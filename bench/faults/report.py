@@ -52,7 +52,7 @@ def row(fault: str, promise: Promise | None, outcomes: Sequence[Outcome]) -> Row
         doubled=count([Kind.DOUBLED]),
         transcripts=count([Kind.TRANSCRIPT]),
         effects=count([Kind.EFFECT]),
-        others=count([Kind.ROWS, Kind.OFFSETS, Kind.DEAD_LETTERS, Kind.PLATFORM]),
+        others=count([Kind.ROWS, Kind.OFFSETS, Kind.DEAD_LETTERS, Kind.PLATFORM, Kind.OVERLOAD]),
         reconnects=sum(outcome.reconnects for outcome in outcomes),
         repeats=sum(outcome.repeats for outcome in outcomes),
     )

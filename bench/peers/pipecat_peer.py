@@ -16,7 +16,9 @@ from streams.settings import REPOSITORY, Settings
 
 PYTHON = REPOSITORY / ".venv-peers" / "bin" / "python"
 PROFILES = ("default", "tuned")
-WHISPER, VOICE = "whisper-base", "hibari"
+# `default` reads with the model that Trunkline reads with where it is unsure, `tuned` with the one it reads with first.
+WHISPER = {"default": "whisper-base", "tuned": "whisper-tiny-en"}
+VOICE = "hibari"
 _SERVER = Path(__file__).parent / "pipecat" / "server.py"
 _START_S = 90.0
 
@@ -47,7 +49,7 @@ def running_pipecat(profile: str) -> Iterator[Pipecat]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
-    files = ["--whisper", str(models.resolve(settings, WHISPER).directory)]
+    files = ["--whisper", str(models.resolve(settings, WHISPER[profile]).directory)]
     files += ["--voice", str(models.resolve(settings, VOICE).path)]
     command = [str(PYTHON), str(_SERVER), "--port", str(port), "--profile", profile, *files]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,10 +1,15 @@
 """What the overload benchmark makes of calls: who was admitted, dropped, refused, and by how much slower."""
 
+from random import Random
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from api.client import CallResult, TurnSummary
-from bench.overload import QUICK, Offer, findings_of
+from bench.faults import faults
+from bench.faults.checks import Kind
+from bench.overload import QUICK, Offer, broken_promises, findings_of
 
 
 def turn(waited_ms: float | None) -> TurnSummary:
@@ -38,9 +43,50 @@ def test_the_table_compares_the_95th_percentiles() -> None:
     quiet.latencies_ms = [400.0] * 94 + [800.0] * 6
     loaded.latencies_ms = [600.0] * 94 + [1000.0] * 6
     loaded.told_s, loaded.admitted, loaded.failed = [2.0, 4.0], 9, ["nothing answers"]
-    found = findings_of(quiet, 6, 9, loaded, QUICK)
+    found = findings_of(quiet, Offer(), 6, 9, loaded, QUICK)
     facts = {fact.name: fact.value for fact in found.facts}
     assert facts["p95 loaded by unloaded"] == pytest.approx(1.25)
     assert (facts["callers offered"], facts["calls at once that were admitted"]) == (9, 6)
     assert (facts["refusals"], facts["admitted calls dropped"], facts["calls failed otherwise"]) == (2, 0, 1)
-    assert findings_of(Offer(), 1, 2, loaded, QUICK).facts[2].value is None
+    assert findings_of(Offer(), Offer(), 1, 2, loaded, QUICK).facts[2].value is None
+
+
+def offers(loaded_ms: float, refusals: int) -> tuple[Offer, Offer, Offer]:
+    """One call at a time, those that probe, and those that are too many."""
+    return Offer(latencies_ms=[400.0]), Offer(), Offer(latencies_ms=[loaded_ms], told_s=[2.0] * refusals)
+
+
+def test_what_befalls_calls_counts_in_every_part() -> None:
+    quiet, probing, loaded = offers(500.0, 3)
+    quiet.dropped, probing.failed, loaded.failed = ["failed"], ["nothing answers"], ["nothing answers"]
+    quiet.turns, probing.turns, loaded.turns, probing.unanswered = 4, 3, 2, 1
+    found = findings_of(quiet, probing, 6, 9, loaded, QUICK)
+    assert {fact.name: fact.value for fact in found.facts}["turns"] == 9
+    assert broken_promises(found) == ["admitted calls dropped: 1", "calls failed otherwise: 2", "turns unanswered: 1"]
+
+
+@pytest.mark.parametrize(
+    ("loaded_ms", "refusals", "broken"),
+    [(600.0, 1, None), (610.0, 1, "promised 1.5 at most"), (500.0, 0, "nobody was refused")],
+)
+def test_callers_who_wait_longer_or_a_door_that_stays_open_break_the_promise(
+    loaded_ms: float, refusals: int, broken: str | None
+) -> None:
+    quiet, probing, loaded = offers(loaded_ms, refusals)
+    found = broken_promises(findings_of(quiet, probing, 6, 9, loaded, QUICK))
+    assert len(found) == bool(broken)
+    assert all(str(broken) in text for text in found)
+
+
+def test_what_cannot_be_compared_breaks_the_promise() -> None:
+    found = broken_promises(findings_of(Offer(), Offer(), 6, 9, offers(500.0, 1)[2], QUICK))
+    assert found == ["p95 loaded by unloaded: there is nothing to compare"]
+
+
+async def test_the_fault_reports_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = findings_of(*offers(900.0, 0)[:2], 6, 9, offers(900.0, 0)[2], QUICK)
+    monkeypatch.setattr(faults, "measure_overload", lambda url, quick: measured)
+    scene = faults.Scene(SimpleNamespace(url="http://x"), None, Random(1))  # type: ignore[arg-type]
+    await faults.FAULTS["overload"].strike(scene)
+    assert [finding.kind for finding in scene.broken] == [Kind.OVERLOAD, Kind.OVERLOAD]
+    assert any(note.startswith("p95 loaded by unloaded") for note in scene.notes)

@@ -1,12 +1,14 @@
 """What bench callers count as speech, as an answer, as too early, as twice, and as stopped."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 
-from bench.caller import Call, Clear, Heard, Mark, NativeWire, Phone, Piece, Said, TwilioWire
-from bench.utterances import Pcm, Utterance, fragmented, quietest
+from api.wav import Pcm
+from bench.caller import Call, Caller, Clear, Heard, Mark, NativeWire, Phone, Piece, Said, TwilioWire
+from bench.utterances import Utterance, fragmented, quietest
 from bench.voice import Turn, findings_of, scenes, turns_of
 
 RATE_HZ = 8000
@@ -26,13 +28,18 @@ def utterance(*parts: Pcm) -> Utterance:
 
 
 def piece(from_s: float, to_s: float, label: str = "", audible: bool = True) -> Piece:
-    return Piece(from_s, from_s, to_s, from_s if audible else None, label)
+    return Piece(from_s, from_s, to_s, from_s if audible else None, to_s if audible else None, label)
 
 
-def turn(*pieces: Piece, clears_s: tuple[float, ...] = (), over_agent: bool = False) -> Turn:
-    """Speech from 10 to 12 s; over the agent, who would have spoken until 14."""
-    said = Said(utterance(tone(2000)), 10.0, 12.0, over_agent, 14.0)
-    return Turn(said, 30.0, pieces, clears_s)
+def in_real_time(from_s: float, until_s: float) -> list[Piece]:
+    """What a server sends that sends no more than is heard: 40 ms at a time, each a little late."""
+    return [piece(at_s, at_s + 0.04) for at_s in np.arange(from_s, until_s - 0.01, 0.045)]
+
+
+def turn(*pieces: Piece, clears_s: tuple[float, ...] = (), heard_s: float = 0.0, tells_clear: bool = True) -> Turn:
+    """Speech from 10 to 12 s, in a call that interrupts; the agent was last audible at `heard_s`."""
+    said = Said(utterance(tone(2000)), 10.0, 12.0, interrupts=True, agent_heard_s=heard_s)
+    return Turn(said, 30.0, pieces, clears_s, tells_clear)
 
 
 def test_speech_is_told_by_its_energy_beside_the_loudest() -> None:
@@ -76,7 +83,11 @@ def test_an_answer_counts_from_its_first_audible_sound_after_the_end_of_speech()
 
 def test_who_speaks_into_the_callers_speech_is_early() -> None:
     assert turn(piece(11.0, 11.5), piece(12.5, 13.0)).early
-    assert not turn(piece(11.0, 11.5), over_agent=True).early
+    assert not turn(piece(9.0, 11.5), heard_s=10.0).early
+    assert not turn(piece(10.4, 11.5), heard_s=9.6).early, "the next sentence of what is spoken over is no early answer"
+    assert turn(piece(10.4, 10.8), piece(11.9, 12.5), heard_s=9.6).early, "another answer after it is"
+    polite = Said(utterance(tone(2000)), 10.0, 12.0, agent_heard_s=9.9)
+    assert Turn(polite, 30.0, (piece(9.5, 9.9), piece(10.1, 11.0)), ()).early, "who does not interrupt has waited"
     assert not turn(piece(11.0, 11.5, audible=False)).early
 
 
@@ -87,10 +98,53 @@ def test_answers_are_told_apart_by_their_labels_else_by_silence() -> None:
     assert turn(piece(12.5, 13.0), piece(14.5, 15.0)).answers == 2
 
 
+def test_a_caller_speaks_over_an_agent_that_is_audible_whatever_it_has_sent_ahead() -> None:
+    ahead, real_time = Phone(RATE_HZ), Phone(RATE_HZ)
+    ahead.add(9.0, Heard(np.concatenate([tone(1000), silence(400), tone(600)])))
+    for number in range(25):
+        real_time.add(9.0 + number * 0.041, Heard(tone(40)))
+    for phone in (ahead, real_time):
+        assert phone.heard_until(8.0) == 0.0
+        over = Said(utterance(tone(100)), 10.0, interrupts=True, agent_heard_s=phone.heard_until(10.0))
+        assert over.over_agent
+        after = Said(utterance(tone(100)), 13.0, interrupts=True, agent_heard_s=phone.heard_until(13.0))
+        assert not after.over_agent
+    assert ahead.heard_until(13.0) == pytest.approx(11.0, abs=0.01)
+    assert not Said(utterance(tone(100)), 10.0, agent_heard_s=10.0).over_agent, "a polite caller does not mean to"
+
+
+def test_the_onset_of_speech_decides_what_is_spoken_over() -> None:
+    caller = Caller(TwilioWire("shop", "caller-1"), "caller-1", "interrupting")
+    said = Said(utterance(silence(40), tone(100)), 0.0, interrupts=True)
+    caller._call.phone.add(time.time(), Heard(tone(500)))
+    caller._said = said
+    caller._saying.extend(said.utterance.frames)
+    while caller._saying:
+        caller._note(caller._saying.popleft())
+        assert bool(said.agent_heard_s) == (len(caller._saying) < len(said.utterance.frames) - 2)
+    assert said.over_agent
+
+
 def test_an_agent_is_stopped_when_it_is_told_so_before_it_has_finished() -> None:
-    assert turn(clears_s=(10.2,), over_agent=True).stopped_ms == pytest.approx(200)
-    assert turn(clears_s=(14.5,), over_agent=True).stopped_ms is None
-    assert turn(clears_s=(9.9,), over_agent=True).stopped_ms is None
+    ahead = turn(piece(9.0, 10.2), clears_s=(10.2,), heard_s=10.0)
+    assert ahead.stopped_ms == pytest.approx(200)
+    assert not ahead.spoke_on
+    real_time = turn(*in_real_time(9.0, 10.2), clears_s=(10.25,), heard_s=9.98)
+    assert real_time.stopped_ms == pytest.approx(250)
+    assert not real_time.early
+    assert turn(piece(9.0, 14.0), clears_s=(14.5,), heard_s=10.0).stopped_ms is None
+    assert turn(piece(9.0, 14.0), heard_s=10.0).spoke_on
+    assert turn(piece(9.0, 14.0), clears_s=(9.9,), heard_s=10.0).stopped_ms is None
+    about_to_end = turn(piece(9.0, 10.3), piece(12.4, 13.0), heard_s=10.0)
+    assert about_to_end.stopped_ms is None
+    assert not about_to_end.spoke_on
+
+
+def test_an_agent_that_tells_nobody_is_stopped_when_it_is_silent() -> None:
+    one = turn(*in_real_time(9.0, 10.3), piece(12.5, 13.0), heard_s=9.98, tells_clear=False)
+    assert one.stopped_ms == pytest.approx(300, abs=50)
+    assert turn(*in_real_time(9.0, 12.5), heard_s=9.98, tells_clear=False).stopped_ms is None
+    assert turn(*in_real_time(9.0, 12.5), heard_s=9.98, tells_clear=False).spoke_on
 
 
 def test_a_phone_plays_in_turn_and_forgets_what_is_cleared() -> None:
@@ -149,7 +203,22 @@ def test_early_turns_give_no_latency_and_failed_calls_are_counted() -> None:
     assert found.rows[0].distribution.p50 == pytest.approx(400)
     assert found.rows[0].distribution.count == 1
     assert (facts["turns"], facts["answered too early"], facts["unanswered"]) == (2, 1, 0)
+    assert facts["turns that can be answered too early"] == 2
     assert (facts["calls"], facts["calls failed"], facts["calls failed: refused"]) == (2, 1, 1)
+
+
+def test_what_goes_on_after_the_caller_is_no_answer() -> None:
+    assert turn(*in_real_time(9.0, 12.5), heard_s=9.98).answered_s is not None
+    assert turn(*in_real_time(9.0, 12.5), heard_s=9.98).waited_ms is None
+    assert turn(piece(9.0, 10.2), piece(12.5, 13.0), clears_s=(10.2,), heard_s=10.0).waited_ms == pytest.approx(500)
+
+
+def test_turns_over_the_agent_are_no_turns_that_can_be_answered_too_early() -> None:
+    said = [Said(utterance(tone(2000)), at_s, at_s + 2, True, at_s - 0.1) for at_s in (10.0, 20.0)]
+    phone = Phone(RATE_HZ, [piece(9.0, 10.2), piece(13.0, 14.0), piece(19.0, 20.2), piece(23.0, 24.0)], [10.2, 20.2])
+    facts = {fact.name: fact.value for fact in findings_of("g", [Call("a", said, phone)], {}).facts}
+    assert (facts["turns"], facts["turns that can be answered too early"]) == (2, 0)
+    assert (facts["interruptions"], facts["interruptions that did not stop the agent"]) == (2, 0)
 
 
 def test_a_turn_ends_where_the_next_begins_and_what_was_not_said_is_none() -> None:

@@ -1,12 +1,16 @@
 """The documents name what is there."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
 from api.cli.main import app
+from bench.faults.faults import FAULTS, Promise
+from bench.faults.faulty_engine import Order
+from bench.overload import SLOWER_MAX
 from processors.agents import load_agents
 from streams.settings import REPOSITORY
 from streams.topics import TOPICS
@@ -15,20 +19,7 @@ DOCUMENTS = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
-    "docs/topics.md",
-    "docs/sla.md",
-    "docs/calls.md",
-    "docs/engines.md",
-    "docs/faults.md",
-    "docs/running.md",
-    "docs/analytics.md",
-    "docs/webhooks.md",
-    "docs/access.md",
-    "docs/audit.md",
-    "docs/crm.md",
-    "docs/privacy.md",
-    "docs/capacity.md",
-    "docs/scaling.md",
+    *sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "docs").glob("**/*.md")),
 ]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -63,3 +54,42 @@ def test_the_agent_of_the_readme_loads(tmp_path: Path) -> None:
 def test_every_topic_is_described() -> None:
     described = (REPOSITORY / "docs/topics.md").read_text(encoding="utf-8")
     assert [name for name in TOPICS if name not in described and not name.startswith("voice.state.")] == []
+
+
+def test_the_readme_names_every_document() -> None:
+    assert [path.name for path in (REPOSITORY / "docs").glob("*.md") if path.name not in README] == []
+
+
+def test_every_entry_of_the_changelog_is_told_once() -> None:
+    text = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    entries = [" ".join(entry.split()) for entry in re.split(r"^- |^#.*$", text, flags=re.MULTILINE)]
+    assert [entry for entry, times in Counter(filter(None, entries)).items() if times > 1] == []
+
+
+FAULTS_PAGE = (REPOSITORY / "docs/faults.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_faults_promises_what_the_campaign_holds_the_platform_to() -> None:
+    promised = FAULTS_PAGE.split("## What is promised")[1]
+    cells = [line.strip("|").split("|") for line in promised.splitlines() if line.startswith("| `")]
+    by_name = {name: silence for names, silence, _ in cells for name in re.findall(r"`([\w.]+)`", names)}
+    for fault in FAULTS.values():
+        silence = by_name.get(fault.name) or by_name[fault.name.split(".")[0]]
+        written = {name: 1000 * float(value) for name, value in re.findall(r"(p50|max) ([\d.]+) s", silence)}
+        expected = fault.promise or Promise(None, None)
+        assert (written.get("p50"), written.get("max")) == (expected.p50_ms, expected.max_ms), fault.name
+
+
+def test_the_page_on_faults_names_each_thing_that_an_engine_may_do() -> None:
+    (row,) = [line for line in FAULTS_PAGE.splitlines() if line.startswith("| `engine.HOW.ROLE`")]
+    assert [order for order in Order if f"`{order}`" not in row] == []
+
+
+def test_overload_is_promised_in_the_same_words() -> None:
+    for promise in (
+        f"at most {SLOWER_MAX:g} times that of one call at a time",
+        "others are told when to come back",
+        "no call dropped or failed",
+    ):
+        assert promise in " ".join(FAULTS_PAGE.split())
+    assert f"at most {SLOWER_MAX:g} times that of one call at a time" in " ".join(README.split())

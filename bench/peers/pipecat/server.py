@@ -46,6 +46,10 @@ from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 RATE_HZ = 8000
+# Pipecat's own default: its Whisper service takes what it is given to be of this rate, whatever the pipeline's is.
+HEARING_RATE_HZ = 16_000
+# Of `tuned`, 300 ms in all, as Trunkline's turn pause: VAD's pause, and what may be said behind it.
+VAD_STOP_S, SPEECH_TIMEOUT_S = 0.2, 0.1
 GREETING = "Hello, this is Ridgeline Outdoor. How can I help you today?"
 ANSWERS = (
     (r"\bnumber\b|\d", "Your order one zero four two is on its way with Swift Parcel. It should arrive on Thursday."),
@@ -120,9 +124,9 @@ def user_params(profile: str) -> LLMUserAggregatorParams:
     """default: Pipecat's own turn detection (Smart Turn). tuned: an end of turn by a short silence."""
     if profile == "default":
         return LLMUserAggregatorParams(vad_analyzer=SileroVADAnalyzer())
-    stop = SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=0.3)
+    stop = SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=SPEECH_TIMEOUT_S)
     return LLMUserAggregatorParams(
-        vad_analyzer=SileroVADAnalyzer(params=VADParams(stop_secs=0.2)),
+        vad_analyzer=SileroVADAnalyzer(params=VADParams(stop_secs=VAD_STOP_S)),
         user_turn_strategies=UserTurnStrategies(stop=[stop]),
     )
 
@@ -144,11 +148,11 @@ async def serve_call(websocket: WebSocket, profile: str) -> None:
             serializer=TwilioFrameSerializer(start["start"]["streamSid"], params=quiet),
         ),
     )
-    latency = {} if profile == "default" else {"ttfs_p99_latency": 0.3}
+    latency = {} if profile == "default" else {"ttfs_p99_latency": VAD_STOP_S + SPEECH_TIMEOUT_S}
     stt = SharedWhisper(settings=WhisperSTTService.Settings(model="given"), **latency)
     pair = LLMContextAggregatorPair(LLMContext(), user_params=user_params(profile))
     stages = [transport.input(), stt, pair.user(), Rules(), HibariTTS(), transport.output(), pair.assistant()]
-    rates = PipelineParams(audio_in_sample_rate=RATE_HZ, audio_out_sample_rate=RATE_HZ)
+    rates = PipelineParams(audio_in_sample_rate=HEARING_RATE_HZ, audio_out_sample_rate=RATE_HZ)
     worker = PipelineWorker(Pipeline(stages), params=rates)
 
     @transport.event_handler("on_client_connected")

@@ -9,6 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from api.wav import WavError, decode_wav, read_wav, speech_end, write_stereo
+from bench.utterances import Utterance
+from streams.settings import REPOSITORY
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -104,6 +106,28 @@ def test_end_of_speech_is_the_last_loud_frame_and_not_a_click() -> None:
     assert speech_end(pcm, 320) == 19
     assert speech_end(np.zeros(1_000, np.int16), 320) == -1
     assert speech_end(np.zeros(0, np.int16), 320) == -1
+
+
+def test_a_soft_end_is_speech_and_the_noise_of_a_room_is_none() -> None:
+    room = np.random.default_rng(1).normal(0, 60, 16_000)
+    loud = room.copy()
+    loud[3_200:6_400] += tone(16_000)[:3_200] * 20_000
+    assert speech_end(loud.astype(np.int16), 320) == 19
+    loud[6_400:6_720] += tone(16_000)[:320] * 20_000 / 20
+    assert speech_end(loud.astype(np.int16), 320) == 20
+
+
+def test_the_release_of_a_last_consonant_is_speech() -> None:
+    pcm = np.zeros(16_000, np.int16)
+    pcm[3_200:6_400] = (tone(16_000)[:3_200] * 32767).astype(np.int16)
+    pcm[9_600:9_920] = 4_000
+    assert speech_end(pcm, 320) == 30
+
+
+def test_benchmarks_and_callers_know_one_end_of_speech() -> None:
+    for path in sorted((REPOSITORY / "infra/demo").glob("*.wav")):
+        pcm = read_wav(path)
+        assert Utterance(path.name, "", "", pcm, 16_000).speech[1] == speech_end(pcm, 320)
 
 
 def test_stereo_holds_both_tracks_aligned(tmp_path: Path) -> None:

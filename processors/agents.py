@@ -7,6 +7,7 @@ that a mistake shows when the platform starts and not in the middle of a call.
 import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -18,6 +19,8 @@ from processors.templates import Template, TemplateText
 from streams.yamlfile import ConfigError, Problem, load_yaml, problem_at
 
 NONE_INTENT = "none"
+
+_NUMBERED = re.compile(r"^\s*(\d{1,3})[.)]\s+")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
 OperationName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*\.[a-z][a-z0-9_]*$", max_length=120)]
@@ -84,7 +87,9 @@ class Limits(_Part):
     first_sentence_ms_max: int = Field(
         800, ge=50, le=60_000, description="how long a freely generated answer may take to begin"
     )
-    history_turns: int = Field(12, ge=1, le=50, description="turns that the language model is told")
+    history_turns: int = Field(
+        6, ge=1, le=50, description="turns that the language model is told; many need a model with room for them"
+    )
     knowledge_score_min: float = Field(0.5, ge=0, le=1, description="similarity from which a passage answers")
     confidence_min: float = Field(0.3, ge=0, le=1, description="below it an intent counts as none")
 
@@ -146,7 +151,10 @@ class Tool(_Part):
     operation: OperationName | None = None
     arguments: Mapping[Name, TemplateText] = Field(default_factory=dict, description="the operation's arguments")
     timeout_s: float = Field(3.0, gt=0, le=60)
-    effect: Literal["read", "write"] = "read"
+    effect: Literal["read", "write"] = Field(
+        "read",
+        description="write: waits until the turn is sure, and is never given up halfway; only GET may leave it out",
+    )
     outcomes: tuple[OutcomeRule, ...] = ()
     offered: bool = Field(
         False, description="to the language model, which may choose it where no intent fits, by its description"
@@ -162,6 +170,11 @@ class Tool(_Part):
             raise ValueError("expected method, headers and body only beside url: the adapter has the operation's")
         if self.operation is None and self.method == "GET" and (self.body or self.effect == "write"):
             raise ValueError("expected a GET tool to have no body and effect read")
+        if self.method != "GET" and "effect" not in self.model_fields_set:
+            # What only asks is called before the turn is sure, and perhaps in vain: nothing may be charged by default.
+            raise ValueError(
+                f"expected effect (read or write) beside method {self.method}: whether it changes something"
+            )
         if self.offered and not self.description:
             raise ValueError("expected a description beside offered: the language model chooses by it")
         return self
@@ -486,6 +499,19 @@ def split_passages(markdown: str) -> Iterator[Passage]:
         while lines and (match := re.match(r"(#{1,6})\s+(.*?)\s*#*$", lines[0])):
             headings = [*headings[: len(match[1]) - 1], match[2]]
             lines = lines[1:]
-        text = " ".join(re.sub(r"^\s*([-*+]|\d+[.)])\s+", "", line).strip() for line in lines).strip()
+        text = " ".join(_without_markers(lines)).strip()
         if text:
             yield Passage(heading=headings[-1] if headings else "", text=text)
+
+
+def _without_markers(lines: list[str]) -> Iterator[str]:
+    """The lines without what makes them items of a list.
+
+    Numbers are that in two lines one after the other, and from a first line's 1 to another's 2; any other is a fact.
+    """
+    numbers = [int(found[1]) if (found := _NUMBERED.match(line)) else None for line in lines]
+    adjacent = any(None not in pair for pair in pairwise(numbers))
+    listed = adjacent or (numbers[:1] == [1] and 2 in numbers)
+    for line in lines:
+        line = re.sub(r"^\s*[-*+]\s+", "", line)
+        yield (_NUMBERED.sub("", line) if listed else line).strip()

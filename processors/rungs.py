@@ -122,13 +122,14 @@ def _other_voices(
         from processors.tts.espeak import MODEL, Espeak
 
         return [Rung(lane(f"{whose}.{MODEL}", Espeak(program)), 1, model=MODEL)]
-    voices = [model.voice for model in models.catalogue(settings) if model.engine == settings.engines.tts]
-    first, *others = [voice for voice in voices if voice] or [""]
+    listed = {model.name: model.voice for model in models.catalogue(settings) if model.engine == settings.engines.tts}
+    voices = [voice for voice in listed.values() if voice]
+    default = listed.get(settings.engines.tts_model) or next(iter(voices), "")
 
     def other(request: Request) -> Request | None:
         if not isinstance(request, Speak):
             return None
-        voice = next((voice for voice in (*others, first) if voice != (request.voice or first)), "")
+        voice = next((voice for voice in voices if voice != (request.voice or default)), "")
         return replace(request, voice=voice) if voice else None
 
-    return [Rung(one, 1, f"{one.name} other voice", other) for one in own] if others else []
+    return [Rung(one, 1, f"{one.name} other voice", other) for one in own] if len(voices) > 1 else []

@@ -37,8 +37,8 @@ def spoken_date(value: Any) -> str:
 def money(value: Any, currency: str = "dollars") -> str:
     """An amount as it is said: `129.5` becomes `129 dollars and 50 cents`."""
     cents = round(float(value) * 100)
-    whole, rest = divmod(cents, 100)
-    return f"{whole} {currency}" + (f" and {rest} cents" if rest else "")
+    whole, rest = divmod(abs(cents), 100)
+    return f"{'minus ' if cents < 0 else ''}{whole} {currency}" + (f" and {rest} cents" if rest else "")
 
 
 def listing(values: Any, conjunction: str = "and") -> str:
@@ -82,7 +82,7 @@ class Template:
         """The text with runs of blanks made one; raises RenderError where a value is missing or does not fit."""
         try:
             return re.sub(r"\s+", " ", self._compiled.render(values)).strip()
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except Exception as error:  # filters and methods raise anything for values that they were not made for
             raise RenderError(f"{type(error).__name__}: {error}") from error
 
     def __eq__(self, other: object) -> bool:
@@ -113,7 +113,7 @@ class Expression:
         """Whether the condition is met; one that cannot be evaluated is not."""
         try:
             return bool(self._compiled(**values))
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
+        except Exception:  # as of a template: a condition over another system's answer meets any value
             return False
 
     def __repr__(self) -> str:

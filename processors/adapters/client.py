@@ -22,6 +22,7 @@ from processors.adapters.authority import Authority
 from processors.adapters.pace import Bucket
 from processors.breaker import Breaker, OnChange
 from processors.engine import EngineError
+from processors.json_text import json_in
 from processors.outcomes import outcome_of
 from processors.templates import RenderError
 from processors.webhooks.core import retry_after_s
@@ -225,7 +226,7 @@ class AdapterClient:
             finally:
                 await response.aclose()
         requests.labels(self._adapter.id, str(response.status_code)).inc()
-        return Answer(response.status_code, _json(bytes(body)), response.headers)
+        return Answer(response.status_code, json_in(bytes(body)), response.headers)
 
     # ---- records that were found lately
 
@@ -298,13 +299,6 @@ def _json_of(value: Any) -> bytes:
         return json.dumps(value, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise RenderError(f"its body is no JSON ({type(error).__name__})") from error
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body) if body else None
-    except ValueError:
-        return None
 
 
 def _may_pass(error: BaseException) -> bool:

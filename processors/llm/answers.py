@@ -11,6 +11,7 @@ import numpy as np
 
 from processors.agents import Agent, IntentSpec, Tool
 from processors.engine import Chosen, Embed, Embedded, Generated, ToolReturned
+from processors.json_text import json_in
 from processors.llm import memory as remembering
 from processors.llm.afterwards import after_choice, after_tool, keep
 from processors.llm.chat import asked, is_sayable, sources_of
@@ -20,7 +21,7 @@ from processors.llm.knowledge import Hit, KnowledgeIndex
 from processors.llm.memory import Exchange, Memory
 from processors.llm.offers import Wrong, checked, entities_of, intent_of, offers_of, question_for
 from processors.llm.patience import Patience
-from processors.llm.requests import choice_id, json_in, render_call, tool_call_id, tool_outcome
+from processors.llm.requests import choice_id, render_call, tool_call_id, tool_outcome
 from processors.llm.sentences import split_sentences, take_sentences
 from processors.llm.state import State
 from processors.llm.turn import (

@@ -1,6 +1,7 @@
 """What the language model is asked: the chat of a turn, its fixed part first, so that it is read once for all turns."""
 
 import json
+import re
 from dataclasses import replace
 
 from processors.agents import Agent, Tool
@@ -14,8 +15,9 @@ from processors.stage import Ask
 from processors.templates import spoken_date
 from schemas.events import Intent
 
-HISTORY_FOR_MODEL = 6
 RESULT_CHARS_MAX = 2000
+
+_ITEM = re.compile(r"(\d{1,2})[.)]\s+")
 
 
 def asked(
@@ -66,7 +68,17 @@ def is_sayable(text: str, turn: Turn) -> bool:
     done = " ".join(
         f"{tool.name} {tool.description}" for tool, outcome in known if tool.effect == "write" and outcome == "ok"
     )
-    return is_grounded(text, turn.told, looked_up=bool(known), done=done)
+    return is_grounded(_without_count(text, turn.sentences), turn.told, looked_up=bool(known), done=done)
+
+
+def _without_count(text: str, before: tuple[str, ...]) -> str:
+    """The text without a number that only counts on in a list, from 1 after a colon: such a number is no fact."""
+    found = _ITEM.match(text)
+    if found is None:
+        return text
+    last = next((int(item[1]) for one in reversed(before) if (item := _ITEM.match(one))), 0)
+    counts = int(found[1]) == last + 1 and (last > 0 or (bool(before) and before[-1].endswith(":")))
+    return text[found.end() :] if counts else text
 
 
 def _messages(agent: Agent, memory: Memory, turn: Turn) -> tuple[Message, ...]:
@@ -77,7 +89,7 @@ def _messages(agent: Agent, memory: Memory, turn: Turn) -> tuple[Message, ...]:
     if memory.record:
         system.append("The caller: " + _about(memory))
     messages = [Message("system", "\n".join(system))]
-    for exchange in memory.history[-HISTORY_FOR_MODEL:]:
+    for exchange in memory.history[-agent.limits.history_turns :]:
         if exchange.caller:
             messages.append(Message("user", exchange.caller))
         if exchange.agent:

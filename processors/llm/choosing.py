@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from processors.engine import Chosen, Generate, Message, Offered
+from processors.json_text import json_in, valid
 
 CHOICE_TOKENS_MAX = 200
 
@@ -88,17 +89,9 @@ class Writing:
         return Chosen(self._tool, self._arguments or "{}")
 
 
-def valid(value: Any) -> str:
-    """The text, without halves of characters that JSON may hold and nothing else takes; empty where it is no text."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
-
-
 def object_in(text: str) -> dict[str, Any] | None:
     """The JSON object that a model wrote; None for anything else, however deep."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    found = json_in(text)
     return found if isinstance(found, dict) else None
 
 

@@ -23,6 +23,7 @@ import msgspec
 from processors.agents import Agent, CallerRecord
 from processors.backchannel import is_backchannel, is_echo
 from processors.engine import ToolReturned
+from processors.json_text import json_in
 from processors.llm import memory as remembering
 from processors.llm.ahead import Ahead
 from processors.llm.answers import Answers, plain
@@ -30,7 +31,7 @@ from processors.llm.decide import Call, Look, Plan, Say, ask, decide, pick, shar
 from processors.llm.knowledge import KnowledgeIndex
 from processors.llm.memory import Memory
 from processors.llm.patience import Patience
-from processors.llm.requests import json_in, render_lookup, tool_call_id
+from processors.llm.requests import render_lookup, tool_call_id
 from processors.llm.sentences import split_sentences
 from processors.llm.state import State
 from processors.llm.turn import (

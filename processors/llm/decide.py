@@ -121,8 +121,9 @@ def _continue(
     """The plan where the utterance completes what was asked for, or fails to; None when it is about something else."""
     waiting = agent.intent(pending.intent)
     entity = agent.entity(pending.entity)
-    if waiting is None or entity is None:
-        return None
+    slot = next((slot for slot in waiting.required if slot.entity == pending.entity), None) if waiting else None
+    if waiting is None or entity is None or slot is None:
+        return None  # the agent's file was changed during the call, and no longer needs it
     leaving = spec is not None and spec.name != waiting.name
     if entity.kind == "text":
         if leaving and spec is not None and (spec.end_call or spec.escalate):
@@ -137,7 +138,6 @@ def _continue(
         return None
     if pending.tries >= ASK_TRIES_MAX:
         return Say(pick(agent.texts.unknown, event.turn).render(shared_values(agent, memory)), "clarification")
-    slot = next(slot for slot in waiting.required if slot.entity == entity.name)
     return ask(agent, memory, waiting, slot, {**pending.values, **said}, pending.tries + 1)
 
 
@@ -192,8 +192,9 @@ def ask(agent: Agent, memory: Memory, spec: IntentSpec, slot: Slot, values: Mapp
 
 
 def _contains(text: str, phrases: tuple[str, ...]) -> bool:
-    words = f" {' '.join(re.findall(r'[a-z0-9]+', text.lower()))} "
-    return any(f" {' '.join(re.findall(r'[a-z0-9]+', phrase.lower()))} " in words for phrase in phrases)
+    """Whether any of the phrases is among the words, in whatever script; one without a word is in no text."""
+    words = _words(text)
+    return any(phrase.strip() and phrase in words for phrase in map(_words, phrases))
 
 
 def _is_bare_answer(event: Intent) -> bool:
@@ -201,4 +202,9 @@ def _is_bare_answer(event: Intent) -> bool:
     rest = event.text
     for entity in sorted(event.entities, key=lambda entity: -entity.start):
         rest = f"{rest[: entity.start]} {rest[entity.end :]}"
-    return not set(re.findall(r"[a-z']+", rest.lower())) - _FILLERS
+    return not set(re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", rest.lower())) - _FILLERS
+
+
+def _words(text: str) -> str:
+    found = re.findall(r"[^\W_]+", text.lower())
+    return f" {' '.join(found)} "

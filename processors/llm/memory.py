@@ -8,6 +8,7 @@ import msgspec
 from schemas.events import Control
 
 HISTORY_BYTES_MAX = 5000
+HISTORY_TURNS_MIN = 12  # what a tool's values may come from, however little of it the language model is told
 EXCHANGE_CHARS_MAX = 400
 VALUE_CHARS_MAX = 400
 VALUES_MAX = 8
@@ -16,6 +17,7 @@ PENDING_BYTES_MAX = 1200
 CALLER_CHARS_MAX = 60
 CONTEXT_BYTES_MAX = 1000
 RECORD_BYTES_MAX = 1000
+CUTS_MAX = 3
 
 
 class Exchange(msgspec.Struct, frozen=True, array_like=True):
@@ -47,11 +49,20 @@ class Pending(msgspec.Struct, frozen=True, array_like=True):
     optional: bool = False
 
 
+class Cut(msgspec.Struct, frozen=True, array_like=True):
+    """Where the caller stopped hearing a turn: in that sentence, after those words of it."""
+
+    turn: int
+    sentence: int
+    words: str
+
+
 class Memory(msgspec.Struct, frozen=True, array_like=True):
     """Everything that outlives a turn. `turn` is the last one begun, -1 before the greeting.
 
     `record` is what another system knows of the caller. `answered_at` is when that came which was answered last with
-    words, in microseconds since the epoch, 0 where the caller has cut the answer off.
+    words, in microseconds since the epoch, 0 where the caller has cut the answer off. `cuts` are those of turns not
+    in the history yet: their tool is let finish, or, after a crash, they are answered after their cut was read.
     """
 
     turn: int = -1
@@ -63,6 +74,7 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
     ending: bool = False
     record: dict[str, str] = msgspec.field(default_factory=dict)
     answered_at: int = 0
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def answered(self) -> int:
@@ -97,14 +109,21 @@ def recognise(memory: Memory, record: Any) -> Memory:
 
 
 def remember_turn(memory: Memory, exchange: Exchange, turns_max: int, asked_at: int) -> Memory:
-    """Adds a turn to the history, asked at that time, and lets go of the oldest ones beyond the bounds."""
-    clipped = Exchange(exchange.turn, _clip(exchange.caller), _clip_all(exchange.agent))
+    """Adds a turn to the history, asked at that time, and lets go of the oldest ones beyond the bounds.
+
+    `turns_max` is what the language model is told of it. Of a turn that the caller has cut off, what was heard.
+    """
+    cut = next((cut for cut in memory.cuts if cut.turn == exchange.turn), None)
+    agent = exchange.agent if cut is None else _heard(exchange.agent, cut)
+    clipped = Exchange(exchange.turn, _clip(exchange.caller), _clip_all(agent))
     history = [*(known for known in memory.history if known.turn != exchange.turn), clipped]
-    history = sorted(history, key=lambda known: known.turn)[-turns_max:]
+    history = sorted(history, key=lambda known: known.turn)[-max(turns_max, HISTORY_TURNS_MIN) :]
     while len(history) > 1 and len(msgspec.msgpack.encode(history)) > HISTORY_BYTES_MAX:
         del history[0]
-    answered_at = max(asked_at, memory.answered_at) if exchange.agent else memory.answered_at
-    return msgspec.structs.replace(memory, history=tuple(history), answered_at=answered_at)
+    answered_at = max(asked_at, memory.answered_at) if agent else memory.answered_at
+    cuts = tuple(cut for cut in memory.cuts if cut.turn != exchange.turn)
+    memory = msgspec.structs.replace(memory, history=tuple(history), answered_at=answered_at, cuts=cuts)
+    return memory if cut is None else _without_answer(memory, exchange.turn)
 
 
 def remember_values(memory: Memory, values: Mapping[str, str], turn: int) -> Memory:
@@ -128,13 +147,21 @@ def forget_values(memory: Memory, names: tuple[str, ...]) -> Memory:
 
 
 def heard_until(memory: Memory, barge_in: Control) -> Memory:
-    """Cuts a turn's reply off in the history where the caller stopped hearing it, at a word's end."""
+    """Cuts a turn's reply off where the caller stopped hearing it, at a word's end: in the history, or once there."""
+    cut = Cut(barge_in.turn, barge_in.sentence, _clip(barge_in.heard_text))
     history = tuple(
-        Exchange(known.turn, known.caller, _heard(known.agent, barge_in)) if known.turn == barge_in.turn else known
+        Exchange(known.turn, known.caller, _heard(known.agent, cut)) if known.turn == cut.turn else known
         for known in memory.history
     )
-    answered_at = 0 if barge_in.turn >= memory.answered else memory.answered_at
-    return msgspec.structs.replace(memory, history=history, answered_at=answered_at)
+    cuts = memory.cuts
+    if all(known.turn != cut.turn for known in history):
+        cuts = (*(known for known in cuts if known.turn != cut.turn), cut)[-CUTS_MAX:]
+    return _without_answer(msgspec.structs.replace(memory, history=history, cuts=cuts), cut.turn)
+
+
+def _without_answer(memory: Memory, turn: int) -> Memory:
+    """Where the turn was cut off, no answer up to it is being heard any more."""
+    return msgspec.structs.replace(memory, answered_at=0) if turn >= memory.answered else memory
 
 
 def _fitting(fields: Mapping[str, str], bytes_max: int) -> dict[str, str]:
@@ -148,13 +175,13 @@ def _fitting(fields: Mapping[str, str], bytes_max: int) -> dict[str, str]:
     return kept
 
 
-def _heard(sentences: tuple[str, ...], barge_in: Control) -> tuple[str, ...]:
-    if barge_in.sentence >= len(sentences):
+def _heard(sentences: tuple[str, ...], cut: Cut) -> tuple[str, ...]:
+    if cut.sentence >= len(sentences):
         return sentences
-    whole, cut, heard = sentences[: barge_in.sentence], sentences[barge_in.sentence], barge_in.heard_text
-    if not heard:
+    whole, last = sentences[: cut.sentence], sentences[cut.sentence]
+    if not cut.words:
         return whole
-    return (*whole, cut if heard == cut else f"{heard} …")
+    return (*whole, last if cut.words == last else f"{cut.words} …")
 
 
 def _clip(text: str) -> str:

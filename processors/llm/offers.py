@@ -12,7 +12,8 @@ from typing import Any
 
 from processors.agents import Agent, EntityType, IntentSpec, Slot, Tool
 from processors.engine import Chosen, Offered
-from processors.llm.choosing import object_in, valid
+from processors.json_text import valid
+from processors.llm.choosing import object_in
 from processors.llm.grounding import ISO_DATE, is_grounded, numbers_in
 from processors.llm.memory import VALUE_CHARS_MAX
 

@@ -15,6 +15,7 @@ import httpx
 import structlog
 
 from processors.engine import EngineError, Generate, Generated, Offered, Reply, Request
+from processors.json_text import json_in, valid
 from processors.lane import Description, Queue
 from processors.llm import choosing
 from processors.llm.queue_metrics import PREFIXES, queue_of
@@ -33,6 +34,7 @@ _WARM_S = 30.0
 _REACH_AGAIN_S = 0.1
 _REACH_AGAIN_S_MAX = 1.0
 _QUEUE_S = 2.0
+_TOKENS_MAX = 100_000_000  # of one answer: a larger number is no count
 _TRIES = 2  # a kept connection may turn out to have been closed by the other side
 # vLLM begins anew after an answer that broke off, unless told to go on; llama.cpp's server does unasked, others refuse.
 _GO_ON = {"continue_final_message": True, "add_generation_prompt": False}
@@ -53,9 +55,10 @@ class _Counts:
     tokens_in: int = 0
     tokens_out: int = 0
 
-    def add(self, usage: dict[str, Any]) -> None:
-        self.tokens_in += int(usage.get("prompt_tokens", 0))
-        self.tokens_out += int(usage.get("completion_tokens", 0))
+    def add(self, usage: Any) -> None:
+        """Takes the `usage` of an answer, whatever it is: an endpoint that counts badly may answer well."""
+        self.tokens_in += _count(usage, "prompt_tokens")
+        self.tokens_out += _count(usage, "completion_tokens")
 
 
 class OpenAICompatible:
@@ -270,10 +273,10 @@ class OpenAICompatible:
     def _first_listed(self, response: httpx.Response) -> str:
         """The first model of an answer that was read; empty where it lists none. Notes whose server it is."""
         try:
-            first = response.json()["data"][0]
+            first = json_in(response.content)["data"][0]
             self._is_vllm = first.get("owned_by") == "vllm"
             return str(first["id"])
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (LookupError, TypeError, AttributeError):
             return ""
 
     async def _sent(self, request: httpx.Request) -> httpx.Response:
@@ -287,7 +290,7 @@ class OpenAICompatible:
 
 async def _answer(response: httpx.Response, deadline: float | None, counts: _Counts) -> AsyncGenerator[Generated, None]:
     """Words as they come, a choice once it is whole. Closes the response: before its end, the endpoint stops."""
-    chunks, writing, usage = _chunks(response), choosing.Writing(), dict[str, Any]()
+    chunks, writing, usage = _chunks(response), choosing.Writing(), None
     try:
         while True:
             async with asyncio.timeout_at(deadline):
@@ -296,7 +299,7 @@ async def _answer(response: httpx.Response, deadline: float | None, counts: _Cou
                 break
             usage = chunk.get("usage") or usage
             delta = _delta(chunk)
-            if text := choosing.valid(delta.get("content")):
+            if text := valid(delta.get("content")):
                 yield Generated(text)
             if calls := delta.get("tool_calls"):
                 writing.add(calls)
@@ -317,16 +320,19 @@ async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
         value = value.strip()
         if value == "[DONE]":
             return
-        try:
-            chunk = json.loads(value)
-        except ValueError:
-            chunk = None
+        chunk = json_in(value)
         if not isinstance(chunk, dict):
             raise EngineError("invalid", "the endpoint sent what is no JSON object")
         if chunk.get("error"):
             raise _stream_error(chunk["error"])
         yield chunk
     raise EngineError("crashed", "the endpoint ended its answer early")
+
+
+def _count(usage: Any, name: str) -> int:
+    """What a usage says of these tokens; 0 where it is no number that a count can have."""
+    found = usage.get(name) if isinstance(usage, dict) else None
+    return found if isinstance(found, int) and 0 <= found <= _TOKENS_MAX else 0
 
 
 def _delta(chunk: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from processors.agents import TOOL_VARIABLES, CallerRecord, Tool
 from processors.engine import CallOperation, CallTool, ToolReturned
+from processors.json_text import json_in as json_in  # for all that read what tools returned
 from processors.llm.caller import Caller
 from processors.outcomes import outcome_of
 
@@ -49,14 +50,6 @@ def tool_outcome(tool: Tool, reply: ToolReturned, result: Any, values: Mapping[s
     return outcome_of(tool.outcomes, reply.status, facts, otherwise=reply.outcome)
 
 
-def json_in(text: str) -> Any:
-    """What the JSON text says; None where it is none."""
-    try:
-        return json.loads(text) if text else None
-    except ValueError:
-        return None
-
-
 def tool_call_id(session_id: str, turn: int, tool: str, values: Mapping[str, str]) -> str:
     """The idempotency key of a call: the same whenever the same turn leads to the same call."""
     what = json.dumps([session_id, turn, tool, values], sort_keys=True)
@@ -69,6 +62,14 @@ def choice_id(call_id: str) -> str:
 
 
 def _quoted(value: Any) -> Any:
-    if isinstance(value, Caller):
-        return value.quoted()
-    return quote(value, safe="") if isinstance(value, str) else value
+    match value:
+        case Caller():
+            return value.quoted()
+        case str():
+            return quote(value, safe="")
+        case Mapping():
+            return {name: _quoted(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_quoted(item) for item in value]
+        case _:
+            return value

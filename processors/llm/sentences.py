@@ -11,7 +11,8 @@ _END = re.compile(r"([.!?…]+[\"'”’)\]]*)(?=\s)|\n+")
 _MARKUP = (
     (re.compile(r"```.*?(```|$)", re.DOTALL), " "),
     (re.compile(r"!?\[([^\]]*)\]\([^)]*\)"), r"\1"),
-    (re.compile(r"^\s{0,3}(#{1,6}\s+|>\s?|[-*+•]\s+|\d{1,2}[.)]\s+)", re.MULTILINE), ""),
+    # Not numbers: of one sentence nobody can tell an item's from an answer ("How many are left? 12. Shall I ...").
+    (re.compile(r"^\s{0,3}(#{1,6}\s+|>\s?|[-*+•]\s+)", re.MULTILINE), ""),
     (re.compile(r"(\*\*|__|\*|`|~~|<[^>\s][^>]*>)"), ""),
     (re.compile(r"[\U0001F000-\U0001FAFF\u2600-\u27BF\uFE0F]"), ""),
 )

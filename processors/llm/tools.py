@@ -77,7 +77,10 @@ class HttpTools:
             return
         if not isinstance(request, CallTool):
             raise EngineError("refused", f"expected CallTool, got {type(request).__name__}")
-        breaker = self._breaker(request.url)
+        try:
+            breaker = self._breaker(request.url)
+        except ValueError as error:
+            raise EngineError("invalid", "the call cannot be made: its URL is none") from error
         if not breaker.closed and not breaker.trial():
             raise EngineError("refused", f"{breaker.name} has not been answering")
         try:
@@ -109,12 +112,12 @@ class HttpTools:
         return ToolReturned(done.status, json.dumps(done.result).encode(), done.duration_ms, done.outcome)
 
     def _breaker(self, url: str) -> Breaker:
-        """The host's; the one used longest ago is forgotten where there are too many."""
+        """The host's; the one used longest ago is forgotten where there are too many. Raises ValueError."""
         host = urlsplit(url).netloc.rpartition("@")[2]
         breaker = self._breakers.pop(host, None) or Breaker(f"tools.{host}", self._clock, self._on_change)
         self._breakers[host] = breaker
         if len(self._breakers) > HOSTS_MAX:
-            self._breakers.popitem(last=False)
+            self._breakers.popitem(last=False)[1].forget()
         return breaker
 
     async def _call(self, request: CallTool) -> ToolReturned:

@@ -14,8 +14,11 @@ _NAMING = (
 )
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 _MARKS = re.compile(r"(?m)^\s*(?:#{1,6}|[-*•])\s+|[*_`~]{1,3}(?=\S)|(?<=\S)[*_`~]{1,3}")
-_MAIL = re.compile(r"\b([\w.+-]+)@([\w-]+(?:\.[\w-]+)+)\b")
-_WEB = re.compile(r"\bhttps?://(?:www\.)?([^\s,;]+?)(?=[.,;!?]?(?:\s|$))|\bwww\.([^\s,;]+?)(?=[.,;!?]?(?:\s|$))")
+# Addresses may have marks within, and marks around them ("_ana@pine.com_"): they begin and end with what is none.
+_MAIL = re.compile(r"(?<![^\W_])([^\W_][\w.+-]*)@([\w-]+(?:\.[\w-]+)*\.[^\W_](?:[\w-]*[^\W_])?)")
+_WEB = re.compile(
+    r"(?<![^\W_])https?://(?:www\.)?([^\s,;]+?)(?=[.,;!?]?(?:\s|$))|(?<![^\W_])www\.([^\s,;]+?)(?=[.,;!?]?(?:\s|$))"
+)
 _ALWAYS_OPEN = re.compile(r"(?<![\d/])24/7(?![\d/])")
 _HOURS = re.compile(
     r"(?<![\d:])(\d{1,2}:\d{2}|\d{1,2}\s?[ap]\.?m\.?)\s?[-–—]\s?(?=\d{1,2}(?::\d{2}|\s?[ap]\.?m))", re.I
@@ -33,7 +36,7 @@ _NAMED = re.compile(
     rf"(?i)((?<!to )\b{_NAMING}|#)(\s+(?:is|was|number|no\.|nr\.|#))*[\s:]*(?:#\s?)?(\d{{3,}}(?:-\d+)*)(?![\d%]|[.,]\d)"
 )
 _LONG = re.compile(r"(?<![\w.,$€£¥])\d{5,}(?:-\d+)*(?![\d%]|[.,]\d)")
-_LEADING_ZERO = re.compile(r"(?<![\w.,:$€£¥])0\d+(?![\d%:]|[.,]\d)")
+_LEADING_ZERO = re.compile(r"(?<![\w.,:$€£¥-])0\d+(?![\d%:]|[.,]\d)")
 _SIZE = re.compile(r"(?<=\d)\s?[x×]\s?(?=\d)")
 
 
@@ -43,9 +46,9 @@ def spoken(text: str) -> str:
     text = "".join(char for char in text if unicodedata.category(char) not in ("So", "Cs", "Co", "Cn", "Sk"))
     rules: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str] | str], ...] = (
         (_LINK, r"\1"),
-        (_MARKS, ""),
         (_MAIL, lambda found: f"{_address(found[1])} at {_address(found[2])}"),
-        (_WEB, lambda found: _address(found[1] or found[2])),
+        (_WEB, lambda found: _address((found[1] or found[2]).rstrip("*_`~"))),
+        (_MARKS, ""),
         (_ALWAYS_OPEN, "twenty-four seven"),
         (_HOURS, r"\1 to "),
         (_CLOCK, _clock),

@@ -58,7 +58,7 @@ class Asked:
 
 
 class Server:
-    """Answers each request with what `handler` gives: status and JSON, or None to hang up after it was handled."""
+    """Answers each request with what `handler` gives: status and JSON (bytes as they are), or None to hang up."""
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
@@ -74,7 +74,7 @@ class Server:
         answer = self.handler(asked)
         if answer is not None:
             status, value = answer
-            body = json.dumps(value).encode()
+            body = value if isinstance(value, bytes) else json.dumps(value).encode()
             more = self.more(asked) + ("Retry-After: 1\r\n" if status == 429 else "")
             head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{more}Connection: close\r\n\r\n"
             writer.write(head.encode() + body)
@@ -100,6 +100,15 @@ async def asking(text: str, handler: Handler, tmp_path: Path) -> AsyncIterator[t
 
 async def find(adapters: Adapters, name: str = "a") -> Performed:
     return await adapters.perform("x.find", {"name": name}, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [(b"[" * 60_000, {}), (b'{"id": ' * 5000 + b"1" + b"}" * 5000, {}), (b'{"id": "a\\ud800"}', {"id": "a?"})],
+)
+async def test_whatever_a_system_answers_is_a_plain_record(tmp_path: Path, body: bytes, found: Any) -> None:
+    async with asking(READ, lambda asked: (200, body), tmp_path) as (adapters, _):
+        assert (await find(adapters)).result == found
 
 
 async def test_client_credentials_are_got_once_kept_and_got_again_when_they_are_not_taken(tmp_path: Path) -> None:

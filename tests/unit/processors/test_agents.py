@@ -88,6 +88,14 @@ def test_defaults(tmp_path: Path) -> None:
         ("persona:", "pauses: {turn_ms: 901}\npersona:", "small.yaml:3: pauses: expected hesitation_ms <= turn_ms"),
         ("agent }}.", "order }}.", "small.yaml:2: greeting: uses the unknown variable 'order'"),
         ("name: bye", "name: none", "small.yaml:20: intents[1].name: expected another name"),
+        *(
+            (
+                "    url:",
+                f"    method: {method}\n    url:",
+                f"small.yaml:8: tools[0]: expected effect (read or write) beside method {method}",
+            )
+            for method in ("POST", "PUT", "PATCH", "DELETE")
+        ),
     ],
 )
 def test_mistakes_are_named_with_file_line_field_and_expectation(
@@ -126,6 +134,35 @@ def test_knowledge_is_split_at_blank_lines_under_its_headings(tmp_path: Path) ->
     assert list(split_passages("")) == []
 
 
+@pytest.mark.parametrize("effect", ["read", "write"])
+def test_a_tool_that_may_change_something_says_whether_it_does(tmp_path: Path, effect: str) -> None:
+    text = GOOD.replace("    url:", f"    method: POST\n    effect: {effect}\n    url:", 1)
+    assert load_agent(write(tmp_path, text)).tool("get_order").effect == effect
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        ("1. One.\n2. Two.", "One. Two."),
+        ("Ways:\n1) One.\n1) Two.", "Ways: One. Two."),
+        ("1. One\nand more.\n2. Two.", "One and more. Two."),
+        ("- One.\n* Two.", "One. Two."),
+        ("How many are there?\n12. All of wool.", "How many are there? 12. All of wool."),
+        ("2024. It was a good year.", "2024. It was a good year."),
+        ("1. It is the only one.", "1. It is the only one."),
+        ("2019. Founded.\n2020. Closed.", "2019. Founded. 2020. Closed."),
+    ],
+)
+def test_numbers_of_lists_are_left_out_and_no_others(block: str, text: str) -> None:
+    assert [passage.text for passage in split_passages(block)] == [text]
+
+
+def test_what_filters_raise_is_a_render_error() -> None:
+    with pytest.raises(RenderError, match="AttributeError"):
+        Template("{{ result | dictsort }}").render({"result": [1]})
+    assert not Expression("result | dictsort").holds({"result": [1]})
+
+
 def test_templates_are_sandboxed_and_strict() -> None:
     assert Template("{{ a }}  and\n {{ b | spell }}").render({"a": 1, "b": "10-4"}) == "1 and 1 0 4"
     for source in ("{{ missing }}", "{{ a.b.c }}", "{{ ''.__class__.__mro__ }}", "{{ a | money }}", "{{ 1 / 0 }}"):
@@ -144,4 +181,5 @@ def test_what_is_said_of_values() -> None:
     assert spoken_date("2026-11-27T10:00:00Z") == "Friday, November 27"
     assert spoken_date("soon") == "soon"
     assert (money(129.5), money(20)) == ("129 dollars and 50 cents", "20 dollars")
+    assert (money(-1.25), money(-3), money(-0.001)) == ("minus 1 dollars and 25 cents", "minus 3 dollars", "0 dollars")
     assert (listing(["a", "b", "c"]), listing(["a"]), listing([])) == ("a, b and c", "a", "")

@@ -256,6 +256,34 @@ async def test_servers_have_their_own_ways_of_numbering_calls(tmp_path: Path, pi
         assert (await answer_of(client))[1] == Chosen("get_order", "{}")
 
 
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": None}, 0),
+        ({"prompt_tokens": "many", "completion_tokens": -1}, 0),
+        ({"prompt_tokens": 10**12}, 0),
+        ({"prompt_tokens": float("inf")}, 0),
+        ([10], 0),
+        ("10", 0),
+        ({"prompt_tokens": 10, "completion_tokens": None}, 10),
+    ],
+)
+async def test_odd_counts_cost_no_answer(tmp_path: Path, usage: Any, tokens: int) -> None:
+    plain = streamed({"content": "Hello."}).replace(
+        b'{"prompt_tokens": 10, "completion_tokens": 3}', json.dumps(usage).encode()
+    )
+    async with endpoint(tmp_path, plain) as (client, _):
+        assert await answer_of(client) == ("Hello.", None, tokens)
+
+
+@pytest.mark.parametrize("odd", ["[" * 50_000, "[1]", '{"error": [[]]}', "null", '{"a": ' * 40_000])
+async def test_what_is_no_answer_is_an_engine_error(tmp_path: Path, odd: str) -> None:
+    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    async with endpoint(tmp_path, f"{head}data: {odd}\n\n".encode()) as (client, _):
+        with pytest.raises(EngineError):
+            await replies(client, ASK)
+
+
 async def test_halves_of_characters_reach_nobody(tmp_path: Path) -> None:
     half = [{"content": "\ud83d"}, *call_pieces({"name": "get_order", "arguments": '"\ud83d"'})]
     async with endpoint(tmp_path, streamed(*half)) as (client, _):

@@ -13,16 +13,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from processors.agents import Agent, CallerRecord, Tool, load_agents
+from processors.agents import Agent, CallerRecord, Escalation, Tool, load_agents
 from processors.engine import CallOperation, CallTool, Embed, Embedded, Generate, Generated, ToolReturned
 from processors.llm.caller import Caller
+from processors.llm.chat import is_sayable
 from processors.llm.core import Conversation
+from processors.llm.decide import Call as Calling
+from processors.llm.decide import Look, Say, decide
 from processors.llm.knowledge import KnowledgeIndex, Vectors
-from processors.llm.memory import Exchange, Memory, heard_until, remember_turn
+from processors.llm.memory import Exchange, Memory, Pending, heard_until, remember_turn
 from processors.llm.patience import MISSES_MAX, Patience
 from processors.llm.requests import render_call, tool_call_id
 from processors.llm.stage import create_core
 from processors.llm.state import State
+from processors.llm.turn import Turn
 from processors.stage import (
     Answered,
     Ask,
@@ -255,6 +259,28 @@ def test_a_tool_that_does_not_answer(call: Call, reason: str, outcome: str) -> N
     assert call.kinds(1) == ["tool_called", "tool_returned", "sentence", "sentence", "completed"]
     assert call.log[-4].outcome == outcome
     assert call.last().outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"status": "shipped", "carrier": "U\\ud800S", "delivery_date": "soon"}', "U?S"),
+        (b"[" * 60_000, ""),
+        (b"[" * 30_000 + b"]" * 30_000, ""),
+        (b'{"status": ' * 500 + b"1" + b"}" * 500, ""),
+        (b'[["shipped"]]', ""),
+        (b"1e999", ""),
+    ],
+)
+def test_whatever_a_system_answers_the_caller_hears_something(call: Call, body: bytes, said: str) -> None:
+    call.receive(intent(1, "order_status", "where is 1042", order_number="1042"))
+    call.answer("tools", ToolReturned(200, body, 5.0))
+    assert said in call.said(1)
+    assert call.said(1)
+    assert call.kinds(1)[-1] == "completed"
+    assert after_a_crash(call).state.memory == call.state.memory
+    for event in call.log:
+        f"{event.text}{event.result}{event.arguments}".encode()
 
 
 def test_asks_for_what_is_missing_and_goes_on_with_it_whatever_the_intent_is_then(call: Call) -> None:
@@ -523,6 +549,41 @@ def test_a_person_is_reached_by_intent_and_by_phrase(call: Call) -> None:
     assert call.log[-2].source == "escalation"
 
 
+@pytest.mark.parametrize(
+    ("phrases", "text", "transferred"),
+    [
+        (("оператор",), "where is my order", False),
+        (("оператор",), "Соедините, оператор!", True),
+        (("оператор",), "операторы", False),
+        (("human_being",), "a human being please", True),
+        (("", "!?", " "), "where is my order", False),
+    ],
+)
+def test_phrases_are_words_in_whatever_script(phrases: tuple[str, ...], text: str, transferred: bool) -> None:
+    agent = AGENTS["shop"].model_copy(update={"escalation": Escalation(target="desk", phrases=phrases)})
+    plan = decide(agent, Memory(), intent(1, "none", text, 0.1))
+    assert isinstance(plan, Say) is transferred
+
+
+def test_words_in_any_script_are_more_than_a_bare_answer() -> None:
+    memory = Memory(pending=Pending("order_status", "order_number", {}))
+    event = intent(1, "start_return", "верните заказ 1187", order_number="1187")
+    plan = decide(AGENTS["shop"], memory, event)
+    assert isinstance(plan, Calling)
+    assert plan.spec.name == "start_return"
+
+
+def test_what_an_agent_no_longer_needs_is_not_asked_for() -> None:
+    """Its file may change during a call, and the memory comes from a snapshot then."""
+    agent = AGENTS["shop"]
+    for pending in (
+        Pending("order_status", "product", {}),
+        Pending("order_status", "problem", {}),
+        Pending("order_status", "product", {}, tries=9),
+    ):
+        assert decide(agent, Memory(pending=pending), intent(1, "none", "mountains", 0.1)) == Look(None)
+
+
 def test_goodbye_hangs_up_after_it_was_heard(call: Call) -> None:
     call.receive(intent(1, "goodbye", "bye"))
     assert (call.last().outcome, call.last().action) == ("ended", "hang_up")
@@ -678,6 +739,39 @@ def test_history_keeps_word_by_word_what_was_heard(sentence: int, heard_text: st
     memory = remember_turn(Memory(), Exchange(1, "where is it", ("It is on its way.", "It comes on Monday.")), 8, 0)
     barge_in = control(ControlKind.BARGE_IN, 1, sentence=sentence, heard_text=heard_text)
     assert heard_until(memory, barge_in).history[-1].agent == kept
+
+
+CUT = {"sentence": 0, "heard_ms": 1000, "heard_text": "They are"}
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_cut_that_is_read_before_its_turn_is_kept_for_it(call: Call, crashed: bool) -> None:
+    """After a crash the topics come again in no common order."""
+    asked = intent(1, "none", "tell me about mountains", 0.1)
+    call.receive(asked)
+    call.embedded()
+    call.model("They are rather high. ")
+    recorded = tuple(event for event in call.log if event.turn == 1)
+    again = Call()
+    again.receive(started())
+    again.receive(control(ControlKind.BARGE_IN, 1, **CUT))
+    again = after_a_crash(again) if crashed else again
+    again.receive(asked, recorded)
+    assert again.state.memory.history[-1].agent == ("They are …",)
+    assert (again.state.memory.answered_at, again.state.memory.cuts) == (0, ())
+
+
+def test_the_latest_cuts_are_kept_and_no_more() -> None:
+    memory = Memory()
+    for turn in (1, 2, 2, 3, 4):
+        memory = heard_until(memory, control(ControlKind.BARGE_IN, turn, **CUT))
+    assert [cut.turn for cut in memory.cuts] == [2, 3, 4]
+    said = ("They are rather high.",)
+    memory = remember_turn(memory, Exchange(1, "", said), 8, NOW_US)
+    assert memory.answered_at == NOW_US
+    memory = remember_turn(memory, Exchange(3, "", said), 8, NOW_US)
+    assert [known.agent for known in memory.history] == [said, ("They are …",)]
+    assert ([cut.turn for cut in memory.cuts], memory.answered_at) == ([2, 4], 0)
 
 
 def test_barge_in_after_the_end_only_trims_history(call: Call) -> None:
@@ -1336,6 +1430,52 @@ def test_what_is_the_same_in_every_turn_stands_first_for_the_models_cache() -> N
     request = call.ask("llm").request
     assert isinstance(request, Generate)
     assert request.messages[0].content.startswith("\n".join([agent.persona, *agent.rules]))
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "sayable"),
+    [
+        (("There are ways:",), "1. By train.", True),
+        (("There are ways:", "1. By train."), "2) By bus.", True),
+        (("There are ways:", "1. By train."), "3. By bus.", False),
+        (("There are ways:",), "12. Anything else?", False),
+        (("Let me count.",), "1. Anything else?", False),
+        ((), "1. By train.", False),
+        (("There are ways:",), "1. It takes 3 days.", False),
+    ],
+)
+def test_a_number_that_only_counts_is_no_fact_and_any_other_is_one(
+    before: tuple[str, ...], text: str, sayable: bool
+) -> None:
+    turn = Turn(intent(1, "none", "how do people travel"), 1, sentences=before, told="nothing")
+    assert is_sayable(text, turn) is sayable
+
+
+@pytest.mark.parametrize(("turns", "told"), [(1, 1), (3, 3), (20, 8)])
+def test_the_model_is_told_as_many_turns_as_the_agent_says(turns: int, told: int) -> None:
+    limits = AGENTS["shop"].limits.model_copy(update={"history_turns": turns})
+    agent = AGENTS["shop"].model_copy(update={"limits": limits})
+    call = Call(create_core(Settings(data_dir=Path("/nowhere")), {"shop": agent}, embed, {}))
+    for turn in range(1, 9):
+        call.receive(intent(turn, "greeting", f"hello {turn}"))
+    call.receive(intent(9, "none", "which colours suit mountain people", 0.1))
+    call.embedded()
+    request = call.ask("llm").request
+    assert isinstance(request, Generate)
+    before = [message.content for message in request.messages if message.role == "user"][:-1]
+    assert before == [f"hello {turn}" for turn in range(9 - told, 9)]
+    assert len(call.state.memory.history) == 8  # of which a tool's values may come
+
+
+def test_what_a_client_sent_in_a_url_is_a_value() -> None:
+    sent = {"tenant": "../a?b", "more": ["x/y", {"z": "&"}], "count": 3}
+    tool = Tool(
+        name="t",
+        url="http://erp/{{ context.tenant }}/{{ context['more'][0] }}{{ context['more'][1].z }}/{{ context['count'] }}",
+    )
+    request = render_call(tool, "k", {"context": sent}, {})
+    assert isinstance(request, CallTool)
+    assert request.url == "http://erp/..%2Fa%3Fb/x%2Fy%26/3"
 
 
 def test_a_caller_in_a_url_is_a_value() -> None:

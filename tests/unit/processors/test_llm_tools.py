@@ -233,6 +233,15 @@ def test_what_was_said_before_the_choice_stays_before_it(call: Call) -> None:
     assert call.said(1) == "Let me look. It is Maria."
 
 
+def test_of_what_was_said_before_a_tool_that_is_let_finish_the_history_has_what_was_heard(call: Call) -> None:
+    asks_for(call, "vegetables please, my booking is 1042", booking="1042")
+    chooses(call, "note_wish", "Let me look. ", wish="vegetables", booking="1042")
+    call.receive(control(ControlKind.BARGE_IN, 1, sentence=0, heard_ms=300, heard_text="Let me"))
+    call.tool(202, {})
+    assert call.kinds(1) == ["sentence", "tool_called", "tool_returned", "cancelled"]
+    assert call.state.memory.history[-1].agent == ("Let me …",)
+
+
 @pytest.mark.parametrize("words", [("I will check that. ", "It is quick. "), ("I will check that.",)])
 def test_a_promise_before_the_choice_is_not_said_and_the_tool_is_called_all_the_same(
     call: Call, words: tuple[str, ...]

@@ -22,7 +22,6 @@ from processors.templates import RenderError, environment
 _IDS = uuid.UUID("3c2f7f0e-8a64-5d0e-9a3f-61646170746f")
 _EXPRESSION = re.compile(r"\{\{((?:(?!\{\{|\}\}).)*)\}\}", re.DOTALL)
 _JSON = (str, int, float, list, dict, type(None))
-_FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
 
 
 def as_uuid(value: Any) -> str:
@@ -82,7 +81,7 @@ class Text:
             found = self._value(**values)
             # What JSON does not know is its text; a name that is not there raises only here.
             plain = found if isinstance(found, _JSON) else str(found)
-        except _FAILURES as error:
+        except Exception as error:  # as of `processors.templates.Template`
             raise RenderError(f"{self.source!r} cannot be filled in ({type(error).__name__})") from error
         return plain
 

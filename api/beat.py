@@ -157,6 +157,7 @@ class MediaProtocol(WebSocketsSansIOProtocol):
         self._row = 0
         self._on_beat = self._waits = False
         self._rest = bytearray()  # of a frame that is not whole yet
+        self._reads_since_s = -math.inf
 
     async def run_asgi(self) -> None:
         """See uvicorn."""
@@ -240,7 +241,17 @@ class MediaProtocol(WebSocketsSansIOProtocol):
     def _read_on(self) -> None:
         if self._is_hungry and not self.transport.is_closing():
             self.read_paused = False
+            self._reads_since_s = self.loop.time()
             self.transport.resume_reading()
+
+    def keepalive_timeout(self) -> None:
+        """See uvicorn. A pong comes behind all audio that was sent before it: only time in which it is read counts."""
+        assert self.ping_timeout is not None, "it has timed out"
+        read_s = 0.0 if self.read_paused else self.loop.time() - self._reads_since_s
+        if read_s < self.ping_timeout:
+            self.pong_timer = self.loop.call_later(self.ping_timeout - read_s, self.keepalive_timeout)
+        else:
+            super().keepalive_timeout()
 
 
 def _event(message: Message) -> WebSocketReceiveEvent:

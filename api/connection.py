@@ -20,12 +20,14 @@ from api.dialects.dialect import (
     Resume,
     Start,
     bad_token,
+    resumed_elsewhere,
 )
 from api.line import Line
 from api.resume import take_up
 from api.resume_tokens import ResumeToken
-from api.session_router import SessionRouter
+from api.session_router import SessionRouter, Summary
 from api.visit import Visit
+from api.waiting import GOING_AWAY, Arrival
 from processors.access.limits import Bucket
 from schemas.events import RefusalKind
 from streams.client import LogError
@@ -60,6 +62,7 @@ class Connection:
         self._authorise = authorise
         self._line = Line(websocket, router.metrics)
         self._call: Call | None = None
+        self._arrival: Arrival | None = None
         self._over = asyncio.Event()
         self._close = (1000, "")
         now_s = router.clock.monotonic_s()
@@ -78,6 +81,9 @@ class Connection:
                 self._refuse(crowded)
             else:
                 await self._serve()
+        except Exception:
+            self._close = (1011, "failed")
+            raise
         finally:
             await self._finish()
             self._router.connected(-1)
@@ -102,9 +108,12 @@ class Connection:
         if self._call is not None:
             self._call.end("failed", 1011)
             self._close = (self._call.close_code, self._call.close_reason)
-        await self._line.close(*self._close)
-        if self._call is not None:
-            self._call.finished()
+        try:
+            await self._line.close(*self._close)
+        finally:
+            for one in (self._call, self._arrival):
+                if one is not None:
+                    one.finished()
 
     def _refuse(self, refusal: Refusal) -> None:
         self._router.door.refused(refusal)
@@ -275,11 +284,13 @@ class Connection:
 
     async def _taken_up(self, resume: Resume, token: ResumeToken) -> bool:
         """Resumes the call, or tells how it ended; False where it has never begun."""
-        outcome: Call | str | None = None
+        summary = Summary(token.session_id, token.tenant, "", self._dialect.channel, token.since_us)
+        arrival = self._arrival = Arrival(summary, self._gone)
         try:
-            outcome = await take_up(self._router, self._dialect, self._line, resume, token, self._over.set)
+            outcome = await take_up(self._router, self._dialect, self._line, resume, arrival, self._stop)
         except LogError:
-            self._unavailable()
+            if not arrival.gone:
+                self._unavailable()
             return True
         if isinstance(outcome, Call):
             self._call = outcome
@@ -287,7 +298,16 @@ class Connection:
         elif outcome is not None:
             self._line.send(self._dialect.ended(outcome))
             self._stop(1000, outcome)
-        return outcome is not None
+        return outcome is not None or arrival.gone
+
+    def _gone(self, why: str) -> None:
+        """What was to be resumed here is not."""
+        if why == GOING_AWAY:
+            self._line.send(self._dialect.going_away())
+            self._stop(1012, why)
+        else:
+            self._error(resumed_elsewhere())
+            self._stop(1008, why)
 
     def _unavailable(self) -> None:
         self._error(Bad("log_unavailable", "The call could not be recorded.", "Try again in a few seconds."))

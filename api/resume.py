@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 
-from api.calls import Call
+from api.audio import BYTES_PER_MS
+from api.calls import AHEAD_MS_MAX, Call
 from api.dialects.dialect import Dialect, Resume
 from api.history import History, Wanted
 from api.journal import Journal
 from api.line import Line
 from api.replay import replay
-from api.resume_tokens import ResumeToken
-from api.session_router import LiveCall, SessionRouter, Summary, summary_of
+from api.session_router import SessionRouter, summary_of
 from api.waiting import Arrival, Waiting
-from streams.client import LogError
+from schemas.events import Session
 from streams.keys import partition_of
 
-GONE = "resumed_elsewhere"
+_SAMPLES_PER_MS = BYTES_PER_MS // 2
 
 
 async def take_up(
@@ -22,33 +22,31 @@ async def take_up(
     dialect: Dialect,
     line: Line,
     resume: Resume,
-    token: ResumeToken,
-    on_end: Callable[[], None],
+    arrival: Arrival,
+    stop: Callable[[int, str], None],
 ) -> Call | str | None:
     """The call, told and playing; the reason for which it has ended; None where the log has no start of it.
 
-    Raises LogError, and then the session still waits.
+    None, too, where the arrival is `gone`. The call tells `stop` by which code and reason its socket is to be closed.
+    Raises LogError; then, and when it is cancelled, the session still waits.
     """
-    session_id = token.session_id
-    await router.read_partition(partition_of(session_id, router.settings.kafka.partitions))
-    holder = router.find(session_id)
+    wanted = arrival.summary
+    await router.read_partition(partition_of(wanted.session_id, router.settings.kafka.partitions))
+    former = router.find(wanted.session_id)
     # From here on what the log gets is kept, so that nothing is missing between its end as read and what comes after.
-    arrival = Arrival(Summary(session_id, token.tenant, "", dialect.channel, token.since_us))
     router.put(arrival)
     try:
-        if holder is not None:
-            await holder.release()
+        await arrival.replace(former)
         turn = resume.received.turn if resume.received is not None else None
-        history = await router.histories.of(Wanted(session_id, token.since_us, turn))
-    except LogError:
-        _give_back(router, arrival, holder)
+        history = await router.histories.of(Wanted(wanted.session_id, wanted.started_at, turn))
+        if history is not None and history.ended is None and not arrival.gone:
+            return await _go_on(router, dialect, line, resume, history, arrival, stop)
+    except BaseException:
+        _give_back(router, arrival)
         raise
-    if arrival.gone:
-        return GONE
-    if history is None or history.ended is not None:
-        router.forget(arrival)
-        return history.ended.reason if history is not None and history.ended is not None else None
-    return await _go_on(router, dialect, line, resume, history, arrival, on_end)
+    router.forget(arrival)
+    ended = history.ended if history is not None and not arrival.gone else None
+    return ended.reason if ended is not None else None
 
 
 async def _go_on(
@@ -58,25 +56,44 @@ async def _go_on(
     resume: Resume,
     history: History,
     arrival: Arrival,
-    on_end: Callable[[], None],
+    stop: Callable[[int, str], None],
 ) -> Call:
     now_ms, wall_ms = router.clock.monotonic_s() * 1000, router.clock.now_us() / 1000
     settings = router.settings.api
     replayed = replay(history, resume, now_ms, wall_ms, settings.barge_in_ms, settings.lead_ms)
     started, marks = history.started, history.marks
     # A client that has not kept all that the log lacks goes on behind the gap.
-    marks.sample_index = max(marks.sample_index, resume.kept_from)
+    marks.sample_index = max(marks.sample_index, min(resume.kept_from, _spoken_max(started, wall_ms)))
     summary = summary_of(started, marks.turn)
     journal = Journal(router, started, marks)
+
+    def on_end() -> None:
+        stop(call.close_code, call.close_reason)
+
     call = Call(router, dialect, line, journal, summary, on_end, replayed.playback)
-    await call.resume(replayed, arrival.events, [event.event_id for _, event in history.events])
+    try:
+        await call.resume(replayed, arrival.events, [event.event_id for _, event in history.events])
+    except BaseException:
+        call.lost()
+        call.finished()  # no connection has it that would say so
+        raise
     if history.hang_up_asked:
         call.end("hung_up")
     return call
 
 
-def _give_back(router: SessionRouter, arrival: Arrival, holder: LiveCall | None) -> None:
-    """The log does not answer: the session waits on, where this gateway had it."""
-    router.forget(arrival)
-    if isinstance(holder, Call | Waiting):
-        Waiting(router, holder.journal, holder.summary).wait()
+def _spoken_max(started: Session, wall_ms: float) -> int:
+    """Samples that the caller can have sent by then: an index beyond would be a time that no event can carry."""
+    spoken_ms = max(0.0, wall_ms - started.occurred_at / 1000) + AHEAD_MS_MAX
+    return round(spoken_ms * _SAMPLES_PER_MS)
+
+
+def _give_back(router: SessionRouter, arrival: Arrival) -> None:
+    """The session waits on, where this gateway had it; not where another has its place, or the gateway leaves."""
+    holder = arrival.holder
+    if not router.forget(arrival) or arrival.gone or not isinstance(holder, Call | Waiting):
+        return
+    waiting = Waiting(router, holder.journal, holder.summary)
+    waiting.wait()
+    for event in arrival.events:
+        waiting.deliver(event)

@@ -1,12 +1,13 @@
 """Sessions whose callers are away: they cost a timer and what is known of them, and end when nobody comes back."""
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
 from api.history import Marks
 from api.journal import Journal
-from api.session_router import SessionRouter, Summary, summary_of
+from api.session_router import LiveCall, SessionRouter, Summary, summary_of
 from schemas.event import Event
 from schemas.events import Control, ControlKind, Session, SessionKind
 from streams.client import LogError
@@ -17,6 +18,8 @@ ADOPT_TRIES = 20
 ADOPT_RETRY_S = 3.0
 # What only the gateway of a session writes: the stages may be at work without one.
 _SIGNS = ("voice.audio.in", "voice.control")
+GOING_AWAY = "going_away"
+RESUMED_ELSEWHERE = "resumed_elsewhere"
 
 
 class Waiting:
@@ -44,7 +47,7 @@ class Waiting:
         """See `LiveCall`."""
         if isinstance(event, Control) and event.kind is ControlKind.HANG_UP:
             self.end("hung_up")
-        elif isinstance(event, Session) and (event.kind is SessionKind.ENDED or event.reason == "resumed"):
+        elif isinstance(event, Session) and (event.kind is SessionKind.ENDED or self._is_elsewhere(event)):
             self._let_go()
 
     def end(self, reason: str, close_code: int = 1000) -> None:
@@ -74,6 +77,10 @@ class Waiting:
         """See `LiveCall`."""
         return self.journal.unacknowledged, 0, 0
 
+    def _is_elsewhere(self, event: Session) -> bool:
+        # Who comes back to this gateway takes the place of this object: its own claims are older, or came to nothing.
+        return event.reason == "resumed" and event.gateway != self._router.name
+
     def _let_go(self) -> None:
         self._stop()
         self._router.forget(self)
@@ -88,12 +95,31 @@ class Waiting:
 
 
 class Arrival:
-    """Holds the place of a session whose caller has just come back, while its log is read; see `LiveCall`."""
+    """Holds the place of a session whose caller has just come back, while its log is read; see `LiveCall`.
 
-    def __init__(self, summary: Summary) -> None:
+    `on_gone` hears, once, why that is of no use any more: GOING_AWAY or RESUMED_ELSEWHERE. `holder` is who had the
+    session before anybody came back, and has it again where nobody succeeds.
+    """
+
+    def __init__(self, summary: Summary, on_gone: Callable[[str], None]) -> None:
         self.summary = summary
         self.events: list[Event] = []
         self.gone = False
+        self.holder: LiveCall | None = None
+        self._on_gone = on_gone
+        self._closed = asyncio.Event()
+
+    async def replace(self, former: LiveCall | None) -> None:
+        """Takes over from who had the session so far; returns when all that was written of it is in the log."""
+        self.holder = former
+        if isinstance(former, Arrival):
+            self.holder, self.events = former.holder, [*former.events, *self.events]
+        if former is not None:
+            await former.release()
+
+    def finished(self) -> None:
+        """The socket is closed."""
+        self._closed.set()
 
     def deliver(self, event: Event) -> None:
         """See `LiveCall`."""
@@ -104,14 +130,23 @@ class Arrival:
 
     def leave(self) -> None:
         """See `LiveCall`."""
-        self.gone = True
+        self._go(GOING_AWAY)
 
     async def release(self) -> None:
         """See `LiveCall`."""
-        self.gone = True
+        self._go(RESUMED_ELSEWHERE)
+        if self.holder is not None:
+            await self.holder.release()
+
+    def _go(self, why: str) -> None:
+        if not self.gone:
+            self.gone = True
+            self._on_gone(why)
 
     async def closed(self) -> None:
-        """See `LiveCall`."""
+        """See `LiveCall`; of one that is not gone, the socket stays open."""
+        if self.gone:
+            await self._closed.wait()
 
     def depths(self) -> tuple[int, int, int]:
         """See `LiveCall`."""

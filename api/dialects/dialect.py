@@ -18,6 +18,8 @@ Message = str | bytes
 
 AUDIO_BYTES_MAX = 64_000
 """The longest piece of audio taken in one message: 2 s."""
+DIGITS = frozenset("0123456789*#ABCD")
+"""The keys of a telephone."""
 
 
 # From the socket.
@@ -199,6 +201,12 @@ def odd_length(size: int) -> Bad:
 def bad_token() -> Bad:
     """The error for any token that is not valid here; it says no more about why."""
     return Bad("bad_resume_token", "The resume token is not valid.", "Start a new call.")
+
+
+def resumed_elsewhere() -> Bad:
+    """The error for a connection whose call another one has now."""
+    hint = "The call goes on there. Do not resume it here."
+    return Bad("resumed_elsewhere", "The call was resumed on another connection.", hint)
 
 
 def too_big(size: int, size_max: int) -> Bad:

@@ -11,6 +11,7 @@ import msgspec
 from api.audio import BYTES_PER_MS, SAMPLE_RATE_HZ, peak_of
 from api.dialects.dialect import (
     AUDIO_BYTES_MAX,
+    DIGITS,
     Audio,
     Bad,
     Command,
@@ -38,7 +39,6 @@ EVENT_IDS_MAX = 256
 MESSAGE_TYPES = ("start", "resume", "playout", "dtmf", "hang_up")
 
 _ENVELOPE = frozenset({"session_id", "tenant_id", "agent_id", "kind", "pcm"})
-_DIGITS = frozenset("0123456789*#ABCD")
 
 
 class NativeDialect:
@@ -231,7 +231,7 @@ def _resume(message: Mapping[str, Any]) -> Command:
 
 def _dtmf(message: Mapping[str, Any]) -> Command:
     digit, press_id = message.get("digit"), message.get("id", "")
-    if not isinstance(digit, str) or digit.upper() not in _DIGITS:
+    if not isinstance(digit, str) or digit.upper() not in DIGITS:
         return _invalid("digit", "one of 0-9, *, #, A-D")
     if not isinstance(press_id, str) or len(press_id) > 64:
         return _invalid("id", "a text of at most 64 characters, or nothing")

@@ -20,6 +20,7 @@ from api.audio import (
     peak_of_mulaw,
 )
 from api.dialects.dialect import (
+    DIGITS,
     Audio,
     Bad,
     Command,
@@ -43,7 +44,6 @@ TOKEN_PARAMETER = "trunkline_token"
 SESSION_PARAMETER = "trunkline_session"
 AGAIN_PARAMETER = "trunkline_again"
 _OWN_PARAMETERS = frozenset({"agent", "caller", TOKEN_PARAMETER, SESSION_PARAMETER, AGAIN_PARAMETER})
-_DIGITS = frozenset("0123456789*#ABCD")
 
 
 class _Piece(msgspec.Struct, frozen=True):
@@ -69,7 +69,6 @@ class TwilioDialect:
     bytes_per_ms = 8
 
     def __init__(self) -> None:
-        self._stream_sid = ""
         self._prefix = ""
         self._wider = Doubler()
         self._narrower = Halver()
@@ -97,7 +96,7 @@ class TwilioDialect:
                 return self._mark(_part(message, "mark").get("name"))
             case "dtmf":
                 digit = _part(message, "dtmf").get("digit")
-                return (Dtmf(digit),) if isinstance(digit, str) and digit in _DIGITS else (_invalid("dtmf.digit"),)
+                return (Dtmf(digit),) if isinstance(digit, str) and digit in DIGITS else (_invalid("dtmf.digit"),)
             case "stop":
                 return (HangUp(),)
             case "connected":
@@ -191,7 +190,6 @@ class TwilioDialect:
         if media.get("encoding", "audio/x-mulaw") != "audio/x-mulaw" or str(media.get("sampleRate", "8000")) != "8000":
             return Bad("unsupported_media", "The stream's format is not supported.", "Expected audio/x-mulaw at 8000.")
         given = {name: str(value) for name, value in _part(start, "customParameters").items()}
-        self._stream_sid = stream_sid
         self._prefix = f'"streamSid":{msgspec.json.encode(stream_sid).decode()}'
         return Start(
             agent=given.get("agent", ""),

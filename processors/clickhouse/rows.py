@@ -1,7 +1,7 @@
 """Events as rows: the pure part of the sink. One topic is one table, one event one row."""
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -49,6 +49,8 @@ TABLES: Mapping[type[Event], str] = {
 TABLE_OF_TOPIC: Mapping[str, str] = {event.TOPIC: TABLES[event] for event in EVENTS}
 
 _UUIDS = frozenset({"event_id", "session_id", "causation_id"})
+# An Avro int is an Int32 in ClickHouse, which Avro itself reads and writes without its limits.
+_INT = range(-(2**31), 2**31)
 # DateTime64(6) in ClickHouse: 1900 to 2299.
 _TIME_US = range(-2_208_988_800_000_000, 10_413_792_000_000_000)
 _TIMES = frozenset({"occurred_at", "captured_at", "speech_ended_at"})
@@ -59,6 +61,13 @@ _EMPTY = {"string": "''", "bytes": "''", "array": "[]", "map": "map()"}
 Extract = Callable[[Any], Any]
 
 
+class UnfitError(CodecError):
+    """An event that its table cannot hold: an event all the same, which no stage that reads it need have refused."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("invalid_field", detail)
+
+
 def columns(event: type[Event]) -> tuple[str, ...]:
     """The columns that a row of this kind fills, in the order of `row`."""
     return (*(column for column, _ in _PLANS[event]), "kafka_partition", "kafka_offset")
@@ -67,14 +76,14 @@ def columns(event: type[Event]) -> tuple[str, ...]:
 def row_of(codec: Codec, policies: Policies, record: Record) -> tuple[Event, tuple[Any, ...]]:
     """The record's event, masked as its tenant wants it, and its row: what the sink writes, and what the audit expects.
 
-    Raises CodecError.
+    Raises CodecError, UnfitError where the record is an event.
     """
     event = policies.redacted(codec.decode_keyed(record.topic, record.key, record.value))
     return event, row(event, record.partition, record.offset)
 
 
 def row(event: Event, partition: int, offset: int) -> tuple[Any, ...]:
-    """The event as a row. Raises CodecError(invalid_field) naming a field that its column cannot hold."""
+    """The event as a row. Raises UnfitError(invalid_field) naming a field that its column cannot hold."""
     return (*(extract(event) for _, extract in _PLANS[type(event)]), partition, offset)
 
 
@@ -96,10 +105,11 @@ def _kind(avro: Any) -> str:
 
 
 def _plan(event: type[Event]) -> tuple[tuple[str, Extract], ...]:
-    return tuple(_column(event, field.name) for field in fields(event))
+    types = {field["name"]: field["type"] for field in files.load(event.NAME)["fields"]}
+    return tuple(_column(event, field.name, types[field.name]) for field in fields(event))
 
 
-def _column(event: type[Event], name: str) -> tuple[str, Extract]:
+def _column(event: type[Event], name: str, avro: Any) -> tuple[str, Extract]:
     if name == "pcm":
         return "pcm_bytes", lambda value: len(value.pcm)
     if name in _UUIDS:
@@ -107,7 +117,10 @@ def _column(event: type[Event], name: str) -> tuple[str, Extract]:
     if name in _TIMES:
         return name, lambda value: _time(name, getattr(value, name))
     if name in event.PARTS:
-        return name, lambda value: [_part(part) for part in getattr(value, name)]
+        numbers = [field["name"] for field in avro["items"]["fields"] if field["type"] == "int"]
+        return name, lambda value: [_part(name, numbers, part) for part in getattr(value, name)]
+    if avro == "int":
+        return name, lambda value: _int(name, getattr(value, name))
     if name in event.ENUMS:
         return name, lambda value: str(getattr(value, name))
     return name, lambda value: _plain(getattr(value, name))
@@ -119,8 +132,17 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _part(part: Part) -> dict[str, Any]:
-    return part.to_record()
+def _part(name: str, numbers: Sequence[str], part: Part) -> dict[str, Any]:
+    record = part.to_record()
+    for number in numbers:
+        _int(f"{name}.{number}", record[number])
+    return record
+
+
+def _int(name: str, value: int) -> int:
+    if value not in _INT:
+        raise UnfitError(f"{name}: a whole number of 32 bits is expected")
+    return value
 
 
 def _uuid(name: str, value: str | None) -> uuid.UUID | None:
@@ -129,12 +151,12 @@ def _uuid(name: str, value: str | None) -> uuid.UUID | None:
     try:
         return uuid.UUID(value)
     except ValueError:
-        raise CodecError("invalid_field", f"{name}: a UUID is expected") from None
+        raise UnfitError(f"{name}: a UUID is expected") from None
 
 
 def _time(name: str, value: int | None) -> int | None:
     if value is not None and value not in _TIME_US:
-        raise CodecError("invalid_field", f"{name}: microseconds between the years 1900 and 2299 are expected")
+        raise UnfitError(f"{name}: microseconds between the years 1900 and 2299 are expected")
     return value
 
 

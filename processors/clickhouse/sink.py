@@ -19,9 +19,15 @@ from typing import Any
 
 import structlog
 import uvloop
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DataError
 from prometheus_client import Counter, Gauge, start_http_server
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    wait_exponential_jitter,
+)
 
 from processors.access.keyring import Keyring
 from processors.access.refusals import Refusals
@@ -31,7 +37,7 @@ from processors.audit.anchor import Anchor
 from processors.audit.ledger import Ledger
 from processors.clear import WORDS, clear_record
 from processors.clickhouse.http import Questions, serve
-from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row_of
+from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, UnfitError, columns, row_of
 from processors.clickhouse.store import Store, connect
 from processors.dead_letters import DeadLetters
 from processors.erasure import erased_event
@@ -227,8 +233,8 @@ class Sink:
     async def _tables(self, records: Sequence[Record]) -> tuple[Tables, list[Control]]:
         """Rows by kind of event, and which calls are to be erased.
 
-        What is no event goes to the dead letters before its batch is written, and masked words to the clear topic of
-        tenants who want it.
+        What is no event goes to the dead letters before its batch is written, as does one that fits no table, and
+        masked words to the clear topic of tenants who want it.
         """
         tables: dict[type[Event], list[tuple[Any, ...]]] = defaultdict(list)
         erases: list[Control] = []
@@ -238,7 +244,7 @@ class Sink:
                 event, found = row_of(self._codec, self._policies, record)
             except CodecError as error:
                 unreadable.labels(error.reason).inc()
-                if record.topic in GUARDED:
+                if record.topic in GUARDED or isinstance(error, UnfitError):
                     position = Position(record.topic, record.partition, record.offset)
                     headers = {name: value for name, value in record.headers if value is not None}
                     told.append(
@@ -307,7 +313,10 @@ class Sink:
 
 
 async def patiently(work: Any, *arguments: Any) -> Any:
-    """Does it off the loop; while ClickHouse is away it tries again, and the log waits in Kafka meanwhile."""
+    """Does it off the loop; while ClickHouse is away it tries again, and the log waits in Kafka meanwhile.
+
+    Rows that the client cannot write are no better the next time: `row_of` has let something through, which is a bug.
+    """
 
     def away(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -315,7 +324,7 @@ async def patiently(work: Any, *arguments: Any) -> Any:
         log.warning("clickhouse_away", attempt=state.attempt_number, error=type(error).__name__, code=code)
 
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception_type((ClickHouseError, OSError)),
+        retry=retry_if_exception_type((ClickHouseError, OSError)) & retry_if_not_exception_type(DataError),
         wait=wait_exponential_jitter(multiplier=0.2, max=5),
         before_sleep=away,
         reraise=True,

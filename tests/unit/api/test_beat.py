@@ -5,9 +5,11 @@ import functools
 import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.frames import Frame, Opcode
 
@@ -251,7 +253,7 @@ class Listener:
         self.left.set()
 
 
-def converse(talk: Callable[[ClientConnection, Listener, ByHand], Any]) -> None:
+def converse(talk: Callable[[ClientConnection, Listener, ByHand], Any], **keepalive: float) -> None:
     async def run() -> None:
         listener, beat = Listener(), ByHand()
         protocol = functools.partial(MediaProtocol, beat)
@@ -263,6 +265,7 @@ def converse(talk: Callable[[ClientConnection, Listener, ByHand], Any]) -> None:
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
+            **keepalive,  # type: ignore[arg-type]
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve())
@@ -436,3 +439,54 @@ def test_a_caller_who_has_gone_before_the_call_began_is_not_on_the_beat() -> Non
         assert beat.on_it == 1, "the one who is there"
 
     converse(talk)
+
+
+KEEPALIVE = {"ws_ping_interval": 0.05, "ws_ping_timeout": 0.3}
+
+
+def test_who_is_not_read_is_not_taken_for_gone() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        async with asyncio.timeout(10):
+            for word in ("one", "two", "three"):
+                await socket.send(word)
+                if word != "one":
+                    await asyncio.sleep(2 * KEEPALIVE["ws_ping_timeout"])
+                    await beaten(beat)
+                assert await listener.heard.get() == word
+        assert not listener.left.is_set()
+
+    converse(talk, **KEEPALIVE)
+
+
+def test_who_does_not_answer_though_it_is_read_is_gone() -> None:
+    async def talk(socket: ClientConnection, listener: Listener, beat: ByHand) -> None:
+        await socket.send("urgent")
+        assert await listener.heard.get() == "urgent"
+        socket.transport.pause_reading()
+        async with asyncio.timeout(10):
+            await listener.left.wait()
+        socket.transport.abort()
+
+    converse(talk, **KEEPALIVE)
+
+
+@pytest.mark.parametrize(("read_from_s", "gone_s"), [(None, 10), (3, 13), (9.5, 19.5), (12, 22), (45, 55)])
+def test_an_answer_is_waited_for_from_when_the_socket_is_read(read_from_s: float | None, gone_s: float) -> None:
+    """What was sent before it is read first, so that it need not be there at once."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        config = uvicorn.Config(Listener(), ws_ping_timeout=10)
+        protocol = MediaProtocol(Beat(40), config=config, server_state=ServerState(), app_state={})
+        protocol.transport = MagicMock(is_closing=lambda: False)
+        protocol.conn = MagicMock(data_to_send=list)
+        protocol.read_paused = read_from_s is not None
+        protocol.send_keepalive_ping()
+        if read_from_s is not None:
+            loop.call_at(read_from_s, protocol._read_on)
+        await asyncio.sleep(gone_s - 0.1)
+        protocol.conn.fail.assert_not_called()
+        await asyncio.sleep(0.2)
+        protocol.conn.fail.assert_called_once_with(1011, "keepalive ping timeout")
+
+    simulate(run())

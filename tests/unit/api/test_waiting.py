@@ -6,7 +6,7 @@ from unittest.mock import MagicMock
 
 from api.metrics import Metrics
 from api.session_router import SessionRouter, Summary
-from api.waiting import Arrival, Waiting, adopt
+from api.waiting import GOING_AWAY, Arrival, Waiting, adopt
 from schemas.events import Session, SessionKind
 from streams.settings import ApiSettings, Settings
 
@@ -88,9 +88,11 @@ async def test_a_stopped_gateway_ends_no_call_that_was_not_ended_before() -> Non
     summary = Summary(session.session_id, "demo", "shop", "test", 1)
     waiting = Waiting(router, MagicMock(), summary)
     waiting.hold()
-    arrival = Arrival(Summary("another", "demo", "shop", "test", 1))
+    why: list[str] = []
+    arrival = Arrival(Summary("another", "demo", "shop", "test", 1), why.append)
+    arrival.finished()
     router.put(arrival)
     await router.stop()
     assert waiting.over
-    assert arrival.gone
+    assert (arrival.gone, why) == (True, [GOING_AWAY])
     assert (waiting.journal.mock_calls, written) == ([], [])  # type: ignore[attr-defined]

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, columns, row
+from processors.clickhouse.rows import TABLE_OF_TOPIC, TABLES, UnfitError, columns, row
 from processors.clickhouse.store import MIGRATIONS, identifier, statements
 from schemas import files, json_form
 from schemas.event import Event
 from schemas.events import EVENTS, AudioFrame, Transcript
-from streams.codec import CodecError
 
 UUIDS = [(event, name) for event in EVENTS for name in ("event_id", "session_id", "causation_id")]
 OF_TOPICS = (
@@ -27,16 +26,16 @@ ADDED = ("0005_gateway.sql", "0006_unread.sql", "0008_heard.sql", "0010_budgets.
 TIMES = ("occurred_at", "captured_at", "speech_ended_at")
 
 
-def tables() -> dict[str, tuple[str, ...]]:
-    """Each table of a topic with its columns, in order."""
+def tables() -> dict[str, dict[str, str]]:
+    """Each table of a topic with its columns and their types."""
     found = {}
     for statement in (one for name in OF_TOPICS for one in statements((MIGRATIONS / name).read_text())):
         head = re.match(r"CREATE TABLE IF NOT EXISTS (\w+)\n\((.*?)\n\)\nENGINE", statement, re.DOTALL)
         assert head is not None, statement
-        found[head[1]] = tuple(re.findall(r"^ {4}(\w+)", head[2], re.MULTILINE))
+        found[head[1]] = dict(re.findall(r"^ {4}(\w+) +(\w+)", head[2], re.MULTILINE))
     for sql in ((MIGRATIONS / name).read_text() for name in ADDED):
-        for table, column in re.findall(r"ALTER TABLE (\w+) ADD COLUMN IF NOT EXISTS (\w+)", sql):
-            found[table] += (column,)
+        for table, column, kind in re.findall(r"ALTER TABLE (\w+) ADD COLUMN IF NOT EXISTS (\w+) (\w+)", sql):
+            found[table][column] = kind
     return found
 
 
@@ -94,8 +93,36 @@ def test_a_time_outside_the_column_is_refused_by_name(event: type[Event], value:
             refused(example, name, value)
 
 
+INTS = [
+    (event, field["name"]) for event in EVENTS for field in files.load(event.NAME)["fields"] if field["type"] == "int"
+]
+LIMITS = (-(2**31), 2**31 - 1)
+
+
+@pytest.mark.parametrize(("event", "name"), INTS)
+def test_a_number_outside_the_column_is_refused_by_name(event: type[Event], name: str) -> None:
+    """Avro writes and reads an int of any size."""
+    example: Any = json_form.examples(event)[0]
+    for value in (LIMITS[0] - 1, LIMITS[1] + 1, 2**53 // 16):
+        refused(example, name, value)
+    for value in LIMITS:
+        assert value in row(replace(example, **{name: value}), 0, 0)
+
+
+@pytest.mark.parametrize(("event", "name"), INTS)
+def test_a_columns_numbers_are_those_of_its_field(event: type[Event], name: str) -> None:
+    assert tables()[TABLES[event]][name] == "Int32"
+
+
+def test_a_number_in_a_part_outside_the_column_is_refused_by_name() -> None:
+    example = next(example for example in json_form.examples(Transcript) if example.words)
+    word = replace(example.words[0], end_ms=2**31)
+    with pytest.raises(UnfitError, match=r"words\.end_ms: "):
+        row(replace(example, words=(word,)), 0, 0)
+
+
 def refused(example: Event, name: str, value: Any) -> None:
-    with pytest.raises(CodecError, match=f"{name}: ") as caught:
+    with pytest.raises(UnfitError, match=f"{name}: ") as caught:
         row(replace(example, **{name: value}), 0, 0)
     assert caught.value.reason == "invalid_field"
     assert str(value) not in caught.value.detail or value == ""

@@ -10,7 +10,7 @@ import structlog
 
 from api.audio import BYTES_PER_MS, QUIET_MARGIN_MS, FrameLengths, Frames
 from api.beat import Patience, Wait
-from api.dialects.dialect import Dialect, Playout, Resumed, Start, Started
+from api.dialects.dialect import Dialect, Playout, Resumed, Start, Started, resumed_elsewhere
 from api.journal import UNACKNOWLEDGED_MAX, Journal, opening
 from api.line import Line
 from api.playback import Act, Cut, Effect, Heard, Hush, Play, Playback, Tell
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 AHEAD_MS_MAX = 5000
 ACKNOWLEDGE_SAMPLES = 16_000
 # A client that has been talking and from which nothing comes for so long has perhaps lost its network. What it was
-# sent is not taken for heard meanwhile.
+# sent is not taken for heard meanwhile, nor acted upon; the rest is sent, since it may be one that sends no silence.
 QUIET_S = 2.0
 # Telephones send silence; a client may send nothing instead. Said in the log, so that stt need not tell it from a log
 # or a gateway that is away.
@@ -109,11 +109,10 @@ class Call:
         # The event with which this gateway took the session up, until it is read back: what others wrote before it
         # is older.
         self._claim = ""
-        self._answered: set[int] = set()
+        self._answered_turn = -1  # the newest whose reply has begun
         self._timer: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
         self._silence: asyncio.TimerHandle | None = None
-        self._believing_late = False
         self.ended = asyncio.Event()
         self._closed = asyncio.Event()
         self.close_code = 1000
@@ -152,6 +151,8 @@ class Call:
         position = self.journal.marks.sample_index
         resumed = Resumed(self.summary.session_id, self.summary.agent, self._token(), position)
         self._line.send(self._dialect.resumed(resumed))
+        # Replies to what was said before the break are late by the break.
+        self._answered_turn = max(self.summary.turn, self._playback.turn, *(event.turn for event in self._early))
         for turn, heard_ms in sorted(replayed.cut.items()):
             self._line.send(self._dialect.clear(turn, heard_ms))
         for event in replayed.missed:
@@ -166,6 +167,8 @@ class Call:
 
     def audio(self, *pieces: bytes) -> float:
         """Takes the next pieces of the caller's audio; returns the seconds by which the client is too fast."""
+        if self.ended.is_set():
+            return 0.0
         rises = heard = False
         paused_ms, read_bytes = self._frames.pause_ms, sum(map(len, pieces))
         for data in pieces:
@@ -178,6 +181,8 @@ class Call:
             # What else has been read of this socket by now belongs to the same frame.
             self._writing = asyncio.get_running_loop().call_soon(self._write_frames)
         self._spoke()
+        if self.ended.is_set():
+            return 0.0
         self._heard_s = self._spoke_s
         if rises and self._playback.playing(self._now_ms()):
             self._urgent_until_s = self._spoke_s + URGENT_S
@@ -258,13 +263,17 @@ class Call:
 
     def dtmf(self, digit: str, press_id: str = "") -> None:
         """A key was pressed."""
+        if self.ended.is_set():
+            return
         marks = self.journal.marks
         self._control(f"dtmf-{press_id or f'{marks.sample_index}-{marks.control}'}", ControlKind.DTMF, digit=digit)
 
     def playout(self, heard: Playout) -> None:
         """The client tells what has been heard."""
-        self._spoke()
-        self._perform(self._playback.playout(heard.turn, heard.heard_ms, self._now_ms()))
+        if not self.ended.is_set():
+            self._spoke()
+        if not self.ended.is_set():
+            self._perform(self._playback.playout(heard.turn, heard.heard_ms, self._now_ms()))
 
     def end(self, reason: str, close_code: int = 1000) -> None:
         """See `LiveCall`."""
@@ -274,6 +283,7 @@ class Call:
         rest = self._frames.flush()
         if rest:
             self.journal.frame(self._dialect.pcm(rest).ljust(_FRAME_BYTES_MIN, b"\0"))
+        self._tell_rest(gone=reason == "connection_lost")
         summary = self.summary
         summary.reason, summary.ended_at, summary.turn = reason, self._clock.now_us(), self._playback.turn
         summary.duration_ms = self.journal.ended(reason)
@@ -325,8 +335,8 @@ class Call:
     def _superseded(self) -> None:
         if self.ended.is_set():
             return
-        hint = "The call goes on there. Do not resume it here."
-        self._line.send(self._dialect.error("resumed_elsewhere", "The call was resumed on another connection.", hint))
+        error = resumed_elsewhere()
+        self._line.send(self._dialect.error(error.code, error.message, error.hint))
         self._let_go(1008, "resumed_elsewhere")
         self._router.forget(self)
 
@@ -359,6 +369,7 @@ class Call:
             return
         if self.ended.is_set() or not self._repeats.add(event.event_id):
             return
+        self._believe()
         if isinstance(event, Control):
             self._controlled(event)
             return
@@ -417,8 +428,8 @@ class Call:
     def _play(self, chunk: SpeechChunk) -> None:
         self._line.send(self._dialect.audio(chunk), turn=chunk.turn)
         self._router.metrics.audio_out.inc()
-        if chunk.turn not in self._answered:
-            self._answered.add(chunk.turn)
+        if chunk.turn > self._answered_turn:
+            self._answered_turn = chunk.turn
             if chunk.speech_ended_at is not None:
                 waited_s = (self._clock.now_us() - chunk.speech_ended_at) / 1_000_000
                 self._router.metrics.voice_to_voice.observe(waited_s)
@@ -459,6 +470,15 @@ class Call:
             reason="end_of_turn" if heard.end_of_turn else "",
         )
 
+    def _tell_rest(self, gone: bool) -> None:
+        """Says in the log what had been heard when the call ends, or when the last came of a client that is gone."""
+        if self._line.stuck:
+            return
+        self._believe()
+        at_s = self._spoke_s if gone or not self._playback.believes else self._clock.monotonic_s()
+        for heard in self._playback.stop(at_s * 1000):
+            self._heard(heard)
+
     def _act(self, act: Act) -> None:
         if act.action == "transfer":
             self._control("transfer", ControlKind.TRANSFER, turn=act.turn, target=act.target, reason="agent")
@@ -484,6 +504,9 @@ class Call:
             self._timer.cancel()
             self._timer = None
         due_ms = self._playback.due()
+        if not self._playback.believes:
+            grace_over_ms = (self._spoke_s + self._router.settings.api.resume_grace_s) * 1000
+            due_ms = grace_over_ms if due_ms is None else min(due_ms, grace_over_ms)
         if due_ms is not None:
             delay_s = max(0.001, (due_ms - self._now_ms()) / 1000)
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
@@ -491,26 +514,28 @@ class Call:
     def _tick(self) -> None:
         if self.ended.is_set():
             return
+        self._believe()
+        self._perform(self._playback.tick(self._now_ms()))
+
+    def _believe(self) -> None:
+        """Takes what was sent for heard in its time, or not, by how long nothing has come of the client."""
         quiet_s = self._clock.monotonic_s() - self._spoke_s
         spoken = self.journal.marks.sample_index - self._begins_at >= ACKNOWLEDGE_SAMPLES
-        grace_s = self._router.settings.api.resume_grace_s
-        if spoken and QUIET_S < quiet_s < grace_s:
-            self._believing_late = True
-            self._timer = asyncio.get_running_loop().call_later(grace_s - quiet_s, self._tick)
-            return
-        self._perform(self._playback.tick(self._now_ms()))
+        self._playback.believes = not (spoken and QUIET_S < quiet_s < self._router.settings.api.resume_grace_s)
 
     def _spoke(self) -> None:
         """The client lives."""
         self._spoke_s = self._clock.monotonic_s()
-        if self._believing_late:
-            self._believing_late = False
+        if not self._playback.believes:
+            self._playback.believes = True
             self._perform(self._playback.tick(self._now_ms()))
 
     def _listen_for_silence(self) -> None:
         """Writes what waits for more once none comes, and says, once, that the client has stopped sending audio."""
-        silent_s = self._clock.monotonic_s() - self._heard_s
         self._silence = None
+        if self.ended.is_set():
+            return
+        silent_s = self._clock.monotonic_s() - self._heard_s
         if silent_s >= SILENT_S:
             self._control(f"quiet-{self.journal.marks.sample_index}", ControlKind.QUIET)
             return

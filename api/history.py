@@ -297,8 +297,11 @@ def _end(event: Event) -> int:
     return event.sample_index + len(event.pcm) // 2
 
 
+def is_heard_out(event: Event) -> bool:
+    """Whether the event says that its turn's speech was heard to the end."""
+    return isinstance(event, Control) and event.kind is ControlKind.PLAYOUT and event.reason == "end_of_turn"
+
+
 def _is_over(event: Event) -> bool:
     """Whether the event says that its turn's speech was heard to the end, or cut."""
-    if not isinstance(event, Control):
-        return False
-    return event.kind is ControlKind.BARGE_IN or (event.kind is ControlKind.PLAYOUT and event.reason == "end_of_turn")
+    return is_heard_out(event) or (isinstance(event, Control) and event.kind is ControlKind.BARGE_IN)

@@ -24,7 +24,7 @@ class Line:
     def __init__(self, websocket: WebSocket, metrics: Metrics) -> None:
         self._websocket = websocket
         self._metrics = metrics
-        self._queue: deque[tuple[int | None, Message]] = deque()
+        self._queue: deque[tuple[int | None, tuple[Message, ...]]] = deque()
         self._wake = asyncio.Event()
         self._closing: tuple[int, str] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -36,25 +36,26 @@ class Line:
         self._task = asyncio.create_task(self._run())
 
     def send(self, frames: Iterable[Message], turn: int | None = None, sheddable: bool = False) -> None:
-        """Puts frames into the queue; `turn` marks speech that `drop` can take out again."""
+        """Puts frames into the queue; `turn` marks speech that `drop` can take out again: all of them, or none."""
         if self._closing is not None or self.stuck:
             return
         if sheddable and self.waiting_bytes > SHED_BYTES:
             self._metrics.dropped.labels("outgoing", "shed_partials").inc()
             return
-        for frame in frames:
-            self._queue.append((turn, frame))
-            self.waiting_bytes += len(frame)
+        together = tuple(frames)
+        if together:
+            self._queue.append((turn, together))
+            self.waiting_bytes += _size(together)
         if self.waiting_bytes > BYTES_MAX:
             self.stuck = True
             self._metrics.dropped.labels("outgoing", "end_call").inc()
         self._wake.set()
 
     def drop(self, turn: int) -> None:
-        """Takes the turn's speech out of the queue, as far as it was not sent."""
+        """Takes the turn's speech out of the queue, as far as it is not being sent."""
         if any(entry[0] == turn for entry in self._queue):
             self._queue = deque(entry for entry in self._queue if entry[0] != turn)
-            self.waiting_bytes = sum(len(frame) for _, frame in self._queue)
+            self.waiting_bytes = sum(_size(frames) for _, frames in self._queue)
 
     async def close(self, code: int, reason: str = "") -> None:
         """Sends what is queued, for FAREWELL_S at most, then closes the socket."""
@@ -69,10 +70,11 @@ class Line:
         try:
             while True:
                 while self._queue:
-                    frame = self._queue.popleft()[1]
-                    self.waiting_bytes -= len(frame)
-                    kind = "bytes" if isinstance(frame, bytes) else "text"
-                    await self._websocket.send({"type": "websocket.send", kind: frame})
+                    _, frames = self._queue.popleft()
+                    self.waiting_bytes -= _size(frames)
+                    for frame in frames:
+                        kind = "bytes" if isinstance(frame, bytes) else "text"
+                        await self._websocket.send({"type": "websocket.send", kind: frame})
                 if self._closing is not None:
                     await self._websocket.close(*self._closing)
                     return
@@ -82,3 +84,7 @@ class Line:
             # The peer is gone in one of the ways that servers tell it; the receiving side hears of it too.
             self._queue.clear()
             self.waiting_bytes = 0
+
+
+def _size(frames: Iterable[Message]) -> int:
+    return sum(map(len, frames))

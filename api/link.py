@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +10,13 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from api.errors import OperatorError
+from api.track import SAMPLES_PER_MS
 from streams.clock import Clock
 
 BACKOFF_S = 0.05
 BACKOFF_S_MAX = 1.0
 ATTEMPT_S = 5.0
 EVENT_IDS_MAX = 200
-SAMPLES_PER_MS = 16
 # After these close codes there is nothing to come back to: an orderly end, or a refusal.
 FINAL_CODES = (1000, 1008)
 _FINAL_ERRORS = ("bad_resume_token", "unknown_session", "unauthorized")
@@ -29,22 +28,25 @@ class CallError(OperatorError):
 
 @dataclass(slots=True)
 class Inbox:
-    """What a client has got of a call, as `resume` tells it: the newest events' ids, and how much speech of a turn."""
+    """What a client has got of a call, as `resume` tells it: the newest events' ids, and how much speech of a turn.
+
+    What comes again is among the newest EVENT_IDS_MAX: a gateway sends what follows those that it was told.
+    """
 
     turn: int = 0
     samples: int = 0
-    _ids: deque[str] = field(default_factory=lambda: deque(maxlen=EVENT_IDS_MAX))
-    _seen: set[str] = field(default_factory=set)
+    _ids: dict[str, None] = field(default_factory=dict)  # in the order in which they came
 
     def event(self, message: Mapping[str, Any]) -> bool:
         """A text message other than `audio` came; False when it had come before."""
         event_id = message.get("event_id")
         if event_id is None:
             return True
-        if event_id in self._seen:
+        if event_id in self._ids:
             return False
-        self._seen.add(event_id)
-        self._ids.append(event_id)
+        self._ids[event_id] = None
+        if len(self._ids) > EVENT_IDS_MAX:
+            del self._ids[next(iter(self._ids))]
         return True
 
     def audio(self, message: Mapping[str, Any], samples: int) -> None:

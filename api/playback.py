@@ -81,7 +81,11 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The caller heard the sentence to its end, its `words`, and with `end_of_turn` all that the turn had to say."""
+    """The caller heard the sentence to its end, and with `end_of_turn` all that the turn had to say.
+
+    `words` are those that had a voice: fewer than the sentence has where its voice failed, or the call ended, amid it;
+    none where all of it went out as text. Whether a client shows that, and anybody reads it, is not known here.
+    """
 
     turn: int
     sentence: int
@@ -134,8 +138,10 @@ class Playback:
     def __init__(self, barge_in_ms: int = 1500, lead_ms: int = 5000) -> None:
         """Speech over the agent that lasts `barge_in_ms` is a barge-in without words, too.
 
-        Speech is handed over up to a chunk more than `lead_ms` before it is heard; the rest waits here.
+        Speech is handed over up to a chunk more than `lead_ms` before it is heard; the rest waits here. Where the other
+        side is perhaps gone, set `believes` to False: nothing counts as heard by the clock then, and no action is due.
         """
+        self.believes = True
         self._barge_in_ms = barge_in_ms
         self._lead_ms = lead_ms
         self._tracks: dict[int, Track] = {}
@@ -226,6 +232,22 @@ class Playback:
             effects += self._heard(track, now, confirmed=False)
         return effects + self._release(now)
 
+    def stop(self, now: float) -> list[Heard]:
+        """The call has ended by then: what of its speech was heard and is not told yet, to a word amid a sentence.
+
+        What was handed over is forgotten.
+        """
+        told: list[Heard] = []
+        for number in sorted(self._tracks):
+            track = self._tracks.pop(number)
+            heard_ms = track.heard_ms(now)
+            while track.sentence_ends and track.sentence_ends[0][1] <= heard_ms:
+                told.append(_next_heard(track))
+            sentence = track.running_at(heard_ms)
+            if sentence is not None and (words := track.words_until(sentence, heard_ms)):
+                told.append(Heard(number, sentence, round(heard_ms), False, words))
+        return told
+
     def interrupt(self, turn: int, cause: Event, now: float) -> list[Effect]:
         """Somebody else stops the turn's speech."""
         return [*self._cut_turn(turn, cause, now), *self._hand_over(now)] if turn in self._tracks else []
@@ -252,9 +274,9 @@ class Playback:
         elif isinstance(event, SpeechChunk):
             self._recall_speech(event, at)
         elif isinstance(event, Control) and event.kind is ControlKind.PLAYOUT and event.turn in self._tracks:
-            ends = self._tracks[event.turn].sentence_ends
-            while ends and ends[0][1] <= event.heard_ms + 1:
-                ends.popleft()
+            track = self._tracks[event.turn]
+            while track.sentence_ends and track.sentence_ends[0][1] <= event.heard_ms + 1:
+                track.tell()
         return [again for effect in effects for again in _done_again(effect)]
 
     def _recall_speech(self, event: SpeechChunk, at: float) -> None:
@@ -293,9 +315,9 @@ class Playback:
                 times.append(self._believed_at(track, track.sentence_ends[0][1]))
             elif track.ended:
                 times.append(self._believed_at(track, track.sent_ms))
-            elif track.action is not None and not track.waiting:
-                times.append(track.action_at)
-        return min(times, default=None)
+            else:
+                times.append(self._action_due(track))
+        return min((at for at in times if at < math.inf), default=None)
 
     def playing(self, now: float) -> bool:
         """Whether the agent is being heard or about to say more."""
@@ -352,8 +374,9 @@ class Playback:
         self._cut.discard(turn)
 
     def _supersede(self, final: Transcript, now: float) -> list[Effect]:
-        """Replies that waited while the caller went on talking are never said."""
+        """Replies that waited while the caller went on talking are never said, nor is done what was to follow them."""
         waiting = {held.turn for held in self._held if isinstance(held, SpeechChunk)}
+        waiting |= {track.number for track in self._tracks.values() if track.action is not None and not track.made_ms}
         overtaken = sorted(turn for turn in waiting if self._utterance_of(turn) < final.utterance)
         return [effect for turn in overtaken for effect in self._cut_turn(turn, final, now)]
 
@@ -398,7 +421,7 @@ class Playback:
             return [Hush(turn, 0), Cut(turn, 0, 0, cause)]
         effects: list[Effect] = [] if self._is_hushed(track) else [Hush(turn, track.rewind(now))]
         for sentence, end_ms in track.sentence_ends:
-            effects.append(Heard(turn, sentence, round(end_ms), False, track.words_of(sentence)))
+            effects.append(Heard(turn, sentence, round(end_ms), False, track.words_until(sentence, end_ms)))
         words = track.words_until(track.sentence, track.sent_ms)
         return [*effects, Cut(turn, track.sentence, round(track.sent_ms), cause, words)]
 
@@ -424,16 +447,22 @@ class Playback:
     def _may_pass(self, event: Response | SpeechChunk, now: float) -> bool:
         if event.turn in self._cut:
             return True
-        if not event.committed and self._committed.get(event.turn) != event.revision:
+        if not self._is_final(event):
             return False
-        if isinstance(event, Response) or event.turn in self._tracks:
-            return True
-        if now < self._sound_until:
-            return False
+        track = self._tracks.get(event.turn)
+        begun = track is not None and track.made_ms > 0
+        return isinstance(event, Response) or begun or now >= self._may_begin_at(event.turn)
+
+    def _is_final(self, event: Response | SpeechChunk) -> bool:
+        """Whether it was made for words that are known to be all that the caller said."""
+        return event.committed or self._committed.get(event.turn) == event.revision
+
+    def _may_begin_at(self, turn: int) -> float:
+        """When a reply may begin, and what follows one without words be done, if no more is heard of the caller."""
         speaking = self._speaking
-        if speaking is None or not speaking.talking or now >= speaking.last_at + TALKING_MS:
-            return True
-        return self._utterance_of(event.turn) >= speaking.utterance
+        if speaking is None or not speaking.talking or self._utterance_of(turn) >= speaking.utterance:
+            return self._sound_until
+        return max(self._sound_until, speaking.last_at + TALKING_MS)
 
     def _release(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -523,24 +552,34 @@ class Playback:
 
     def _believed_at(self, track: Track, position_ms: float) -> float:
         """When a position counts as heard without a report of it."""
+        if not self.believes:
+            return math.inf
         return track.heard_at(position_ms) + (REPORT_GRACE_MS if self._reports and track.sent_ms else 0)
+
+    def _action_due(self, track: Track) -> float:
+        """When the track's action is done though the end of its speech has not come; inf while it is not to be."""
+        if track.action is None or track.waiting or not self.believes:
+            return math.inf
+        if any(held.turn == track.number and self._is_final(held) for held in self._held):
+            return math.inf  # its words wait for the caller to be silent
+        return max(track.action_at, self._may_begin_at(track.number))
 
     def _heard(self, track: Track, now: float, confirmed: bool) -> Iterator[Effect]:
         """The sentences, and the turn, that have been heard to their ends."""
         reported_ms = track.report[0] + 1 if confirmed and track.report is not None else -1.0
-        last: tuple[int, float] | None = None
-        while track.sentence_ends:
-            sentence, end_ms = track.sentence_ends[0]
-            if reported_ms < end_ms and now < self._believed_at(track, end_ms):
-                break
-            last = track.sentence_ends.popleft()
-            if track.sentence_ends or not track.ended:
-                yield Heard(track.number, sentence, round(end_ms), False, track.words_of(sentence))
-        all_heard = reported_ms >= track.sent_ms or now >= self._believed_at(track, track.sent_ms)
-        ended = track.ended and (last is not None or all_heard)
-        overdue = track.action is not None and not track.waiting and now >= track.action_at
-        if not track.sentence_ends and (ended or overdue):
-            words = track.words_of(track.sentence)
+
+        def is_heard(position_ms: float) -> bool:
+            return reported_ms >= position_ms or now >= self._believed_at(track, position_ms)
+
+        while track.sentence_ends and is_heard(track.sentence_ends[0][1]):
+            heard = _next_heard(track)
+            if heard.end_of_turn:
+                yield from self._finish(track, heard)
+                return
+            yield heard
+        all_heard = track.ended and is_heard(track.sent_ms)
+        if not track.sentence_ends and (all_heard or now >= self._action_due(track)):
+            words = track.words_until(track.sentence, track.sent_ms)
             yield from self._finish(track, Heard(track.number, track.sentence, round(track.sent_ms), True, words))
 
     def _finish(self, track: Track, heard: Heard) -> Iterator[Effect]:
@@ -549,6 +588,13 @@ class Playback:
         yield heard
         if track.action is not None:
             yield Act(track.number, *track.action)
+
+
+def _next_heard(track: Track) -> Heard:
+    """Of the track's first sentence that nobody was told to be heard; there is one."""
+    sentence, end_ms = track.tell()
+    is_last = track.ended and not track.sentence_ends and end_ms >= track.sent_ms
+    return Heard(track.number, sentence, round(end_ms), is_last, track.words_until(sentence, end_ms))
 
 
 def _done_again(effect: Effect) -> list[Effect]:

@@ -7,10 +7,10 @@ away is played from now on.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from api.audio import BYTES_PER_MS
 from api.dialects.dialect import Received, Resume
-from api.history import Dated, History
+from api.history import Dated, History, is_heard_out
 from api.playback import Effect, Playback, Tell, committed_revision
+from api.track import SAMPLES_PER_MS
 from schemas.event import Event
 from schemas.events import (
     Control,
@@ -26,7 +26,6 @@ from schemas.events import (
 
 # Where nobody says what has been heard, this much is said again, rather than left out.
 AGAIN_MS = 200
-_SAMPLES_PER_MS = BYTES_PER_MS // 2
 _ALL = 2**62
 _ENDS = (ResponseKind.COMPLETED, ResponseKind.CANCELLED)
 
@@ -54,7 +53,7 @@ def replay(
     dated, held = _released(_without_repeats(history.events))
     offset_ms = now_ms - wall_ms
     cut = {e.turn: e.heard_ms for _, e in dated if isinstance(e, Control) and e.kind is ControlKind.BARGE_IN}
-    over = {e.turn for _, e in dated if isinstance(e, Control) and _ends_turn(e)}
+    over = {e.turn for _, e in dated if is_heard_out(e)}
     if received is None:
         scratch = Playback(barge_in_ms)
         scratch.settle(over, cut)
@@ -115,10 +114,6 @@ def _released(dated: Sequence[Dated]) -> tuple[list[Dated], list[Event]]:
     return sorted(passed, key=lambda entry: entry.at_ms), held
 
 
-def _ends_turn(event: Control) -> bool:
-    return event.kind is ControlKind.PLAYOUT and event.reason == "end_of_turn"
-
-
 def _played(scratch: Playback, dated: Sequence[Dated], last_ms: int, offset_ms: float) -> Received:
     """By the clock, less a little: how much of the turn in progress had been played when the last audio came."""
     said = -1
@@ -136,7 +131,7 @@ def _played(scratch: Playback, dated: Sequence[Dated], last_ms: int, offset_ms: 
         return Received(said, _ALL)
     turn, heard_ms = current
     heard_ms = max(heard_ms - AGAIN_MS, confirmed.get(turn, 0), 0)
-    return Received(turn, round(heard_ms) * _SAMPLES_PER_MS)
+    return Received(turn, round(heard_ms) * SAMPLES_PER_MS)
 
 
 def _split(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from api.audio import BYTES_PER_MS
 from api.calls import AHEAD_MS_MAX, Call
 from api.dialects.dialect import Dialect, Resume
 from api.history import History, Wanted
@@ -10,11 +9,10 @@ from api.journal import Journal
 from api.line import Line
 from api.replay import replay
 from api.session_router import SessionRouter, summary_of
+from api.track import SAMPLES_PER_MS
 from api.waiting import Arrival, Waiting
 from schemas.events import Session
 from streams.keys import partition_of
-
-_SAMPLES_PER_MS = BYTES_PER_MS // 2
 
 
 async def take_up(
@@ -85,7 +83,7 @@ async def _go_on(
 def _spoken_max(started: Session, wall_ms: float) -> int:
     """Samples that the caller can have sent by then: an index beyond would be a time that no event can carry."""
     spoken_ms = max(0.0, wall_ms - started.occurred_at / 1000) + AHEAD_MS_MAX
-    return round(spoken_ms * _SAMPLES_PER_MS)
+    return round(spoken_ms * SAMPLES_PER_MS)
 
 
 def _give_back(router: SessionRouter, arrival: Arrival) -> None:

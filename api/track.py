@@ -14,21 +14,22 @@ from schemas.events import SpeechChunk, SpeechChunkKind
 KEPT_MS = 5000
 # About how fast voices speak: how long a sentence will be whose end has not been made yet.
 SPOKEN_CHARS_PER_S = 15.0
-_SAMPLES_PER_MS = BYTES_PER_MS // 2
+SAMPLES_PER_MS = BYTES_PER_MS // 2
 
 
 @dataclass(slots=True)
 class Sentence:
-    """The words of a sentence and where in the turn's speech they are; `end_ms` once its last chunk was made."""
+    """The words of a sentence and where in the turn's speech they are: made so far, all of it once it is `whole`."""
 
     text: str
     begin_ms: float
-    end_ms: float | None = None
+    made_ms: float
+    whole: bool = False
 
-    def heard_until(self, heard_ms: float, made_ms: float) -> str:
-        """The words that were heard when so much of the turn had been, of so much that was made."""
+    def heard_until(self, heard_ms: float) -> str:
+        """The words that were heard when so much of the turn had been."""
         expected_ms = self.begin_ms + 1000 * len(self.text) / SPOKEN_CHARS_PER_S
-        end_ms = max(made_ms, expected_ms) if self.end_ms is None else self.end_ms
+        end_ms = self.made_ms if self.whole else max(self.made_ms, expected_ms)
         return words_within(self.text, (heard_ms - self.begin_ms) / max(1.0, end_ms - self.begin_ms))
 
 
@@ -37,8 +38,9 @@ class Track:
     """The speech of one turn: `made_ms` of it came, `sent_ms` was handed over.
 
     `waiting` was not handed over yet, `kept` was and may be needed again, each with its position. `sentence` is the one
-    at `sent_ms`, `sentence_ends` are those handed over that nobody knows to be heard yet. `ended` once the end of the
-    turn was handed over. `echoes` where the caller's side sent the agent's own words back.
+    at `sent_ms`, `sentence_ends` are those handed over that nobody knows to be heard yet, `told_ms` is where the last
+    one ends that was: one whose voice failed amid it ends where the next begins. `sentences` are those with a voice.
+    `ended` once the end of the turn was handed over. `echoes` where the caller's side sent the agent's own words back.
     """
 
     number: int
@@ -50,6 +52,7 @@ class Track:
     kept: deque[tuple[float, SpeechChunk]] = field(default_factory=deque)
     sentence: int = 0
     sentence_ends: deque[tuple[int, float]] = field(default_factory=deque)
+    told_ms: float = 0.0
     sentences: dict[int, Sentence] = field(default_factory=dict)
     ended: bool = False
     echoes: bool = False
@@ -81,12 +84,15 @@ class Track:
 
     def add(self, chunk: SpeechChunk) -> None:
         """A chunk was made; it waits."""
-        if chunk.text and chunk.sentence not in self.sentences:
-            self.sentences[chunk.sentence] = Sentence(chunk.text, self.made_ms)
         self.waiting.append(chunk)
+        if chunk.kind is not SpeechChunkKind.AUDIO:
+            return
+        if chunk.text and chunk.sentence not in self.sentences:
+            self.sentences[chunk.sentence] = Sentence(chunk.text, self.made_ms, self.made_ms)
         self.made_ms += length_ms(chunk)
-        if chunk.last_of_sentence and chunk.sentence in self.sentences:
-            self.sentences[chunk.sentence].end_ms = self.made_ms
+        if sentence := self.sentences.get(chunk.sentence):
+            sentence.made_ms = self.made_ms
+            sentence.whole |= chunk.last_of_sentence
 
     def hand_over(self, now: float, free_at: float) -> SpeechChunk:
         """The chunk that has waited longest; the other side will have played all that it has by `free_at`."""
@@ -96,14 +102,21 @@ class Track:
         if chunk.kind is SpeechChunkKind.END_OF_TURN:
             self.ended = True
         elif chunk.kind is SpeechChunkKind.AUDIO:
+            if chunk.sentence != self.sentence:
+                self._end_sentence()
             if self.report is not None and self.heard_ms(now) >= self.sent_ms:
                 self.report = (self.sent_ms, now)  # it ran dry: nothing was heard meanwhile
             self.ends_at = max(now, free_at) + length_ms(chunk)
             self.sent_ms += length_ms(chunk)
             self.sentence = chunk.sentence
             if chunk.last_of_sentence:
-                self.sentence_ends.append((chunk.sentence, self.sent_ms))
+                self._end_sentence()
         return chunk
+
+    def tell(self) -> tuple[int, float]:
+        """The first of `sentence_ends`: it is known to be heard."""
+        sentence, self.told_ms = self.sentence_ends.popleft()
+        return sentence, self.told_ms
 
     def rewind(self, now: float) -> int:
         """Takes back what has not been heard, to be handed over anew; returns how much was heard, in whole ms.
@@ -123,19 +136,26 @@ class Track:
         self.sentence_ends = deque((number, end_ms) for number, end_ms in self.sentence_ends if end_ms <= heard_ms)
         return heard_ms
 
-    def words_of(self, sentence: int) -> str:
-        """The words of the sentence, empty where none are known."""
-        return self.sentences[sentence].text if sentence in self.sentences else ""
-
     def words_until(self, sentence: int, heard_ms: float) -> str:
-        """The words of the sentence that were heard when so much of the turn had been."""
+        """The words of the sentence that were heard when so much of the turn had been; empty where none are known."""
         known = self.sentences.get(sentence)
-        return "" if known is None else known.heard_until(heard_ms, self.made_ms)
+        return "" if known is None else known.heard_until(heard_ms)
+
+    def running_at(self, heard_ms: float) -> int | None:
+        """The sentence amid which the caller was when so much of the turn had been heard; None where that is told."""
+        begun = [number for number, one in self.sentences.items() if one.begin_ms < heard_ms]
+        return begun[-1] if begun and self.sentences[begun[-1]].made_ms > self.told_ms else None
 
     def words_at(self, now: float) -> str:
         """The sentence that is being heard and the one before it: what an echo consists of."""
         begun = [one.text for one in self.sentences.values() if one.begin_ms <= self.heard_ms(now)]
         return " ".join(begun[-2:])
+
+    def _end_sentence(self) -> None:
+        """What was handed over since the last end is a sentence."""
+        ended_ms = self.sentence_ends[-1][1] if self.sentence_ends else self.told_ms
+        if self.sent_ms > ended_ms:
+            self.sentence_ends.append((self.sentence, self.sent_ms))
 
     def _let_go(self, now: float) -> None:
         heard_ms = self.heard_ms(now) - KEPT_MS
@@ -165,7 +185,7 @@ def _is_left(chunk: SpeechChunk, at_ms: float, heard_ms: float) -> bool:
 
 def _from(chunk: SpeechChunk, heard_ms: float) -> SpeechChunk:
     """The chunk without its beginning; its words were shown with that."""
-    samples = round(heard_ms * _SAMPLES_PER_MS)
+    samples = round(heard_ms * SAMPLES_PER_MS)
     if samples <= 0 or chunk.kind is not SpeechChunkKind.AUDIO:
         return chunk
     return replace(chunk, pcm=chunk.pcm[2 * samples :], sample_index=chunk.sample_index + samples, text="")

@@ -20,9 +20,13 @@ from api.calls import (
     Call,
     new_call,
 )
-from api.dialects.dialect import Start
+from api.dialects.dialect import Playout, Start
 from api.dialects.native import NativeDialect
-from api.journal import UNACKNOWLEDGED_MAX
+from api.history import Marks
+from api.journal import UNACKNOWLEDGED_MAX, Journal
+from api.playback import Playback
+from api.replay import Replayed
+from api.session_router import summary_of
 from processors.agents import Pauses
 from processors.stage import caused
 from schemas.event import Event
@@ -436,3 +440,169 @@ async def test_a_frame_is_the_same_event_whoever_writes_it() -> None:
         call.end("hung_up")
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 10
+
+
+def speech(gateway: Gateway, turn: int, number: int, ms: int, **fields: Any) -> SpeechChunk:
+    """A chunk of the agent's speech, the turn's `number`th."""
+    fields = {"kind": SpeechChunkKind.AUDIO, "turn": turn, "pcm": bytes(ms * BYTES_PER_MS), **fields}
+    event = caused(gateway.published[0], SpeechChunk, f"chunk-{turn}-{number}", 1, **fields)
+    assert isinstance(event, SpeechChunk)
+    return event
+
+
+def controls(gateway: Gateway) -> list[Control]:
+    """What the call wrote of what was heard and done."""
+    return [event for event in gateway.published if isinstance(event, Control)]
+
+
+async def test_a_client_that_sends_no_silence_gets_all_of_a_long_reply() -> None:
+    gateway = Gateway()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    await say(call, bytes(2 * 16_000))
+    for number in range(12):
+        call.deliver(speech(gateway, 0, number, 1000, sentence=number, last_of_sentence=True))
+    assert gateway.spoken == 6 * 32_000, "the lead, and a chunk"
+    for _ in range(8):
+        clock.now_s += 1.0
+        call._tick()
+    assert gateway.spoken == 12 * 32_000
+    assert [event.heard_ms for event in controls(gateway)] == [1000, 2000], "by when it has perhaps lost its network"
+    call.audio(bytes(640))
+    assert [event.heard_ms for event in controls(gateway)] == [1000 * number for number in range(1, 9)]
+    call.end("hung_up")
+
+
+async def test_what_was_hushed_goes_on_for_a_client_that_sends_no_silence() -> None:
+    gateway = Gateway()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    await say(call, bytes(2 * 16_000))
+    call.deliver(speech(gateway, 0, 0, 1000, last_of_sentence=True))
+    clock.now_s += 0.6
+    caller_begins(gateway, call)
+    clock.now_s += 3.0
+    call._tick()
+    assert gateway.spoken == 32_000 + 0.4 * 32_000
+    assert not controls(gateway)
+    call.end("hung_up")
+
+
+async def test_what_a_client_that_fell_silent_was_sent_counts_as_heard_after_the_grace() -> None:
+    gateway = Gateway()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    await say(call, bytes(2 * 16_000))
+    call.deliver(speech(gateway, 0, 0, 1000, last_of_sentence=True))
+    clock.now_s += 10.0
+    call.deliver(caused(gateway.published[0], SpeechChunk, "end", 1, kind=SpeechChunkKind.END_OF_TURN))
+    assert not controls(gateway)
+    assert call._timer is not None
+    left_s = gateway.router.settings.api.resume_grace_s - 10.0
+    assert call._timer.when() - asyncio.get_running_loop().time() == pytest.approx(left_s, abs=0.5)
+    clock.now_s += left_s
+    call._tick()
+    assert [(event.heard_ms, event.reason) for event in controls(gateway)] == [(1000, "end_of_turn")]
+    call.end("hung_up")
+
+
+def replied(gateway: Gateway) -> list[float]:
+    """How long each reply was waited for, in seconds."""
+    return [args[0] for args, _ in gateway.router.door.replied.call_args_list]
+
+
+async def test_the_first_of_each_reply_is_measured_once_and_of_what_was_said_before_a_break_nothing() -> None:
+    gateway = Gateway()
+    call = await begun(gateway)
+    now_us = gateway.router.clock.now_us()
+    for turn, number in ((1, 0), (1, 1), (2, 0), (1, 2)):
+        call.deliver(speech(gateway, turn, number, 100, speech_ended_at=now_us - 300_000))
+    assert [round(waited_s, 1) for waited_s in replied(gateway)] == [0.3, 0.3]
+    call.end("hung_up")
+
+    gateway.router.door.replied.reset_mock()
+    journal = Journal(gateway.router, gateway.published[0], Marks(session=1, turn=2))
+    summary = summary_of(gateway.published[0], turn=2)
+    again = Call(gateway.router, NativeDialect(), gateway.line, journal, summary, lambda: None)
+    break_us = 20_000_000
+    early = speech(gateway, 3, 0, 100, speech_ended_at=now_us - break_us)
+    await again.resume(Replayed(Playback()), [early], [])
+    again.deliver(speech(gateway, 2, 9, 100, speech_ended_at=now_us - break_us))
+    assert replied(gateway) == []
+    again.deliver(speech(gateway, 4, 0, 100, speech_ended_at=now_us - 300_000))
+    assert [round(waited_s, 1) for waited_s in replied(gateway)] == [0.3]
+    again.end("hung_up")
+
+
+async def test_a_call_that_ends_amid_a_reply_says_before_its_end_what_had_been_heard() -> None:
+    gateway = Gateway()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    call.deliver(speech(gateway, 0, 0, 500, last_of_sentence=True, text="Good morning."))
+    call.deliver(speech(gateway, 0, 1, 1200, sentence=1, last_of_sentence=True, text="Your order is on its way"))
+    clock.now_s += 1.15
+    call.end("hung_up")
+    told = [(event.sentence, event.heard_ms, event.heard_text, event.reason) for event in controls(gateway)]
+    assert told == [(0, 500, "Good morning.", ""), (1, 1150, "Your order is", "")]
+    assert [event.kind for event in gateway.published[1:]] == ["playout", "playout", "ended"]
+    assert len({event.event_id for event in gateway.published}) == 4
+
+
+@pytest.mark.parametrize(("grace_s", "reason"), [(30.0, "hung_up"), (0.0, "connection_lost")])
+async def test_of_a_client_that_was_gone_when_its_call_ended_nothing_counts_as_heard_since_then(
+    grace_s: float, reason: str
+) -> None:
+    gateway = Gateway()
+    gateway.router.settings = Settings(api=ApiSettings(resume_grace_s=grace_s))
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    await say(call, bytes(2 * 16_000))
+    for number, words in enumerate(("One and", "two and", "three and", "four.")):
+        call.deliver(speech(gateway, 0, number, 1000, sentence=number, last_of_sentence=True, text=words))
+    clock.now_s += 1.1
+    await say(call, bytes(640))
+    clock.now_s += 2.8
+    call.end(reason)
+    assert [(event.sentence, event.heard_ms) for event in controls(gateway)] == [(0, 1000)]
+
+
+async def test_of_what_a_client_does_not_read_nothing_counts_as_heard_when_its_call_ends() -> None:
+    gateway = Gateway()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    call.deliver(speech(gateway, 0, 0, 500, last_of_sentence=True, text="Good morning."))
+    clock.now_s += 1.0
+    gateway.line.stuck = True
+    call.end("failed", 1008)
+    assert controls(gateway) == []
+
+
+async def test_a_call_writes_nothing_after_its_end() -> None:
+    gateway = Gateway()
+    clock = gateway.router.clock = Hands()
+    call = await begun(gateway)
+    await say(call, bytes(2 * 16_000))
+    goodbye = {"kind": ResponseKind.COMPLETED, "action": "hang_up"}
+    call.deliver(speech(gateway, 0, 0, 100, last_of_sentence=True))
+    call.deliver(caused(gateway.published[0], Response, "goodbye", 1, **goodbye))
+    call.deliver(caused(gateway.published[0], SpeechChunk, "end", 1, kind=SpeechChunkKind.END_OF_TURN))
+    clock.now_s += 5.0
+    call._listen_for_silence()
+    call._tick()
+    assert not call.ended.is_set()
+    call.audio(b"\x00\x40" * 320)
+    assert call.ended.is_set(), "the goodbye was heard, as is known now that the client lives"
+    written = len(gateway.published)
+    assert gateway.published[-1].reason == "completed"
+    assert call._silence is None
+    call._playback = MagicMock()
+    call.audio(bytes(64_000))
+    assert call._writing is None
+    call.dtmf("5")
+    call.playout(Playout(0, 0, 100))
+    assert not call._playback.method_calls
+    clock.now_s += 5.0
+    call._listen_for_silence()
+    await asyncio.sleep(0)
+    assert len(gateway.published) == written
+    assert call._silence is None

@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from api.client import CallError, Patience, Spoken, place_call
-from api.link import Inbox
+from api.link import EVENT_IDS_MAX, Inbox
 
 SPEECH = (8000 * np.sin(np.arange(48_000) / 5)).astype(np.int16)
 REPLY = np.arange(1, 32_001, dtype=np.int16)
@@ -129,3 +129,12 @@ def test_the_inbox_tells_what_came() -> None:
     inbox.audio({"turn": 2, "sample_index": 0}, 50)
     inbox.audio({"turn": 1, "sample_index": 100}, 100)
     assert inbox.told() == {"received": {"turn": 2, "sample_index": 50}, "event_ids": ["a"]}
+
+
+def test_the_inbox_keeps_no_more_ids_than_it_tells() -> None:
+    inbox = Inbox()
+    ids = [f"e{number}" for number in range(3 * EVENT_IDS_MAX)]
+    assert all(inbox.event({"type": "final", "event_id": event_id}) for event_id in ids)
+    assert inbox.told()["event_ids"] == ids[-EVENT_IDS_MAX:]
+    assert not inbox.event({"type": "final", "event_id": ids[-EVENT_IDS_MAX]})
+    assert inbox.event({"type": "final", "event_id": ids[0]}), "it is not kept"

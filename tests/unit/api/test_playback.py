@@ -597,3 +597,249 @@ def test_a_reply_that_has_begun_goes_on_until_it_is_known_what_the_sound_is() ->
     assert playback.event(first, 1010) == [Play(first)]
     playback.sounds(begins=True, now=1020)
     assert playback.event(second, 1030) == [Play(second)]
+
+
+# ---- a voice that fails
+
+
+def text(turn: int, sentence: int, words: str) -> SpeechChunk:
+    return SpeechChunk(
+        **_envelope(turn), kind=SpeechChunkKind.TEXT, sentence=sentence, text=words, last_of_sentence=True
+    )
+
+
+def test_a_turn_whose_voice_fails_amid_a_sentence_is_heard_out_and_each_sentence_told_as_far_as_it_was_said() -> None:
+    playback = Playback()
+    playback.event(audio(1, 500, last_of_sentence=True, text="Good morning."), 0)
+    playback.event(audio(1, 800, sentence=1, text="Your order is on its way"), 0)
+    for event in (text(1, 1, "Your order is on its way"), end(1)):
+        playback.event(event, 0)
+    assert run(playback, 1299) == [(500, Heard(1, 0, 500, False, "Good morning."))]
+    assert playback.playing(1299)
+    assert run(playback, 9000) == [(1300, Heard(1, 1, 1300, True, "Your order"))]
+    assert playback.due() is None
+
+
+def test_a_sentence_whose_voice_failed_is_told_before_the_next_one() -> None:
+    playback = Playback()
+    playback.event(audio(1, 800, text="Your order is on its way"), 0)
+    playback.event(text(1, 0, "Your order is on its way"), 0)
+    playback.event(audio(1, 500, sentence=1, last_of_sentence=True, text="Anything else?"), 0)
+    playback.event(end(1), 0)
+    assert run(playback, 9000) == [
+        (800, Heard(1, 0, 800, False, "Your order")),
+        (1300, Heard(1, 1, 1300, True, "Anything else?")),
+    ]
+
+
+def test_a_sentence_whose_voice_failed_and_that_was_hushed_is_told_once() -> None:
+    playback = Playback()
+    playback.event(audio(0, 800, text="Your order is on its way"), 0)
+    playback.event(audio(0, 500, sentence=1, last_of_sentence=True, text="Anything else?"), 0)
+    playback.event(end(0), 0)
+    assert without_tell(playback.event(heard(STARTED, 0), 600)) == [Hush(0, 600)]
+    playback.event(heard(PARTIAL, 0, ""), 1000)
+    assert run(playback, 9000) == [
+        (1200, Heard(0, 0, 800, False, "Your order")),
+        (1700, Heard(0, 1, 1300, True, "Anything else?")),
+    ]
+
+
+def test_words_without_a_voice_are_not_heard() -> None:
+    playback = Playback()
+    playback.event(text(1, 0, "First sentence."), 0)
+    assert without_tell(playback.event(end(1), 0)) == [Heard(1, 0, 0, True, "")]
+    playback = Playback()
+    playback.event(audio(1, 500, last_of_sentence=True, text="Good morning."), 0)
+    playback.event(text(1, 1, "Second sentence."), 0)
+    playback.event(end(1), 0)
+    assert run(playback, 9000) == [(500, Heard(1, 0, 500, True, "Good morning."))]
+
+
+_SENTENCES = ("Good morning to you.", "Your order is on its way", "It left on Monday.", "Anything else?")
+
+
+def spoken(made: list[tuple[int, int, bool, int]]) -> list[tuple[float, Event]]:
+    """A turn: of each sentence so many chunks of so many ms, whether its voice lasts, and how late each chunk comes."""
+    steps: list[tuple[float, Event]] = []
+    samples = at = 0
+    for sentence, (chunks, ms, whole, wait_ms) in enumerate(made):
+        words = _SENTENCES[sentence]
+        for chunk in range(chunks):
+            at += wait_ms
+            fields = {"last_of_sentence": whole and chunk == chunks - 1, "sample_index": samples}
+            steps.append((at, audio(0, ms, sentence, text="" if chunk else words, **fields)))
+            samples += ms * 16
+        if not (chunks and whole):
+            steps.append((at, text(0, sentence, words)))
+    return [*steps, (at, end(0))]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(40, 900), st.booleans(), st.integers(0, 700)), min_size=1, max_size=4
+    ),
+    st.lists(st.tuples(st.integers(0, 700), _SOUNDS), max_size=6),
+    st.booleans(),
+)
+def test_whatever_fails_each_sentence_with_a_voice_is_told_in_order_and_none_before_it_was_heard(
+    made: list[tuple[int, int, bool, int]], sounds: list[tuple[int, tuple[TranscriptKind, str]]], tells: bool
+) -> None:
+    playback, ear = Playback(lead_ms=500), Ear()
+    begun = itertools.accumulate(wait_ms for wait_ms, _ in sounds)
+    steps = [
+        *spoken(made),
+        *((at, heard(kind, 0, words)) for at, (_, (kind, words)) in zip(begun, sounds, strict=True)),
+    ]
+    told: list[Heard] = []
+
+    def take(happened: list[tuple[float, Effect]]) -> None:
+        for at, effect in happened:
+            ear.take([(at, effect)])
+            if isinstance(effect, Heard):
+                told.append(effect)
+                assert effect.heard_ms <= ear.heard_ms(at) + 1
+
+    for now, step in sorted(steps, key=lambda one: one[0]):
+        take(run(playback, now))
+        take([(now, effect) for effect in playback.event(step, now)])
+        if tells and ear.samples:
+            take([(now, effect) for effect in playback.playout(0, ear.heard_ms(now), now)])
+    take(run(playback, 1_000_000))
+    voiced = [sentence for sentence, (chunks, *_) in enumerate(made) if chunks]
+    known = list(dict.fromkeys(one.sentence for one in told if one.heard_ms))
+    assert known == (voiced[: len(known)] if ear.cut else voiced)
+    for one in told:
+        words, (chunks, _, whole, _) = _SENTENCES[one.sentence], made[one.sentence]
+        assert words.startswith(one.words)
+        assert len(one.words) == len(words) or not (chunks and whole)
+    ends = [number for number, one in enumerate(told, 1) if one.end_of_turn]
+    assert ends == ([] if ear.cut else [len(told)])
+
+
+# ---- replies with an action
+
+
+def test_a_goodbye_does_not_begin_over_the_caller_and_nothing_is_done_before_it() -> None:
+    playback = ended_at_1000()
+    playback.event(done(1, "hang_up"), 1000)
+    for at in range(1000, 15_000, 500):
+        playback.event(heard(PARTIAL, 1, f"one more {at}"), at)
+        goodbye = audio(1, 300, last_of_sentence=True)
+        if at == 1000:
+            assert playback.event(goodbye, at) == playback.event(end(1), at) == []
+        assert run(playback, at + 499) == [], "longer than an action waits for its words"
+    said = [effect for _, effect in run(playback, 60_000)]
+    assert [type(effect) for effect in without_tell(said)] == [Play, Heard, Act]
+
+
+def test_an_action_without_words_waits_for_the_caller_to_be_silent() -> None:
+    playback = ended_at_1000()
+    playback.event(done(1, "transfer"), 1000)
+    for at in range(1000, 12_001, 500):
+        playback.event(heard(PARTIAL, 1, f"one more {at}"), at)
+        assert run(playback, at + 499) == []
+    assert [at for at, _ in run(playback, 60_000)] == [13_000, 13_000]
+
+
+def test_a_goodbye_waits_until_a_sound_after_the_pause_is_over() -> None:
+    playback = ended_at_1000()
+    playback.event(done(1, "hang_up"), 1000)
+    playback.sounds(begins=True, now=1010)
+    goodbye = audio(1, 500)
+    assert playback.event(goodbye, 1020) == []
+    assert run(playback, 1500) == [(1010 + SOUND_LASTS_MS, Play(goodbye))]
+
+
+def test_who_asks_once_more_before_the_goodbye_has_begun_stays_and_is_answered() -> None:
+    playback = ended_at_1000()
+    playback.event(done(1, "hang_up"), 1000)
+    playback.event(heard(PARTIAL, 1, "wait"), 1200)
+    more = heard(FINAL, 1, "wait, one more question")
+    assert without_tell(playback.event(more, 2000)) == [Hush(1, 0), Cut(1, 0, 0, more)]
+    assert playback.event(audio(1, 300), 2010) == []
+    answer = audio(2, 300)
+    assert playback.event(answer, 2500) == [Play(answer)]
+    assert [effect for _, effect in run(playback, 60_000) if isinstance(effect, Act)] == []
+
+
+# ---- a client that is perhaps gone, and one that is
+
+
+def test_to_a_client_that_is_perhaps_gone_all_is_sent_and_nothing_of_it_counts_as_heard() -> None:
+    playback = Playback(lead_ms=1000)
+    playback.event(done(0, "hang_up"), 0)
+    sent = [effect for number in range(6) for effect in playback.event(audio(0, 400, number, last_of_sentence=True), 0)]
+    playback.event(end(0), 0)
+    playback.believes = False
+    sent += [effect for _, effect in run(playback, 60_000)]
+    assert [type(effect) for effect in without_tell(sent)] == [Play] * 6
+    assert playback.playout(0, 400, 60_000) == [Heard(0, 0, 400, False)]
+    playback.believes = True
+    told = without_tell(playback.tick(70_000))
+    assert [type(effect) for effect in told] == [Heard] * 5 + [Act]
+
+
+def test_an_action_is_not_done_to_a_client_that_is_perhaps_gone() -> None:
+    playback = Playback()
+    playback.event(done(0, "hang_up"), 0)
+    playback.believes = False
+    assert run(playback, 60_000) == []
+    assert playback.tick(60_000) == []
+    playback.believes = True
+    assert playback.tick(60_000) == [Heard(0, 0, 0, True), Act(0, "hang_up", "+1")]
+
+
+def test_a_hush_is_settled_for_a_client_that_is_perhaps_gone() -> None:
+    playback = Playback()
+    playback.event(audio(0, 500), 0)
+    playback.event(heard(STARTED, 0), 200)
+    playback.believes = False
+    (again,) = [effect.chunk for _, effect in run(playback, 9000) if isinstance(effect, Play)]
+    assert again.sample_index == 200 * 16
+
+
+def test_what_was_heard_when_the_call_ends_is_told_word_by_word_and_once() -> None:
+    playback = Playback()
+    playback.event(audio(0, 500, last_of_sentence=True, text="Good morning."), 0)
+    playback.event(audio(0, 400, sentence=1, last_of_sentence=True, text="Here we are."), 0)
+    playback.event(audio(0, 1200, sentence=2, last_of_sentence=True, text="Your order is on its way"), 0)
+    playback.event(audio(1, 500, last_of_sentence=True, text="Nobody heard this."), 0)
+    assert run(playback, 600) == [(500, Heard(0, 0, 500, False, "Good morning."))]
+    assert playback.stop(1550) == [
+        Heard(0, 1, 900, False, "Here we are."),
+        Heard(0, 2, 1550, False, "Your order is"),
+    ]
+    assert playback.stop(1600) == []
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        (0, []),
+        (499, [Heard(0, 0, 499, False, "Good")]),
+        (500, [Heard(0, 0, 500, False, "Good morning.")]),
+        (501, [Heard(0, 0, 500, False, "Good morning.")]),
+        (1000, [Heard(0, 0, 500, False, "Good morning."), Heard(0, 1, 1000, True, "Goodbye.")]),
+    ],
+)
+def test_a_call_that_ends_says_of_a_turn_no_more_than_was_heard_by_then(at: float, told: list[Heard]) -> None:
+    playback = Playback()
+    playback.event(audio(0, 500, last_of_sentence=True, text="Good morning."), 0)
+    playback.event(audio(0, 500, sentence=1, last_of_sentence=True, text="Goodbye."), 0)
+    playback.event(end(0), 0)
+    assert playback.stop(at) == told
+
+
+def test_a_call_that_ends_has_nothing_more_to_say_of_what_was_told() -> None:
+    playback = Playback()
+    playback.event(audio(0, 500, last_of_sentence=True, text="Good morning."), 0)
+    assert run(playback, 800) == [(500, Heard(0, 0, 500, False, "Good morning."))]
+    assert playback.stop(900) == []
+
+
+def test_what_is_held_back_when_the_call_ends_was_heard_up_to_there() -> None:
+    playback = Playback()
+    playback.event(audio(0, 1000, last_of_sentence=True, text="Your order is on its way"), 0)
+    playback.event(heard(STARTED, 0), 600)
+    assert playback.stop(1500) == [Heard(0, 0, 600, False, "Your order is")]

@@ -298,6 +298,23 @@ def test_what_the_client_heard_meanwhile_counts_as_heard() -> None:
     assert [effect for effect in replayed.effects if isinstance(effect, Heard)] == [Heard(1, 0, 500, True)]
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_sentence_whose_voice_failed_is_told_once_whoever_serves_the_call(told: bool) -> None:
+    log = Log()
+    log.final(0, 1)
+    for number, (sentence, text) in enumerate(((0, "Your order is on its way"), (0, ""), (1, "Anything else?"))):
+        fields = {"sentence": sentence, "text": text, "sample_index": 4 * number * CHUNK}
+        pcm = bytes(8 * CHUNK)
+        log.add(100, SpeechChunk, 1, kind=SpeechChunkKind.AUDIO, pcm=pcm, last_of_sentence=sentence == 1, **fields)
+    end = log.end_of_turn(110, 1)
+    if told:
+        log.control(900, 1, ControlKind.PLAYOUT, sentence=0, heard_ms=800, heard_text="Your order")
+    replayed = log.replayed(resume(1, 12 * CHUNK, end), 1000, 950)
+    effects = [effect for _, effect in run(replayed.playback, 6_000_000.0)]
+    first = [] if told else [Heard(1, 0, 800, False, "Your order")]
+    assert effects == [*first, Heard(1, 1, 1200, True, "Anything else?")]
+
+
 @pytest.mark.parametrize("heard", [True, False])
 def test_the_agents_action_is_done_once_its_words_were_heard(heard: bool) -> None:
     log = Log()

@@ -10,7 +10,7 @@ the same words in two ways; where the caller goes on instead, it is `withdrawn`.
 other, so that after a crash the same is known of it.
 
 A caller who goes on right after a final has heard no reply to it: the turn was not over, and what is said next is
-judged together with it.
+judged together with it, once the final is known to mean nothing that has an effect.
 """
 
 import re
@@ -169,15 +169,19 @@ class IntentCore:
     def _judge_ahead(
         self, state: State, partial: Transcript, position: Position, recorded: tuple[Any, ...], now_us: int
     ) -> Step[State]:
-        """What the log already holds of it was begun, whatever there is time for now."""
+        """What the log already holds of it was begun, whatever there is time for now.
+
+        Where the log has it only withdraw the partial before it, there was no time, and it stays at that: whoever reads
+        the withdrawal takes everything up to its revision for void.
+        """
         agent = self._agents.get(partial.agent_id)
         if agent is None or not agent.pauses.speculate:
             return Step(state)
-        if not recorded and not self._speculates():
+        intent = _detected(recorded)
+        if intent is None and (recorded or not self._speculates()):
             step = self._withdraw(state, partial, now_us)  # of the same turn: it is superseded
             return Step(step.state, (*step.outcomes, Drop("no_time_to_speculate")))
         state, outcomes = _leave(state)
-        intent = next((event for event in recorded if isinstance(event, Intent)), None)
         outcomes += [Hold(), Speculated("begun"), abandonment(now_us)]
         state = replace(state, ahead=Ahead(partial, position, intent))
         if intent is None:
@@ -198,32 +202,43 @@ class IntentCore:
         return Step(state, tuple(outcomes))
 
     def _final(self, state: State, final: Transcript, recorded: tuple[Any, ...], now_us: int) -> Step[State]:
-        ahead = state.ahead
-        used = ahead is not None and ahead.is_committed_by(final)
-        if ahead is None or not used:
-            state, outcomes = _leave(state)
-            step = Step(state) if recorded else self._judge(state, final, now_us)
-            return Step(_after(step.state, final), (*outcomes, *step.outcomes))
+        ahead, known = state.ahead, _detected(recorded)
+        if ahead is not None and ahead.is_committed_by(final):
+            return self._commit(state, ahead, final, known, now_us)
+        state, outcomes = _leave(state)
+        text = known.text if known is not None else _whole(state, final).text
+        step = Step(state) if recorded else self._judge(state, final, now_us)
+        return Step(self._settled(_after(step.state, final, text), known), (*outcomes, *step.outcomes))
+
+    def _commit(self, state: State, ahead: Ahead, final: Transcript, known: Intent | None, now_us: int) -> Step[State]:
+        """What was judged ahead is the final's, with the words that it was judged with; `known` is what the log has."""
+        pending, ask_id = dict(state.pending), ahead.partial.event_id
+        judged = known or ahead.intent
+        text = judged.text if judged is not None else pending[ask_id].text
         engine_ms = ahead.intent.compute_ms if ahead.intent is not None else 0.0
         done: list[Outcome] = [Speculated("used", engine_ms), _release(ahead)]
-        pending = dict(state.pending)
         if ahead.intent is not None:
             done.append(Emit(_committed(ahead.intent, final, now_us)))
-        elif recorded:
-            del pending[ahead.partial.event_id]
-            done.append(Cancel(ahead.partial.event_id))
+        elif known is not None:
+            del pending[ask_id]
+            done.append(Cancel(ask_id))
         else:
             # The answer that is on its way is the final's.
-            pending[ahead.partial.event_id] = _whole(state, final)
-        state = _after(replace(state, pending=pending, ahead=None), final)
-        return Step(state if ahead.intent is None else self._settled(state, ahead.intent), tuple(done))
+            pending[ask_id] = replace(final, text=text)
+        state = _after(replace(state, pending=pending, ahead=None), final, text)
+        return Step(self._settled(state, judged), tuple(done))
 
-    def _settled(self, state: State, intent: Intent) -> State:
-        """What may have had its effect by the time the caller goes on is not judged again."""
-        said, agent = state.said, self._agents[intent.agent_id]
+    def _settled(self, state: State, intent: Intent | None) -> State:
+        """What may have had its effect by the time the caller goes on is not judged again.
+
+        None stands for what is still to be judged. A recorded intent may be of an agent that there is no more.
+        """
+        said, agent = state.said, self._agents.get(intent.agent_id) if intent is not None else None
+        if said is None or intent is None or agent is None or said.turn != intent.turn:
+            return state
         spec = agent.intent(intent.intent)
         acts = spec is not None and spec.tool is not None and agent.tool(spec.tool).effect == "write"
-        return replace(state, said=None) if acts and said is not None and said.turn == intent.turn else state
+        return replace(state, said=None) if acts else state
 
     def _fits(self, embedded: Embedded) -> bool:
         """Whether the vectors are of the model that the examples were embedded with."""
@@ -306,10 +321,22 @@ def _leave(state: State) -> tuple[State, list[Outcome]]:
 
 
 def _whole(state: State, transcript: Transcript) -> Transcript:
-    """The transcript with all that the caller said in one go."""
-    if state.said is None or not state.said.goes_on_in(transcript):
+    """The transcript with all that the caller said in one go.
+
+    Without the words before it while those are still being judged: they may have an effect, and would have it twice.
+    """
+    said = state.said
+    if said is None or not said.goes_on_in(transcript):
         return transcript
-    return replace(transcript, text=f"{state.said.text} {transcript.text}")
+    if any(heard.turn == said.turn for heard in state.pending.values()):
+        return transcript
+    return replace(transcript, text=f"{said.text} {transcript.text}")
+
+
+def _detected(recorded: tuple[Any, ...]) -> Intent | None:
+    """The judgement among what the log has of a record, where there is one."""
+    known = (event for event in recorded if isinstance(event, Intent))
+    return next((intent for intent in known if intent.kind is IntentKind.DETECTED), None)
 
 
 def _asked(state: State, transcript: Transcript) -> tuple[State, Ask]:
@@ -319,8 +346,9 @@ def _asked(state: State, transcript: Transcript) -> tuple[State, Ask]:
     return replace(state, pending=pending), Ask(whole.event_id, "embeddings", request, ASK_S)
 
 
-def _after(state: State, final: Transcript) -> State:
-    said = Said(_whole(state, final).text, final.turn, final.audio_end_ms + final.pause_ms)
+def _after(state: State, final: Transcript, text: str) -> State:
+    """`text` is what the final is judged by."""
+    said = Said(text, final.turn, final.audio_end_ms + final.pause_ms)
     return replace(state, said=said if final.text.strip() else None)
 
 

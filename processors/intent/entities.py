@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 from processors.agents import EntityType
@@ -47,6 +48,12 @@ ORDINALS = {
     )
 } | {"thirtieth": 30}
 
+# Blanks of all kinds, and the letters that a pattern without case takes for one of ASCII, while lower() does not.
+_ODD = re.compile(r"\s|[ſıİ\u212a]")
+_PLAIN = {"ſ": "s", "ı": "i", "İ": "I", "\u212a": "K"}
+# A date without a year may be a 29 February: from one to the next it is eight years where a century is between.
+_YEARS = range(-1, 9)
+
 _PLAIN_DIGITS = frozenset({"order_number", "digits"})
 _WITH_DIGITS = frozenset({"amount", "date"})
 
@@ -74,18 +81,20 @@ def extract(text: str, types: Iterable[EntityType], now_us: int) -> tuple[Entity
 
     Types of kind `text` are not found here: they are the whole utterance, when the agent has asked for one.
     """
+    plain = _ODD.sub(lambda match: _PLAIN.get(match[0], " "), text)
     found: list[Entity] = []
     taken: list[Entity] = []
     for kind in sorted(types, key=lambda kind: kind.kind in _PLAIN_DIGITS):
         extractor = _EXTRACTORS.get(kind.kind)
-        values = list(extractor(text, kind, now_us)) if extractor is not None else []
+        values = list(extractor(plain, kind, now_us)) if extractor is not None else []
         if kind.kind in _PLAIN_DIGITS:
             # The digits of a price or a date are not an order number.
             values = [value for value in values if not any(_overlap(value, other) for other in taken)]
         else:
             taken += values if kind.kind in _WITH_DIGITS else []
         found += values
-    return tuple(sorted(found, key=lambda entity: (entity.start, -entity.end, entity.name)))
+    as_said = (replace(entity, raw=text[entity.start : entity.end]) for entity in found)
+    return tuple(sorted(as_said, key=lambda entity: (entity.start, -entity.end, entity.name)))
 
 
 def _overlap(one: Entity, other: Entity) -> bool:
@@ -145,13 +154,16 @@ def _calendar_date(match: re.Match[str], today: date) -> date | None:
     month_number = groups.get("month_number")
     month = int(month_number) if month_number else _month(groups["month"])
     day, year = _day(groups["day"]), groups["year"]
+    years = [int(year)] if year else [today.year + offset for offset in _YEARS]
+    found = [day_of for number in years if (day_of := _date_of(number, month, day)) is not None]
+    return next((one for one in found if year or one > today - timedelta(days=182)), None)
+
+
+def _date_of(year: int, month: int, day: int) -> date | None:
     try:
-        if year:
-            return date(int(year), month, day)
-        candidates = [date(today.year + offset, month, day) for offset in (-1, 0, 1)]
+        return date(year, month, day)
     except ValueError:
         return None
-    return next(candidate for candidate in candidates if candidate > today - timedelta(days=182))
 
 
 def _month(name: str) -> int:
@@ -182,12 +194,21 @@ def _relative_date(match: re.Match[str], today: date) -> date:
 
 def _choice(text: str, kind: EntityType, now_us: int) -> Iterator[Entity]:
     """Canonical values and their other names as whole words; of overlapping ones the longest."""
-    names = {said.lower(): value for value, others in kind.values.items() for said in (value, *others)}
-    longest_first = sorted(names, key=len, reverse=True)
-    pattern = r"\b(" + "|".join(re.escape(name).replace(r"\ ", r"[\s-]+") for name in longest_first) + r")\b"
+    names = {_words(said): value for value, others in kind.values.items() for said in (value, *others)}
+    longest_first = sorted(filter(None, names), key=lambda words: len(" ".join(words)), reverse=True)
+    if not longest_first:
+        return
+    # Which name it is, its group tells: how lower() writes what a pattern without case finds, is another matter.
+    groups = ("(" + r"[\s-]+".join(map(re.escape, words)) + ")" for words in longest_first)
+    pattern = r"(?<!\w)(?:" + "|".join(groups) + r")(?!\w)"
     for match in re.finditer(pattern, text, re.IGNORECASE):
-        said = re.sub(r"[\s-]+", " ", match[0].lower())
-        yield _entity(kind, names[said], text, *match.span())
+        assert match.lastindex is not None, "each alternative is a group"
+        yield _entity(kind, names[longest_first[match.lastindex - 1]], text, *match.span())
+
+
+def _words(said: str) -> tuple[str, ...]:
+    """Blanks and hyphens part words alike, so that "T-shirt" is said in any way."""
+    return tuple(word for word in re.split(r"[\s-]+", said.lower()) if word)
 
 
 def _entity(kind: EntityType, value: str, text: str, start: int, end: int) -> Entity:

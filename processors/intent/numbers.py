@@ -4,6 +4,7 @@ A run of number words is read in two ways: as digits said one after another (how
 cardinal (how amounts are said). Which of the two counts, the caller of this module knows from what it looks for.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,21 @@ TENS = {
 SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
 REPEATS = {"double": 2, "triple": 3}
 ZEROS = {"oh", "o", "nought", "nil"}
+# The longest part that is looked at of a longer run: no number that callers say has more words, and all parts of a long
+# run would take its length cubed.
+PARTS_TOKENS_MAX = 24
+# Above it a float is not exact any more, and nothing is counted in such numbers.
+WRITTEN_DIGITS_MAX = 15
 
+_EXCLAIMED = {"oh", "o"}
 _TOKEN = re.compile(r"[A-Za-z]+|\d+(?:[.,]\d+)*")
 # What may stand between the tokens of one run: "1-0-4-2", "one, zero", "10 42".
 _BETWEEN = re.compile(r"[\s,.\-–—]*")
+_NO_PUNCTUATION = re.compile(r"\s*-?\s*")
+_SENTENCE_ENDS = re.compile(r"[.!?…–—]")
+_CLOSED = re.compile(r"\s*(?:[.!?;]|$)")
+_SHARE = re.compile(r"\b(?:half|(?:quarter|third)\s+of)\s+$", re.IGNORECASE)
+_SHARE_LENGTH_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +80,14 @@ class Run:
         return self.tokens[-1].end
 
     def digits(self) -> str:
-        """Read one after another: "ten forty two" is 1042, "double five one" is 551; a scale makes it a cardinal."""
+        """Read one after another: "ten forty two" is 1042, "double five one" is 551; a scale makes it a cardinal.
+
+        Empty where it is neither, and for "a hundred" or "a thousand", which say how many and are no number to note.
+        """
         if any(token.text in SCALES for token in self.tokens):
             value = self.cardinal()
-            return "" if value is None or value != int(value) else str(int(value))
+            is_round = self.tokens[0].text == "a" and all(token.text in SCALES for token in self.tokens[1:])
+            return "" if value is None or value != int(value) or is_round else str(int(value))
         return "".join(group.digits for group in self.groups())
 
     def groups(self) -> list["Group"]:
@@ -85,9 +101,10 @@ class Run:
         return _spoken(self.tokens)
 
     def parts(self) -> Iterator["Run"]:
-        """Every run of consecutive tokens within it, longest first, then from the left."""
+        """Itself, then every run of at most PARTS_TOKENS_MAX of its tokens, longest first, then from the left."""
+        yield self
         count = len(self.tokens)
-        for length in range(count, 0, -1):
+        for length in range(min(count - 1, PARTS_TOKENS_MAX), 0, -1):
             for first in range(count - length + 1):
                 yield Run(self.tokens[first : first + length])
 
@@ -99,36 +116,64 @@ def tokens(text: str) -> list[Token]:
 
 def runs(text: str) -> list[Run]:
     """All runs of numbers in the text, in order."""
-    found: list[list[Token]] = []
-    current: list[Token] = []
+    found: list[list[Token]] = [[]]
     every = tokens(text)
+    leads = _leads(text, every)
     for index, token in enumerate(every):
-        joined = not current or _BETWEEN.fullmatch(text, current[-1].end, token.start) is not None
-        if current and not joined:
-            found.append(current)
-            current = []
-        if _belongs(every, index, started=bool(current)):
-            current.append(token)
-        elif current:
-            found.append(current)
-            current = []
-    if current:
-        found.append(current)
-    return [Run(tuple(_trimmed(run))) for run in found if _trimmed(run)]
+        run = found[-1]
+        if run and (token.text == "a" or not _BETWEEN.fullmatch(text, run[-1].end, token.start)):
+            found.append([])
+        if _belongs(text, every, index, leads, started=bool(found[-1])):
+            found[-1].append(token)
+        elif found[-1]:
+            found.append([])
+    return [Run(tuple(run)) for run in map(_trimmed, found) if run]
 
 
-def _belongs(every: Sequence[Token], index: int, started: bool) -> bool:
+def _leads(text: str, every: Sequence[Token]) -> list[bool]:
+    """Of each token, whether what comes next is a number, perhaps after some more zeros or a "double"."""
+    leads = [False] * len(every)
+    for index in range(len(every) - 2, -1, -1):
+        following = every[index + 1]
+        goes_on = following.text in ZEROS or following.text in REPEATS
+        is_number = following.is_number or (goes_on and leads[index + 1])
+        leads[index] = is_number and _BETWEEN.fullmatch(text, every[index].end, following.start) is not None
+    return leads
+
+
+def _belongs(text: str, every: Sequence[Token], index: int, leads: Sequence[bool], started: bool) -> bool:
     token = every[index]
     following = every[index + 1] if index + 1 < len(every) else None
     if token.is_number:
         return True
-    if token.text in SCALES or token.text in ZEROS:
-        return started or (token.text in ZEROS and following is not None and following.is_number)
+    if token.text in SCALES:
+        return started
+    if token.text in _EXCLAIMED:
+        return _is_zero(text, every, index, leads[index], started)
+    if token.text in ZEROS:
+        return started or leads[index]
+    if following is None:
+        return False
     if token.text in REPEATS:
-        return following is not None and (following.is_number or following.text in ZEROS)
-    if token.text == "and":
-        return started and every[index - 1].text in SCALES and following is not None and following.is_number
-    return False
+        return following.is_number or following.text in ZEROS
+    if token.text == "a":
+        begun = text[max(0, token.start - _SHARE_LENGTH_MAX) : token.start]
+        is_one = following.text in SCALES and text[token.end : following.start].isspace()
+        return is_one and _SHARE.search(begun) is None
+    return token.text == "and" and started and every[index - 1].text in SCALES and following.is_number
+
+
+def _is_zero(text: str, every: Sequence[Token], index: int, leads: bool, started: bool) -> bool:
+    """Whether "oh" is a digit: "one oh four", "four, oh." but not "1042. Oh, one more thing" or "five o'clock"."""
+    token = every[index]
+    before = text[every[index - 1].end : token.start] if index else ""
+    after = text[token.end : token.end + 1]
+    if after in {"'", "’"} or (index + 1 < len(every) and every[index + 1].text == "clock"):
+        return False
+    if started and (_NO_PUNCTUATION.fullmatch(before) or (before.strip() == "," and _CLOSED.match(text, token.end))):
+        return True
+    is_exclaimed = after == "," and (not index or _SENTENCE_ENDS.search(before) is not None)
+    return leads and not is_exclaimed
 
 
 def _trimmed(run: list[Token]) -> list[Token]:
@@ -174,6 +219,8 @@ def _digits_of(text: str) -> str:
 
 def _written(text: str) -> float | None:
     """1,042 and 1.042 are thousands; 12.50 and 12,50 have cents."""
+    if sum(character.isdigit() for character in text) > WRITTEN_DIGITS_MAX:
+        return None
     grouped = re.fullmatch(r"(\d{1,3}(?:[.,]\d{3})+)(?:[.,](\d{1,2}))?", text)
     if grouped:
         whole = re.sub(r"\D", "", grouped[1])
@@ -183,23 +230,28 @@ def _written(text: str) -> float | None:
 
 
 def _spoken(run: Sequence[Token]) -> float | None:
-    """The usual grammar of English cardinals, up to the millions."""
+    """The usual grammar of English cardinals, up to the millions; "a" is one of what follows it."""
     total = group = 0.0
-    room = 1000.0
+    room, scale = 1000.0, math.inf
     for token in run:
-        text = token.text
+        text = "one" if token.text == "a" else token.text
         if text == "and":
             continue
         if text == "hundred":
-            group, room = max(group, 1) * 100, 100
+            if not 0 < group < 100:
+                return None
+            group, room = group * 100, 100
         elif text in SCALES:
-            total, group, room = total + max(group, 1) * SCALES[text], 0, 1000
+            if group == 0 or SCALES[text] >= scale:
+                return None
+            scale = SCALES[text]
+            total, group, room = total + group * scale, 0, 1000
         else:
             value = _value(text)
             if value is None or value >= room:
                 return None
             group += value
-            room = 10 if text in TENS else 1
+            room = 10 if text in TENS else 0
     return total + group
 
 

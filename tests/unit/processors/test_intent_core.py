@@ -1,5 +1,6 @@
 """The intent core: which intent, when none, and what a repeat or a lost engine changes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,31 @@ def test_after_a_crash_the_recorded_judgement_is_the_one_that_is_committed() -> 
     assert not [outcome for outcome in outcomes if isinstance(outcome, Ask)]
 
 
+@pytest.mark.parametrize("first_comes_again", [True, False])
+def test_after_a_crash_a_recorded_withdrawal_is_no_judgement(first_comes_again: bool) -> None:
+    vectors = Examples(tuple(AXES), np.eye(2, 3, dtype=np.float32))
+    times = iter([True, False])
+    busy = IntentCore(AGENTS, {"shop": vectors}, lambda: next(times))
+    one, two = a_partial("Goodbye."), a_partial("Goodbye then.", revision=2)
+    said, withdrawn = intents(stepped(busy, received(one), GOODBYE, received(two))[1])
+    assert (withdrawn.kind, withdrawn.causation_id) == (IntentKind.WITHDRAWN, "p2")
+
+    again = (received(one, (said,)),) if first_comes_again else ()
+    final = (received(a_final("Goodbye then.", revision=2)), Answered("f1", embedded((0.0, 1.0, 0.0)), last=True))
+    *repeated, last = intents(stepped(core(), *again, received(two, (withdrawn,)), *final)[1])
+    assert [event.event_id for event in repeated] == [withdrawn.event_id] * first_comes_again
+    assert (last.kind, last.committed, last.intent) == (IntentKind.DETECTED, True, "goodbye")
+    assert (last.event_id, last.text) == (event_id("f1", "detected"), "Goodbye then.")
+
+
+def test_after_a_crash_a_judgement_is_found_among_all_that_is_recorded() -> None:
+    (said,) = intents(stepped(core(), received(a_partial("Goodbye.")), GOODBYE)[1])
+    both = (replace(said, event_id="w1", kind=IntentKind.WITHDRAWN), said)
+    _, outcomes = stepped(core(), received(a_partial("Goodbye."), both), received(a_final("Goodbye.", revision=1)))
+    (final,) = intents(outcomes)
+    assert (final.kind, final.intent) == (IntentKind.DETECTED, "goodbye")
+
+
 @pytest.mark.parametrize("partial", [a_partial("Goodbye.", pause_ms=0), a_partial(" ")])
 def test_words_in_full_flow_are_not_judged(partial: Transcript) -> None:
     assert stepped(core(), received(partial)) == (core().start("s1"), [])
@@ -330,8 +356,88 @@ def test_what_goes_on_is_judged_ahead_as_a_whole_too() -> None:
     ]
 
 
+RETURN = "I want to return my tent."
+RETURNED = Answered("f1", embedded((0.9, 0.1, 0.4)), last=True)
+
+
+def returning() -> IntentCore:
+    """Takes what is near the first axis for a return, which has an effect."""
+    return IntentCore(AGENTS, {"shop": Examples(("start_return",), np.eye(1, 3, dtype=np.float32))})
+
+
+def said_first(text: str, **fields: Any) -> Transcript:
+    return a_final(text, audio_end_ms=2000, pause_ms=300, **fields)
+
+
+def said_next(text: str, **fields: Any) -> Transcript:
+    given: dict[str, Any] = {"event_id": "f2", "turn": 2, "utterance": 1, "audio_start_ms": 2400}
+    return a_final(text, **{**given, **fields})
+
+
+def next_ahead(text: str) -> Transcript:
+    return said_next(text, event_id="p2", kind=TranscriptKind.PARTIAL, pause_ms=100, revision=1)
+
+
 def test_what_may_have_had_its_effect_is_not_judged_again() -> None:
-    vectors = Examples(("start_return",), np.eye(1, 3, dtype=np.float32))
-    stage = IntentCore(AGENTS, {"shop": vectors})
-    last = intents(stepped(stage, *in_two_parts("I want to return my tent.", 100, "Please."))[1])[-1]
+    last = intents(stepped(returning(), *in_two_parts(RETURN, 100, "Please."))[1])[-1]
     assert last.text == "Please."
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param((), id="the final alone"),
+        pytest.param((received(a_partial(RETURN)),), id="its words are being judged"),
+        pytest.param((received(a_partial(RETURN)), replace(RETURNED, ask_id="p1")), id="its words are judged"),
+    ],
+)
+def test_what_had_its_effect_before_a_crash_is_not_judged_again(before: tuple[Any, ...]) -> None:
+    first = said_first(RETURN, revision=1)
+    recorded = intents(stepped(returning(), received(first), RETURNED)[1])
+    heard = (*before, received(first, tuple(recorded)), received(said_next("Please.")))
+    last = intents(stepped(returning(), *heard, replace(RETURNED, ask_id="f2"))[1])[-1]
+    assert (last.turn, last.text) == (2, "Please.")
+
+
+def test_what_is_recorded_of_an_agent_that_is_gone_is_passed_over() -> None:
+    (said,) = intents(stepped(core(), received(a_final("Goodbye.")), replace(GOODBYE, ask_id="f1"))[1])
+    final, known = a_final("Goodbye.", agent_id="nobody"), replace(said, agent_id="nobody")
+    assert stepped(core(), received(final, (known,)))[1] == []
+
+
+def test_after_a_crash_a_third_part_goes_on_with_what_was_judged() -> None:
+    parts = in_two_parts("Order one zero.", 100, "Four two.", audio_end_ms=3500, pause_ms=300)
+    whole = intents(stepped(core(), *parts)[1])[-1]
+    three = a_final("And where is it?", event_id="f3", turn=3, utterance=2, audio_start_ms=4000)
+    heard = (received(parts[2].event, (whole,)), received(three), Answered("f3", ORDER, last=True))
+    assert intents(stepped(core(), *heard)[1])[-1].text == "Order one zero. Four two. And where is it?"
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("late", [True, False])
+def test_what_is_still_being_judged_is_not_judged_together_with_what_follows(ahead: bool, late: bool) -> None:
+    """The slow answer comes before or after the final of the next words."""
+    partial = (received(next_ahead("Please.")),) if ahead else ()
+    final = received(said_next("Please.", revision=int(ahead)))
+    middle = (final, RETURNED) if late else (RETURNED, final)
+    answered = Answered("p2" if ahead else "f2", embedded((0.0, 0.0, 1.0)), last=True)
+    _, outcomes = stepped(returning(), received(said_first(RETURN)), *partial, *middle, answered)
+    one, two = [intent for intent in intents(outcomes) if intent.committed]
+    assert (one.turn, one.text, one.intent) == (1, RETURN, "start_return")
+    assert (two.turn, two.text, two.intent) == (2, "Please.", "none")
+
+
+def test_words_judged_by_themselves_are_committed_so() -> None:
+    """Whoever went on from the judgement goes by the words alone; what comes third goes on with what was judged."""
+    first = (received(said_first("Order one zero.")), received(next_ahead("Four two.")))
+    answers = (Answered("f1", ORDER, last=True), Answered("p2", ORDER, last=True))
+    final = received(said_next("Four two.", revision=1, audio_end_ms=3500, pause_ms=300))
+    three = a_final("And where is it?", event_id="f3", turn=3, utterance=2, audio_start_ms=4000)
+    third = (received(three), Answered("f3", ORDER, last=True))
+    found = intents(stepped(core(), *first, *answers, final, *third)[1])
+    assert [(intent.text, intent.committed) for intent in found] == [
+        ("Order one zero.", True),
+        ("Four two.", False),
+        ("Four two.", True),
+        ("Four two. And where is it?", True),
+    ]

@@ -413,18 +413,30 @@ def test_after_a_crash_a_third_part_goes_on_with_what_was_judged() -> None:
     assert intents(stepped(core(), *heard)[1])[-1].text == "Order one zero. Four two. And where is it?"
 
 
-@pytest.mark.parametrize("ahead", [True, False])
-@pytest.mark.parametrize("late", [True, False])
-def test_what_is_still_being_judged_is_not_judged_together_with_what_follows(ahead: bool, late: bool) -> None:
-    """The slow answer comes before or after the final of the next words."""
+@pytest.mark.parametrize(
+    ("ahead", "order"),
+    [
+        (False, "first final next"),
+        (False, "final first next"),
+        (False, "final next first"),
+        (True, "first final next"),
+        (True, "final first next"),
+        (True, "first next final"),
+        (True, "next first final"),
+    ],
+)
+def test_what_is_still_being_judged_is_not_judged_together_with_what_follows(ahead: bool, order: str) -> None:
+    """Whichever comes first of the slow answer, the final of the next words, and the answer to those."""
     partial = (received(next_ahead("Please.")),) if ahead else ()
-    final = received(said_next("Please.", revision=int(ahead)))
-    middle = (final, RETURNED) if late else (RETURNED, final)
-    answered = Answered("p2" if ahead else "f2", embedded((0.0, 0.0, 1.0)), last=True)
-    _, outcomes = stepped(returning(), received(said_first(RETURN)), *partial, *middle, answered)
-    one, two = [intent for intent in intents(outcomes) if intent.committed]
-    assert (one.turn, one.text, one.intent) == (1, RETURN, "start_return")
-    assert (two.turn, two.text, two.intent) == (2, "Please.", "none")
+    come = {
+        "first": RETURNED,
+        "final": received(said_next("Please.", revision=int(ahead))),
+        "next": Answered("p2" if ahead else "f2", embedded((0.0, 0.0, 1.0)), last=True),
+    }
+    heard = (received(said_first(RETURN)), *partial, *(come[name] for name in order.split()))
+    committed = [intent for intent in intents(stepped(returning(), *heard)[1]) if intent.committed]
+    found = sorted((intent.turn, intent.text, intent.intent) for intent in committed)
+    assert found == [(1, RETURN, "start_return"), (2, "Please.", "none")]
 
 
 def test_words_judged_by_themselves_are_committed_so() -> None:

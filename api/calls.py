@@ -283,7 +283,8 @@ class Call:
         rest = self._frames.flush()
         if rest:
             self.journal.frame(self._dialect.pcm(rest).ljust(_FRAME_BYTES_MIN, b"\0"))
-        self._tell_rest(gone=reason == "connection_lost")
+        if reason != "failed":  # which may be what would tell it
+            self._tell_rest(gone=reason == "connection_lost")
         summary = self.summary
         summary.reason, summary.ended_at, summary.turn = reason, self._clock.now_us(), self._playback.turn
         summary.duration_ms = self.journal.ended(reason)
@@ -302,7 +303,10 @@ class Call:
         self._write_rest()
         self.journal.lost("connection_lost", uuid.uuid4().hex)
         self._let_go(1011, "connection_lost")
-        Waiting(self._router, self.journal, self.summary).wait()
+        waiting = Waiting(self._router, self.journal, self.summary)
+        waiting.wait()
+        for event in self._early or ():  # came while this gateway was about to take the session up
+            waiting.deliver(event)
         log.info("connection lost", session_id=self.summary.session_id)
 
     def leave(self) -> None:
@@ -527,7 +531,7 @@ class Call:
         """The client lives."""
         self._spoke_s = self._clock.monotonic_s()
         if not self._playback.believes:
-            self._playback.believes = True
+            self._playback.believes, self._playback.believes_since = True, self._now_ms()
             self._perform(self._playback.tick(self._now_ms()))
 
     def _listen_for_silence(self) -> None:

@@ -105,10 +105,10 @@ class Connection:
             over.cancel()
 
     async def _finish(self) -> None:
-        if self._call is not None:
-            self._call.end("failed", 1011)
-            self._close = (self._call.close_code, self._call.close_reason)
         try:
+            if self._call is not None:
+                self._call.end("failed", 1011)
+                self._close = (self._call.close_code, self._call.close_reason)
             await self._line.close(*self._close)
         finally:
             for one in (self._call, self._arrival):

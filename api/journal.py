@@ -115,7 +115,8 @@ class Journal:
     async def settled(self) -> None:
         """Returns when the log has everything, or does not take it."""
         if self.unacknowledged:
-            self._settled = asyncio.Event()
+            if self._settled is None or self._settled.is_set():
+                self._settled = asyncio.Event()
             await self._settled.wait()
 
     def _session(self, name: str, kind: SessionKind, **fields: Any) -> Session:

@@ -142,6 +142,7 @@ class Playback:
         side is perhaps gone, set `believes` to False: nothing counts as heard by the clock then, and no action is due.
         """
         self.believes = True
+        self.believes_since = -math.inf  # again, after the other side was perhaps gone: what it reports comes first
         self._barge_in_ms = barge_in_ms
         self._lead_ms = lead_ms
         self._tracks: dict[int, Track] = {}
@@ -554,7 +555,9 @@ class Playback:
         """When a position counts as heard without a report of it."""
         if not self.believes:
             return math.inf
-        return track.heard_at(position_ms) + (REPORT_GRACE_MS if self._reports and track.sent_ms else 0)
+        if not (self._reports and track.sent_ms):
+            return track.heard_at(position_ms)
+        return max(track.heard_at(position_ms), self.believes_since) + REPORT_GRACE_MS
 
     def _action_due(self, track: Track) -> float:
         """When the track's action is done though the end of its speech has not come; inf while it is not to be."""

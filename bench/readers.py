@@ -95,7 +95,7 @@ def _platform(on: bool, address: str) -> Iterator[Path]:
 def _differences_ms(with_: Sequence[Call], without: Sequence[Call]) -> Iterator[float]:
     """Of turns that were answered in both, each after the end of its speech."""
     for ours, alone in zip(with_, without, strict=True):
-        for one, other in zip(voice.turns_of(ours), voice.turns_of(alone), strict=False):
+        for one, other in zip(voice.turns_of(ours, True), voice.turns_of(alone, True), strict=False):
             times_s = [
                 turn.answered_s - turn.said.ends_s
                 for turn in (one, other)

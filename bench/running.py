@@ -77,6 +77,7 @@ class Trunkline:
     """This platform, started for the measurement; see `bench.voice.System`."""
 
     name = "Trunkline"
+    tells_clear = True
 
     def __init__(self, directory: Path, agent: str = "shop") -> None:
         state = running_state(directory)

@@ -64,6 +64,8 @@ class System(Protocol):
     name: str
     url: str
     agent: str
+    # Whether it is known to tell when it is to be silent; of another, a call in which it does shows that it does.
+    tells_clear: bool
 
     def logged(self, callers: Sequence[str]) -> Mapping[str, Logged]:
         """What it wrote down about these calls; empty where it keeps no log."""
@@ -74,7 +76,7 @@ class System(Protocol):
 class Turn:
     """One utterance, with the agent's audio from its beginning to the next one's.
 
-    `tells_clear`: in this call the agent tells when it is to be silent; where none is told, silence itself is the stop.
+    `tells_clear`: the agent tells when it is to be silent; of one that does not, silence itself is the stop.
     """
 
     said: Said
@@ -194,7 +196,8 @@ def measure_voice(system: System, wanted: Sequence[Scene], quick: bool, found: F
     for scene in wanted:
         rounds = 1 if quick or scene.calls > 2 else 3 // scene.calls
         calls = [call for _ in range(rounds) for call in play(system, scene, quick)]
-        found.add(findings_of(f"{system.name}: {scene.group}", calls, system.logged([call.caller for call in calls])))
+        logged = system.logged([call.caller for call in calls])
+        found.add(findings_of(f"{system.name}: {scene.group}", calls, logged, system.tells_clear))
 
 
 def play(system: System, scene: Scene, quick: bool) -> list[Call]:
@@ -225,7 +228,7 @@ def _rotated(said: Sequence[Utterance], number: int) -> list[Utterance]:
     return [one for pair in pairs[start:] + pairs[:start] for one in pair]
 
 
-def turns_of(call: Call) -> Iterator[Turn]:
+def turns_of(call: Call, tells_clear: bool) -> Iterator[Turn]:
     """Utterances that were said to their end, with what was heard from each one's beginning to the next one's."""
     for number, said in enumerate(call.said):
         if not said.ends_s:
@@ -233,7 +236,7 @@ def turns_of(call: Call) -> Iterator[Turn]:
         until_s = call.said[number + 1].begins_s if number + 1 < len(call.said) else float("inf")
         pieces = tuple(one for one in call.phone.pieces if said.begins_s <= one.to_s and one.from_s < until_s)
         clears_s = tuple(at_s for at_s in call.phone.clears_s if said.begins_s <= at_s < until_s)
-        yield Turn(said, until_s, pieces, clears_s, bool(call.phone.clears_s))
+        yield Turn(said, until_s, pieces, clears_s, tells_clear or bool(call.phone.clears_s))
 
 
 @dataclass(slots=True)
@@ -273,11 +276,11 @@ class _Tally:
                 self.parts_ms[name].append((at_s - turn.said.ends_s) * 1000)
 
 
-def findings_of(group: str, calls: Sequence[Call], logged: Mapping[str, Logged]) -> Findings:
+def findings_of(group: str, calls: Sequence[Call], logged: Mapping[str, Logged], tells_clear: bool = True) -> Findings:
     """The distributions over all turns of the calls."""
     tally = _Tally()
     for call in calls:
-        for turn in turns_of(call):
+        for turn in turns_of(call, tells_clear):
             tally.add(turn, logged.get(call.caller))
     every_ms = list(itertools.chain.from_iterable(tally.voice_to_voice_ms.values()))
     found = Findings([Row(group, AUDIBLE_ANSWER, Distribution.of(every_ms))])

@@ -507,11 +507,11 @@ def split_passages(markdown: str) -> Iterator[Passage]:
 def _without_markers(lines: list[str]) -> Iterator[str]:
     """The lines without what makes them items of a list.
 
-    Numbers are that in two lines one after the other, and from a first line's 1 to another's 2; any other is a fact.
+    Numbers are that where there are several, and each is the next one (or the same, as Markdown allows); any other is a
+    fact.
     """
-    numbers = [int(found[1]) if (found := _NUMBERED.match(line)) else None for line in lines]
-    adjacent = any(None not in pair for pair in pairwise(numbers))
-    listed = adjacent or (numbers[:1] == [1] and 2 in numbers)
+    numbers = [int(found[1]) for line in lines if (found := _NUMBERED.match(line))]
+    listed = len(numbers) > 1 and all(after - before in (0, 1) for before, after in pairwise(numbers))
     for line in lines:
         line = re.sub(r"^\s*[-*+]\s+", "", line)
         yield (_NUMBERED.sub("", line) if listed else line).strip()

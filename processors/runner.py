@@ -293,8 +293,11 @@ class Runner(Generic[StateT]):
             return
         live.state = step.state
         live.stirred |= unit is None and happening != _LOADED
-        for outcome in step.outcomes:
-            self._perform(live, outcome, unit, record)
+        try:
+            for outcome in step.outcomes:
+                self._perform(live, outcome, unit, record)
+        except Exception as bug:  # as where there are more dead letters than may be
+            self._break(bug)
 
     def _break(self, bug: BaseException) -> None:
         self._broken = True

@@ -37,8 +37,8 @@ _BETWEEN = re.compile(r"[\s,.\-–—]*")
 _NO_PUNCTUATION = re.compile(r"\s*-?\s*")
 _SENTENCE_ENDS = re.compile(r"[.!?…–—]")
 _CLOSED = re.compile(r"\s*(?:[.!?;]|$)")
-_SHARE = re.compile(r"\b(?:half|(?:quarter|third)\s+of)\s+$", re.IGNORECASE)
-_SHARE_LENGTH_MAX = 16
+_SHARE = re.compile(r"\b(?:half|(?:half|quarters?|thirds?|fifths?|tenths?)\s+of)\s+$", re.IGNORECASE)
+_SHARE_LENGTH_MAX = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,8 @@ def runs(text: str) -> list[Run]:
     leads = _leads(text, every)
     for index, token in enumerate(every):
         run = found[-1]
-        if run and (token.text == "a" or not _BETWEEN.fullmatch(text, run[-1].end, token.start)):
+        begins = token.text == "a" and bool(run) and run[-1].text != "and"
+        if run and (begins or not _BETWEEN.fullmatch(text, run[-1].end, token.start)):
             found.append([])
         if _belongs(text, every, index, leads, started=bool(found[-1])):
             found[-1].append(token)
@@ -160,7 +161,8 @@ def _belongs(text: str, every: Sequence[Token], index: int, leads: Sequence[bool
         begun = text[max(0, token.start - _SHARE_LENGTH_MAX) : token.start]
         is_one = following.text in SCALES and text[token.end : following.start].isspace()
         return is_one and _SHARE.search(begun) is None
-    return token.text == "and" and started and every[index - 1].text in SCALES and following.is_number
+    is_one = following.text == "a" and any(one.text in SCALES for one in every[index + 2 : index + 3])
+    return token.text == "and" and started and every[index - 1].text in SCALES and (following.is_number or is_one)
 
 
 def _is_zero(text: str, every: Sequence[Token], index: int, leads: bool, started: bool) -> bool:

@@ -14,7 +14,7 @@ from processors.engine import Chosen, Embed, Embedded, Generated, ToolReturned
 from processors.json_text import json_in
 from processors.llm import memory as remembering
 from processors.llm.afterwards import after_choice, after_tool, keep
-from processors.llm.chat import asked, is_sayable, sources_of
+from processors.llm.chat import asked, sayable, sources_of
 from processors.llm.decide import Call, Look, Plan, Say, ask, pick, shared_values, template_values
 from processors.llm.grounding import is_repetitive
 from processors.llm.knowledge import Hit, KnowledgeIndex
@@ -417,10 +417,10 @@ class Answers:
     ) -> tuple[Turn, list[Outcome], bool]:
         """Says what is grounded; true when the answer shall end here, for its length or at an invented fact."""
         outcomes: list[Outcome] = []
-        for text in texts:
+        for text in (sayable(text, turn) for text in texts):
             if text in turn.sentences:
                 continue
-            if not is_sayable(text, turn) or is_repetitive(text):
+            if not text or is_repetitive(text):
                 return turn, outcomes, True
             turn, spoken = speak(turn, (text,), "model", now_us)
             outcomes += spoken

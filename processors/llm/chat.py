@@ -17,7 +17,7 @@ from schemas.events import Intent
 
 RESULT_CHARS_MAX = 2000
 
-_ITEM = re.compile(r"(\d{1,2})[.)]\s+")
+_ITEM = re.compile(r"\d{1,2}[.)]\s+")
 
 
 def asked(
@@ -62,23 +62,24 @@ def sources_of(turn: Turn, memory: Memory, tool: Tool) -> str:
     return " ".join([*told, _about(memory)])
 
 
-def is_sayable(text: str, turn: Turn) -> bool:
-    """Whether the model may say that: see `is_grounded`."""
+def sayable(text: str, turn: Turn) -> str:
+    """What the model may say of the sentence, empty where nothing: see `is_grounded`.
+
+    A number before it that nobody has told it only counts the items of a list, or is invented: it is left out.
+    """
+    if _is_sayable(text, turn):
+        return text
+    found = _ITEM.match(text)
+    rest = text[found.end() :] if found is not None else ""
+    return rest if rest and _is_sayable(rest, turn) else ""
+
+
+def _is_sayable(text: str, turn: Turn) -> bool:
     known = [(one.tool, one.outcome) for one in turn.consulted if one.tool is not None and one.outcome not in IN_VAIN]
     done = " ".join(
         f"{tool.name} {tool.description}" for tool, outcome in known if tool.effect == "write" and outcome == "ok"
     )
-    return is_grounded(_without_count(text, turn.sentences), turn.told, looked_up=bool(known), done=done)
-
-
-def _without_count(text: str, before: tuple[str, ...]) -> str:
-    """The text without a number that only counts on in a list, from 1 after a colon: such a number is no fact."""
-    found = _ITEM.match(text)
-    if found is None:
-        return text
-    last = next((int(item[1]) for one in reversed(before) if (item := _ITEM.match(one))), 0)
-    counts = int(found[1]) == last + 1 and (last > 0 or (bool(before) and before[-1].endswith(":")))
-    return text[found.end() :] if counts else text
+    return is_grounded(text, turn.told, looked_up=bool(known), done=done)
 
 
 def _messages(agent: Agent, memory: Memory, turn: Turn) -> tuple[Message, ...]:

@@ -36,7 +36,7 @@ _NAMED = re.compile(
     rf"(?i)((?<!to )\b{_NAMING}|#)(\s+(?:is|was|number|no\.|nr\.|#))*[\s:]*(?:#\s?)?(\d{{3,}}(?:-\d+)*)(?![\d%]|[.,]\d)"
 )
 _LONG = re.compile(r"(?<![\w.,$€£¥])\d{5,}(?:-\d+)*(?![\d%]|[.,]\d)")
-_LEADING_ZERO = re.compile(r"(?<![\w.,:$€£¥-])0\d+(?![\d%:]|[.,]\d)")
+_LEADING_ZERO = re.compile(r"(?<![\w.,:$€£¥])(?<!\d{4}-)(?<!\d{4}-\d\d-)0\d+(?![\d%:]|[.,]\d)")
 _SIZE = re.compile(r"(?<=\d)\s?[x×]\s?(?=\d)")
 
 

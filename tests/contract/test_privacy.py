@@ -229,6 +229,8 @@ async def test_a_tenant_may_have_its_words_in_the_clear(
         for wanted in (session_id, other_id):
             query = f"SELECT count() FROM transcripts WHERE session_id = '{wanted}'"
             await asyncio.to_thread(sink.wait_for, query, 1)
+        query = f"SELECT count() FROM sessions WHERE session_id = '{session_id}'"
+        await asyncio.to_thread(sink.wait_for, query, 1)
         records = await session_records(settings, session_id, [CLEAR])
         texts = [json.loads(record.value or b"")["data"]["event"].get("text", "") for record in records]
         assert sorted(texts) == ["", "my card is **** **** **** ****"]

@@ -194,11 +194,12 @@ class Worker:
         engines: Mapping[str, EngineClient],
         clock: SimulatedClock,
         limits: Limits = LIMITS,
+        dead_letters_max: int = 1000,
     ) -> None:
         self._log = log
         self._stage = stage
         self._writer = Writer(log)
-        self._letters = DeadLetters(stage.name, self._writer.publish, clock, per_minute_max=1000)
+        self._letters = DeadLetters(stage.name, self._writer.publish, clock, per_minute_max=dead_letters_max)
         self._delivered: dict[tuple[str, int], int] = {}
         self._undone: dict[tuple[str, int], set[int]] = defaultdict(set)
         self.runner: Runner[Any] = Runner(

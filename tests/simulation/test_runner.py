@@ -429,6 +429,30 @@ def test_a_record_over_which_a_core_stumbles_comes_again(over: type[Happening]) 
     assert second.behind == 0
 
 
+async def too_much_refused() -> tuple[MemoryLog, int]:
+    log, clock = MemoryLog(3), SimulatedClock()
+    session_id = mint_session_id(log.partitions, range(log.partitions))
+    engines = {"llm": ScriptedEngine(log, three_sentences)}
+    first = Worker(log, LLM, Teller(), engines, clock, dead_letters_max=0)
+    first.start()
+    for turn in (1, 2, 3):
+        log.append(an_intent(session_id, turn, intent="bad" if turn == 3 else "order_status"))
+    await asyncio.sleep(2)
+    assert first.bugs
+    await first.runner.drain(1.0)
+    first.crash()
+    second = Worker(log, LLM, Teller(), engines, clock)
+    second.start()
+    await asyncio.sleep(10)
+    return log, second.behind
+
+
+def test_a_record_beyond_the_ceiling_of_dead_letters_has_one_once_somebody_has_looked() -> None:
+    log, behind = simulate(too_much_refused())
+    assert [letter.reason for letter in log.events(DeadLetter)] == ["invalid_field"]
+    assert behind == 0
+
+
 class Failing:
     """An engine client with a bug of its own: what it raises is nobody's bad input."""
 

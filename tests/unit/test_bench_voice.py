@@ -223,7 +223,7 @@ def test_turns_over_the_agent_are_no_turns_that_can_be_answered_too_early() -> N
 
 def test_a_turn_ends_where_the_next_begins_and_what_was_not_said_is_none() -> None:
     said = [Said(utterance(tone(100)), 10.0, 12.0), Said(utterance(tone(100)), 20.0, 0.0)]
-    (one,) = turns_of(Call("a", said, Phone(RATE_HZ, [piece(13.0, 14.0), piece(20.5, 21.0)])))
+    (one,) = turns_of(Call("a", said, Phone(RATE_HZ, [piece(13.0, 14.0), piece(20.5, 21.0)])), tells_clear=True)
     assert one.pieces == (piece(13.0, 14.0),)
 
 

@@ -780,6 +780,22 @@ def test_to_a_client_that_is_perhaps_gone_all_is_sent_and_nothing_of_it_counts_a
     assert [type(effect) for effect in told] == [Heard] * 5 + [Act]
 
 
+def test_a_client_that_reports_is_believed_before_the_clock_when_it_is_back() -> None:
+    playback = Playback(lead_ms=1000)
+    playback.event(done(0, "hang_up"), 0)
+    for number in range(6):
+        playback.event(audio(0, 400, number, last_of_sentence=True), 0)
+    playback.event(end(0), 0)
+    playback.playout(0, 100, 100)
+    playback.believes = False
+    run(playback, 15_000)
+    playback.believes, playback.believes_since = True, 15_000
+    assert playback.tick(15_000) == []
+    assert playback.playout(0, 800, 15_050) == [Heard(0, 0, 400, False), Heard(0, 1, 800, False)]
+    told = [effect for _, effect in run(playback, 60_000)]
+    assert [type(effect) for effect in told] == [Heard] * 4 + [Act]
+
+
 def test_an_action_is_not_done_to_a_client_that_is_perhaps_gone() -> None:
     playback = Playback()
     playback.event(done(0, "hang_up"), 0)

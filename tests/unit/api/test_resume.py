@@ -295,6 +295,26 @@ def test_what_happens_meanwhile_is_not_forgotten_where_the_attempt_fails(
     world_of(play)
 
 
+def test_what_comes_during_a_claim_that_fails_is_not_forgotten() -> None:
+    async def play(world: World) -> None:
+        world.waits()
+        back = Back(world)
+        await all_done()
+        world.acknowledges = False
+        world.readings[0].set_result(history())
+        await all_done()
+        call = world.has()
+        assert isinstance(call, Call)
+        call.deliver(heard("hang_up"))
+        back.task.cancel()
+        await asyncio.wait({back.task})
+        world.acknowledge()
+        await asyncio.sleep(GRACE_S + 1)
+        assert (world.has(), world.ends) == (None, ["hung_up"])
+
+    world_of(play)
+
+
 class Caller:
     """A socket on which a call is resumed, until it is closed."""
 

@@ -147,6 +147,7 @@ def test_a_tool_that_may_change_something_says_whether_it_does(tmp_path: Path, e
         ("Ways:\n1) One.\n1) Two.", "Ways: One. Two."),
         ("1. One\nand more.\n2. Two.", "One and more. Two."),
         ("- One.\n* Two.", "One. Two."),
+        ("Steps:\n1. One\nslowly.\n2. Two.", "Steps: One slowly. Two."),
         ("How many are there?\n12. All of wool.", "How many are there? 12. All of wool."),
         ("2024. It was a good year.", "2024. It was a good year."),
         ("1. It is the only one.", "1. It is the only one."),

@@ -35,6 +35,7 @@ from processors.tts.spoken import spoken
         ("**https://pine.com/a**.", "pine dot com slash a."),
         ("_https://pine.com/a_", "pine dot com slash a"),
         ("on 2026-05-01", "on 2026-05-01"),
+        ("your code is 12-034", "your code is 12-zero three four"),
         ("open 24/7", "open twenty-four seven"),
         ("3x4 m", "3 by 4 m"),
         ("**Bold** and [a page](http://x.y)\n- one\n- two", "Bold and a page one two"),

@@ -16,7 +16,7 @@ from api.line import Line
 from api.playback import Act, Cut, Effect, Heard, Hush, Play, Playback, Tell
 from api.replay import Replayed
 from api.session_router import Repeats, SessionRouter, Summary
-from api.waiting import Waiting
+from api.waiting import GOING_AWAY, RESUMED_ELSEWHERE, Waiting
 from processors.agents import Pauses
 from schemas.event import Event
 from schemas.events import Control, ControlKind, Session, SessionKind, SpeechChunk, Transcript, TranscriptKind
@@ -314,9 +314,9 @@ class Call:
         if self.ended.is_set():
             return
         self._write_rest()
-        self.journal.lost("going_away", uuid.uuid4().hex)
+        self.journal.lost(GOING_AWAY, uuid.uuid4().hex)
         self._line.send(self._dialect.going_away())
-        self._let_go(1012, "going_away")
+        self._let_go(1012, GOING_AWAY)
         self._router.forget(self)
 
     async def release(self) -> None:
@@ -341,7 +341,7 @@ class Call:
             return
         error = resumed_elsewhere()
         self._line.send(self._dialect.error(error.code, error.message, error.hint))
-        self._let_go(1008, "resumed_elsewhere")
+        self._let_go(1008, RESUMED_ELSEWHERE)
         self._router.forget(self)
 
     def _let_go(self, close_code: int, reason: str) -> None:

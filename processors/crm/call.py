@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
+from processors.json_text import json_in
 from processors.llm.caller import Caller
 from processors.llm.memory import Memory, recognise
-from processors.llm.requests import json_in
 from processors.outcomes import IN_VAIN
 from schemas.event import Event
 from schemas.events import Intent, IntentKind, Response, ResponseKind, Session, SessionKind

@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 from processors.agents import TOOL_VARIABLES, CallerRecord, Tool
 from processors.engine import CallOperation, CallTool, ToolReturned
-from processors.json_text import json_in as json_in  # for all that read what tools returned
 from processors.llm.caller import Caller
 from processors.outcomes import outcome_of
 

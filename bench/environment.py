@@ -5,6 +5,9 @@ An address, a key or a folder that is exported for a platform at work would have
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
+
+from streams.settings import PrivacySettings
 
 _PREFIX = "TRUNKLINE_"
 KEPT = (
@@ -35,6 +38,11 @@ def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without settings that nobody gave for the measurement, and `given`."""
     dropped = set(left_out())
     return {name: value for name, value in os.environ.items() if name not in dropped} | dict(given or {})
+
+
+def own_keys(data_dir: Path) -> PrivacySettings:
+    """Where a platform keeps its calls' keys whose environment names no other folder."""
+    return PrivacySettings(keys_dir=data_dir / "keys")
 
 
 def forget() -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from api.errors import OperatorError
 from api.supervisor import read_state
-from bench.environment import environment
+from bench.environment import environment, own_keys
 from bench.logged import Logged, read_sessions
 from streams import broker
-from streams.settings import REPOSITORY, KafkaSettings, PrivacySettings, Settings
+from streams.settings import REPOSITORY, KafkaSettings, Settings
 
 _UP_S = 240.0
 _LAUNCHER = REPOSITORY / "api" / "launch.py"
@@ -84,9 +84,7 @@ class Trunkline:
         self.agent = agent
         self.url = str(state["url"]).replace("http", "ws", 1)
         kafka = KafkaSettings(bootstrap_servers=state["environment"]["TRUNKLINE_KAFKA__BOOTSTRAP_SERVERS"])
-        # As the platform has them, whose environment names no other folder.
-        privacy = PrivacySettings(keys_dir=directory / "keys")
-        self.settings = Settings(data_dir=directory, kafka=kafka, privacy=privacy)
+        self.settings = Settings(data_dir=directory, kafka=kafka, privacy=own_keys(directory))
 
     def logged(self, callers: Sequence[str]) -> Mapping[str, Logged]:
         """See `System`."""

@@ -18,9 +18,10 @@ import psutil
 from api.errors import OperatorError
 from api.supervisor import read_state
 from bench.environment import environment as own_environment
+from bench.environment import own_keys
 from bench.faults.patience import settle
 from processors.clickhouse.rows import TABLE_OF_TOPIC
-from streams.settings import REPOSITORY, PrivacySettings, Settings
+from streams.settings import REPOSITORY, Settings
 from streams.topics import CONVERSATION
 
 SUPERVISOR = "supervisor"
@@ -50,8 +51,7 @@ class Platform:
         self.data_dir = data_dir
         self.port = _free_port()
         self._environment = own_environment(environment)
-        # The folder that a platform has whose environment names no other one.
-        self._place = Settings(data_dir=data_dir, privacy=PrivacySettings(keys_dir=data_dir / "keys"))
+        self._place = Settings(data_dir=data_dir, privacy=own_keys(data_dir))
 
     @property
     def url(self) -> str:

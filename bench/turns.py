@@ -27,7 +27,7 @@ from processors.stt import vad
 from processors.stt.core import SttCore
 from processors.stt.endpoint import SttRules, pause_needed_ms, rules_of
 from processors.stt.engine import create
-from processors.stt.state import SAMPLE_RATE_HZ, SPEECH_ABOVE, Hearing, ms
+from processors.stt.state import SAMPLE_RATE_HZ, SPEECH_ABOVE, WINDOW_SAMPLES, Hearing, ms
 from processors.stt.whisper import WhisperEngine
 from streams.settings import REPOSITORY, Settings
 
@@ -85,8 +85,11 @@ def _lasted_ms(one: Silence, state: Hearing) -> int | None:
     speech = state.speech
     if one.lasted_ms is not None or speech is None or speech.end <= one.end:
         return one.lasted_ms
-    resumed = (window for window in speech.windows if window.start >= one.end and window.probability >= SPEECH_ABOVE)
-    return ms(next(resumed).start - one.end)
+    resumed = (
+        window.start for window in speech.windows if window.start >= one.end and window.probability >= SPEECH_ABOVE
+    )
+    # A reading that was begun as the voice faded, and it did not end there: no window had to be that loud.
+    return ms(next(resumed, speech.end - WINDOW_SAMPLES) - one.end)
 
 
 class Judge:

@@ -7,7 +7,7 @@ as a common one.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from processors.agents import Agent
@@ -33,21 +33,30 @@ _NUMBERS = frozenset(
     eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double triple
     """.split()
 )
+_DETERMINERS = frozenset("a the this that which another any each every first last".split())
 # Words that people end with and models are seldom sure of, for they could have come anywhere.
 _CLOSES = frozenset("please thanks goodbye bye yes yeah yep no nope okay ok sure hello hi".split())
 _ENDS = ".!?。！？"
 _ASKS = "?？"
 _OPEN = ("...", "…", "-", "–", "—", ",", ";", ":")
 
-# Chosen on speech over the telephone, cut behind its words: see `bench/turns.py` and docs/performance.md.
+# How much to doubt a mark that recognition is so sure of, at least, and words that end a sentence so probably. Together
+# these tell whether the caller has finished. Chosen on speech over the telephone, cut behind its words: see
+# `bench/turns.py` and docs/performance.md.
+_DOUBT_OF_MARK = ((0.9, 0), (0.8, 1), (0.6, 2), (0.4, 4))
+_DOUBT_OF_IMPROBABLE_MARK = 5
+WHOLE = 0.25
+BROKEN_OFF = 0.05
+_DOUBT_OF_WORDS = ((0.5, 0), (WHOLE, 1), (BROKEN_OFF, 2))
+_DOUBT_OF_BROKEN_OFF = 4
+_DOUBT_OF_UNJUDGED = 1
+_DOUBT_OF_LAST_WORD = 2
+_NO_DOUBT_MAX = 2
+_IN_DOUBT_MAX = 4
+# How far it is from the turn pause to the completion pause in doubt.
+_IN_DOUBT = 0.5
 _SURE = 0.8
 _UNSURE = 0.6
-_IMPROBABLE = 0.4
-WHOLE = 0.25
-_PERHAPS_WHOLE = 0.1
-BROKEN_OFF = 0.05
-# How far it is from the turn pause to the completion pause where mark and words tell different things.
-_IN_DOUBT = 0.25
 _NUMBER_KINDS = frozenset({"order_number", "digits"})
 
 
@@ -94,41 +103,45 @@ def pause_needed_ms(
     words = said.split()
     if not words or text.endswith(_OPEN) or words[-1] in _GOES_ON:
         return rules.completion_ms
-    if _is_number(words[-1]):
+    if _is_number(words):
         asked = text[-1] in _ASKS and sure >= _SURE
         return rules.turn_ms if asked or _is_whole(text, rules.numbers) else rules.completion_ms
     if text[-1] not in _ENDS:
         return rules.completion_ms
-    if words[-1] in _CLOSES:
+    if words[-1] in _CLOSES and sure >= _UNSURE:
         return rules.turn_ms
     if said in rules.sentences:
         complete = None if complete is None else 1.0
         patience_ms = 0
     may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
-    way = _way_by_mark(sure, may_go_on) if complete is None else _way(sure, may_go_on, complete)
+    way = _way(_doubt(sure, may_go_on, complete))
+    if words[-1] in _CLOSES:
+        way = min(way, _IN_DOUBT)
     return max(patience_ms, rules.turn_ms + round(way * (rules.completion_ms - rules.turn_ms)))
 
 
-def _way_by_mark(sure: float, may_go_on: bool) -> float:
-    """How far it is from the shorter pause to the longer (0 to 1), where nothing is known of the words."""
-    if sure < _UNSURE or (sure < _SURE and may_go_on):
-        return 1.0
-    return 0.5 if may_go_on or sure < _SURE else 0.0
+def _doubt(sure: float, may_go_on: bool, complete: float | None) -> int:
+    """What speaks against the end of a sentence: its mark, its words, and its last word where those do not decide."""
+    of_mark = next((doubt for least, doubt in _DOUBT_OF_MARK if sure >= least), _DOUBT_OF_IMPROBABLE_MARK)
+    if complete is None:
+        return of_mark + _DOUBT_OF_UNJUDGED + (_DOUBT_OF_LAST_WORD if may_go_on else 0)
+    of_words = next((doubt for least, doubt in _DOUBT_OF_WORDS if complete >= least), _DOUBT_OF_BROKEN_OFF)
+    return of_mark + of_words + (_DOUBT_OF_LAST_WORD if may_go_on and complete < WHOLE else 0)
 
 
-def _way(sure: float, may_go_on: bool, complete: float) -> float:
-    """How far it is from the shorter pause to the longer (0 to 1), by mark and words."""
-    if complete < BROKEN_OFF or sure < _IMPROBABLE:
-        return 1.0
-    if complete >= WHOLE:
-        return 0.0 if sure >= _UNSURE else _IN_DOUBT
-    if sure >= _SURE and not may_go_on:
+def _way(doubt: int) -> float:
+    """How far it is from the turn pause to the completion pause (0 to 1)."""
+    if doubt <= _NO_DOUBT_MAX:
         return 0.0
-    return _IN_DOUBT if sure >= _UNSURE and complete >= _PERHAPS_WHOLE else 1.0
+    return _IN_DOUBT if doubt <= _IN_DOUBT_MAX else 1.0
 
 
-def _is_number(word: str) -> bool:
-    return word in _NUMBERS or any(character.isdigit() for character in word)
+def _is_number(words: Sequence[str]) -> bool:
+    """Whether they end with a number: "four one", but not "the cheaper one"."""
+    *before, last = words
+    if last == "one" and before and before[-1] not in _NUMBERS and not _DETERMINERS.isdisjoint(before[-2:]):
+        return False
+    return last in _NUMBERS or any(character.isdigit() for character in last)
 
 
 def _is_whole(text: str, patterns: tuple[str, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 import array
 import itertools
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -306,34 +307,56 @@ def test_a_number_of_known_form_is_over_with_its_last_digit(text: str, pause_ms:
     assert pause_needed_ms(text, SttRules(numbers=("[0-9]{4}",)), 0.5) == pause_ms
 
 
+@pytest.mark.parametrize(
+    ("text", "pause_ms"),
+    [
+        ("I will take the cheaper one.", 300),
+        ("I mean that one.", 300),
+        ("Is there another one?", 300),
+        ("One.", 900),
+        ("It is four one.", 900),
+        ("The order number is one.", 900),
+        ("It is a hundred one.", 900),
+    ],
+)
+def test_one_is_not_always_a_number(text: str, pause_ms: int) -> None:
+    assert pause_needed_ms(text, SttRules(), 0.9, 0.5) == pause_ms
+
+
 def test_an_agents_numbers_and_sentences_are_known_to_its_ear() -> None:
     rules = rules_of(load_agents(REPOSITORY / "infra" / "agents"))("shop")
     assert rules.numbers == ("[0-9]{4}",)
     # A language model would hardly end a sentence there.
-    assert pause_needed_ms("I want a human.", SttRules(), 0.9, 0.002) == rules.completion_ms
-    assert pause_needed_ms("I want a human.", rules, 0.9, 0.002) == rules.turn_ms
+    assert pause_needed_ms("I want a human.", SttRules(), 0.89, 0.002) == rules.completion_ms
+    assert pause_needed_ms("I want a human.", rules, 0.89, 0.002) == rules.turn_ms
     assert pause_needed_ms("I want a.", rules, 0.9, 0.002) == rules.completion_ms
 
 
 @pytest.mark.parametrize(
     ("text", "sure", "complete", "pause_ms"),
     [
-        ("Where is my order?", 0.6, 0.25, 300),  # the mark is in doubt, the words are not
-        ("Where is my order?", 0.7, 0.2, 450),
-        ("Where is my order?", 0.95, 0.2, 300),
-        ("Where is my order?", 0.7, 0.05, 900),
+        ("Where is my order?", 0.95, 0.5, 300),
         ("Where is my order?", 0.95, 0.05, 300),
-        ("Had he married a more amiable.", 0.95, 0.001, 900),  # and the other way round
-        ("Where is my order?", 0.5, 0.9, 450),
-        ("Where is my order?", 0.3, 0.9, 900),  # a sentence that the voice goes on after
+        ("Where is my order?", 0.85, 0.25, 300),
+        ("Where is my order?", 0.6, 0.5, 300),  # the mark is in doubt, the words are not
+        ("Had he married a more amiable.", 0.95, 0.001, 600),  # and the other way round
+        ("Where is my order?", 0.85, 0.2, 600),
+        ("Where is my order?", 0.7, 0.25, 600),
+        ("Where is my order?", 0.7, 0.05, 600),
+        ("Where is my order?", 0.5, 0.9, 600),
+        ("Had he married a more amiable.", 0.85, 0.001, 900),
+        ("Where is my order?", 0.7, 0.04, 900),
         ("Where is my order?", 0.5, 0.2, 900),
+        ("Where is my order?", 0.3, 0.9, 900),  # a sentence that the voice goes on after
+        ("Where is my order?", math.nan, math.nan, 900),
         ("Where is my order,", 0.95, 0.9, 900),
         ("Where is my", 0.95, 0.9, 900),
         ("The number is 10", 0.95, 0.9, 900),
         ("I have seen it.", 0.95, 0.3, 300),
-        ("I have seen it.", 0.95, 0.2, 450),
-        ("I have seen it.", 0.95, 0.05, 900),
-        ("Yes, please.", 0.2, 0.0, 300),
+        ("I have seen it.", 0.95, 0.05, 600),
+        ("I have seen it.", 0.85, 0.2, 900),
+        ("Yes, please.", 0.6, 0.0, 300),
+        ("Could you please.", 0.2, 0.0, 600),
     ],
 )
 def test_whether_the_words_are_a_sentence_counts_beside_the_mark(

@@ -195,22 +195,25 @@ def measure_voice(system: System, wanted: Sequence[Scene], quick: bool, found: F
     """
     for scene in wanted:
         rounds = 1 if quick or scene.calls > 2 else 3 // scene.calls
-        calls = [call for _ in range(rounds) for call in play(system, scene, quick)]
+        calls = [call for before in range(rounds) for call in play(system, scene, quick, before)]
         logged = system.logged([call.caller for call in calls])
         found.add(findings_of(f"{system.name}: {scene.group}", calls, logged, system.tells_clear))
 
 
-def play(system: System, scene: Scene, quick: bool) -> list[Call]:
-    """Plays the scene once; each of its callers says all lines, or with `quick` some."""
-    return asyncio.run(_play(system, scene, quick))
+def play(system: System, scene: Scene, quick: bool, before: int = 0) -> list[Call]:
+    """Plays the scene once; each of its callers says all lines, or with `quick` some.
+
+    What was in fragments with one pattern of pauses has another after so many rounds `before`.
+    """
+    return asyncio.run(_play(system, scene, quick, before))
 
 
-async def _play(system: System, scene: Scene, quick: bool) -> list[Call]:
+async def _play(system: System, scene: Scene, quick: bool, before: int) -> list[Call]:
     wire: Callable[[str, str], Wire] = TwilioWire if scene.wire == "twilio" else NativeWire
     rate_hz = TwilioWire.rate_hz if scene.wire == "twilio" else NativeWire.rate_hz
     # The goodbye would end the call.
     script = [load(one.path, one.words, one.voice, rate_hz) for one in lines(quick)[1] if "goodbye" not in one.words]
-    thinking = itertools.cycle(THINKING_MS)
+    thinking = itertools.islice(itertools.cycle(THINKING_MS), before, None)
     said = [fragmented(one, next(thinking)) for one in script] if scene.fragments else script
 
     async def one(number: int) -> Call:

@@ -38,7 +38,7 @@ SECOND_BUDGET_S = 0.9
 COMPLETE_WAIT_S = 0.06
 COMPLETE_WAIT_DOUBTFUL_S = 0.15
 _LOOK_S = 0.01
-_MARK_SURE = 0.8  # as in `endpoint.py`, which engines do not import: it knows agents
+_MARK_SURE = 0.9  # below it `endpoint.py` doubts the mark; engines do not import that: it knows agents
 _WARM_S = 5.0
 # What is hardly more than a guess would be answered wrongly: better late.
 GUESSED_BELOW = -0.4  # average log probability of a token

@@ -43,7 +43,7 @@ _OPEN = ("...", "…", "-", "–", "—", ",", ";", ":")
 # How much to doubt a mark that recognition is so sure of, at least, and words that end a sentence so probably. Together
 # these tell whether the caller has finished. Chosen on speech over the telephone, cut behind its words: see
 # `bench/turns.py` and docs/performance.md.
-_DOUBT_OF_MARK = ((0.9, 0), (0.8, 1), (0.6, 2), (0.4, 4))
+_DOUBT_OF_MARK = ((0.9, 0), (0.8, 1), (0.6, 2), (0.4, 3))
 _DOUBT_OF_IMPROBABLE_MARK = 5
 WHOLE = 0.25
 BROKEN_OFF = 0.05

@@ -93,8 +93,8 @@ def pause_needed_ms(
     `sure` is the confidence (0 to 1) in the mark that ends the sentence, `complete` the probability that a sentence
     ends there by its words alone, None where that is not known. `turn_ms` when they sound complete (or when nothing was
     said), `completion_ms` when they break off, end without a mark or with a number that may still be going on; half way
-    between them where mark and words leave it in doubt. At least `patience_ms`, the pause that this caller may make within
-    a turn, unless the words are certainly all: a number of known form, a "yes", a sentence that the agent knows.
+    between them where mark and words leave it in doubt. At least `patience_ms`, the pause that this caller may make
+    within a turn, unless the words are certainly all: a number of known form, a "yes", a sentence that the agent knows.
     """
     text = text.strip()
     if not text:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -286,9 +287,12 @@ def test_tail_decodes_what_is_there_and_what_comes(kafka: TestBroker, spoken_ses
         cwd=REPOSITORY,
     ) as tail:
         assert tail.stdout is not None
-        seen = [json.loads(tail.stdout.readline()) for _ in range(3)]
-        tail.send_signal(2)
-        assert tail.wait(timeout=20) == 130
+        try:
+            seen = [json.loads(tail.stdout.readline()) for _ in range(3)]
+            tail.send_signal(signal.SIGINT)
+            assert tail.wait(timeout=20) == 130
+        finally:
+            tail.kill()  # where it does not stop, as where SIGINT is ignored by all, the test fails and does not hang
     kinds = sorted(row["type"] for row in seen)
     assert kinds == ["trunkline.intent.detected", "trunkline.session.ended", "trunkline.session.started"]
 

@@ -203,7 +203,7 @@ def measure_voice(system: System, wanted: Sequence[Scene], quick: bool, found: F
 def play(system: System, scene: Scene, quick: bool, before: int = 0) -> list[Call]:
     """Plays the scene once; each of its callers says all lines, or with `quick` some.
 
-    What was in fragments with one pattern of pauses has another after so many rounds `before`.
+    `before` is how many rounds were played already: fragments have the next pattern of pauses in each.
     """
     return asyncio.run(_play(system, scene, quick, before))
 

@@ -55,6 +55,7 @@ _NO_DOUBT_MAX = 2
 _IN_DOUBT_MAX = 4
 # How far it is from the turn pause to the completion pause in doubt.
 _IN_DOUBT = 0.5
+# What a mark must be to end a question after a number, and a sentence with a closing word.
 _SURE = 0.8
 _UNSURE = 0.6
 _NUMBER_KINDS = frozenset({"order_number", "digits"})
@@ -114,9 +115,7 @@ def pause_needed_ms(
         complete = None if complete is None else 1.0
         patience_ms = 0
     may_go_on = text[-1] not in _ASKS and words[-1] in _MAY_GO_ON
-    way = _way(_doubt(sure, may_go_on, complete))
-    if words[-1] in _CLOSES:
-        way = min(way, _IN_DOUBT)
+    way = _IN_DOUBT if words[-1] in _CLOSES else _way(_doubt(sure, may_go_on, complete))
     return max(patience_ms, rules.turn_ms + round(way * (rules.completion_ms - rules.turn_ms)))
 
 
